@@ -1,0 +1,115 @@
+# How ggml is found. In this order:
+#   -DPYCRISPASR_GGML_DIR=...         a source tree of ggml
+#   vendor/ggml/                      what our own sdist carries
+#   -DPYCRISPASR_SYSTEM_GGML=ON       an installed ggml
+#   otherwise                         the source below, fetched with pip, checked, and kept in a cache folder
+# ggml has no package with its own source; this release of llama-cpp-python carries it.
+
+set(PYCRISPASR_GGML_VERSION 0.25.3)
+set(PYCRISPASR_GGML_PACKAGE llama-cpp-python)
+set(PYCRISPASR_GGML_PACKAGE_VERSION 0.3.36)
+set(PYCRISPASR_GGML_SHA256 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e)
+
+set(PYCRISPASR_GGML_DIR "" CACHE PATH "Source tree of ggml")
+option(PYCRISPASR_SYSTEM_GGML "Use an installed ggml" OFF)
+
+# Stores in ${out} a folder with ggml's CMakeLists.txt.
+function(pycrispasr_find_ggml out)
+    set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/ggml")
+    if(PYCRISPASR_GGML_DIR)
+        if(NOT EXISTS "${PYCRISPASR_GGML_DIR}/include/ggml.h")
+            message(FATAL_ERROR "PYCRISPASR_GGML_DIR=${PYCRISPASR_GGML_DIR} has no include/ggml.h")
+        endif()
+        set(source "${PYCRISPASR_GGML_DIR}")
+    elseif(EXISTS "${vendored}/CMakeLists.txt")
+        set(source "${vendored}")
+    else()
+        pycrispasr_fetch_ggml(source)
+    endif()
+    message(STATUS "ggml: ${source}")
+    set(${out} "${source}" PARENT_SCOPE)
+endfunction()
+
+function(pycrispasr_fetch_ggml out)
+    if(DEFINED ENV{PYCRISPASR_CACHE})
+        file(TO_CMAKE_PATH "$ENV{PYCRISPASR_CACHE}" cache)
+    elseif(DEFINED ENV{XDG_CACHE_HOME})
+        file(TO_CMAKE_PATH "$ENV{XDG_CACHE_HOME}/pycrispasr" cache)
+    elseif(DEFINED ENV{LOCALAPPDATA})
+        file(TO_CMAKE_PATH "$ENV{LOCALAPPDATA}/pycrispasr" cache)
+    elseif(DEFINED ENV{HOME})
+        file(TO_CMAKE_PATH "$ENV{HOME}/.cache/pycrispasr" cache)
+    else()
+        set(cache "${CMAKE_CURRENT_BINARY_DIR}/cache")
+    endif()
+    string(SUBSTRING ${PYCRISPASR_GGML_SHA256} 0 12 digest)
+    set(source "${cache}/ggml-${PYCRISPASR_GGML_VERSION}-${digest}")
+
+    # Two builds at once: each unpacks for itself under the lock's protection, the second finds the first one's.
+    file(MAKE_DIRECTORY "${cache}")
+    file(LOCK "${source}.lock" GUARD FUNCTION TIMEOUT 600)
+    if(NOT EXISTS "${source}/CMakeLists.txt")
+        find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+        set(work "${source}.partial")
+        file(REMOVE_RECURSE "${work}" "${source}")
+        file(MAKE_DIRECTORY "${work}")
+        message(STATUS "ggml: fetching the source of ${PYCRISPASR_GGML_PACKAGE} ${PYCRISPASR_GGML_PACKAGE_VERSION}")
+        file(WRITE "${work}/requirements.txt"
+            "${PYCRISPASR_GGML_PACKAGE}==${PYCRISPASR_GGML_PACKAGE_VERSION} --hash=sha256:${PYCRISPASR_GGML_SHA256}\n")
+        # CMAKE_ARGS is meant for this build, not for the other package's metadata step.
+        execute_process(
+            COMMAND "${CMAKE_COMMAND}" -E env --unset=CMAKE_ARGS --unset=CMAKE_GENERATOR
+                "${Python_EXECUTABLE}" -m pip download --quiet --no-deps --require-hashes
+                --no-binary ${PYCRISPASR_GGML_PACKAGE} --dest "${work}" --requirement "${work}/requirements.txt"
+            RESULT_VARIABLE result OUTPUT_VARIABLE log ERROR_VARIABLE log)
+        file(GLOB archive "${work}/*.tar.gz")
+        if(NOT result EQUAL 0 OR NOT archive)
+            message(FATAL_ERROR
+                "ggml's source could not be fetched with pip:\n${log}\n"
+                "Without a network, build from our source distribution, which carries ggml, "
+                "or name a source tree of ggml ${PYCRISPASR_GGML_VERSION} with -DPYCRISPASR_GGML_DIR=...")
+        endif()
+        file(SHA256 "${archive}" sha256)
+        if(NOT sha256 STREQUAL PYCRISPASR_GGML_SHA256)
+            message(FATAL_ERROR "${archive} has SHA-256 ${sha256}, not ${PYCRISPASR_GGML_SHA256}: delete ${work}")
+        endif()
+        file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${work}" PATTERNS "*/vendor/llama.cpp/ggml/*")
+        file(GLOB unpacked "${work}/*/vendor/llama.cpp/ggml")
+        file(RENAME "${unpacked}" "${source}")
+        file(REMOVE_RECURSE "${work}")
+    endif()
+    set(${out} "${source}" PARENT_SCOPE)
+endfunction()
+
+# Copies ggml's sources into vendor/ggml/, for our sdist.
+function(pycrispasr_vendor_ggml source)
+    set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/ggml")
+    if(NOT source STREQUAL vendored)
+        file(REMOVE_RECURSE "${vendored}")
+        file(COPY "${source}/" DESTINATION "${vendored}")
+    endif()
+endfunction()
+
+# Makes the target "ggml", static, with the backends that the GGML_* options name.
+macro(pycrispasr_add_ggml)
+    if(PYCRISPASR_SYSTEM_GGML)
+        find_package(ggml REQUIRED)
+        if(NOT TARGET ggml)
+            add_library(ggml ALIAS ggml::ggml)
+        endif()
+    else()
+        pycrispasr_find_ggml(ggml_source)
+        set(BUILD_SHARED_LIBS OFF)
+        # Threads of ggml's own pool can be parked and counted; OpenMP's cannot, and would be one more library to ship.
+        set(GGML_OPENMP OFF CACHE BOOL "")
+        set(GGML_LLAMAFILE ON CACHE BOOL "")
+        set(GGML_CCACHE OFF CACHE BOOL "")
+        add_subdirectory("${ggml_source}" ggml EXCLUDE_FROM_ALL)
+        # A failed check inside ggml becomes an exception of ours (csrc/log.cpp), which must pass through its C code.
+        foreach(target ggml-base ggml-cpu)
+            if(TARGET ${target} AND NOT MSVC)
+                target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:-fexceptions> -w)
+            endif()
+        endforeach()
+    endif()
+endmacro()

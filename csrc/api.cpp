@@ -1,0 +1,476 @@
+// The C API: checks arguments, keeps exceptions in, hands on to the parts.
+
+#include "compute.h"
+#include "log.h"
+#include "session.h"
+
+#include <cstring>
+#include <new>
+
+using pcr::Error;
+using pcr::format;
+
+struct pcr_model {
+    std::unique_ptr<pcr::Model> model;
+    std::string                 error;
+};
+
+struct pcr_session {
+    std::unique_ptr<pcr::Session> session;
+    std::string                   error;
+    std::atomic<bool>             busy{false};
+};
+
+namespace {
+
+constexpr int32_t abi_version = 1;
+
+void assign(std::string & to, const char * text) noexcept {
+    try {
+        to = text;
+    } catch (...) {
+        to.clear();
+    }
+}
+
+// Runs f. What it throws becomes a status, and the message goes to error.
+template <typename F> pcr_status guarded(std::string & error, F f) noexcept {
+    try {
+        const pcr::ThrowOnAbort throws(true);
+        return f();
+    } catch (const Error & e) {
+        assign(error, e.what());
+        return e.status;
+    } catch (const std::bad_alloc &) {
+        assign(error, "out of memory");
+        return PCR_ERROR_MEMORY;
+    } catch (const std::exception & e) {
+        assign(error, e.what());
+        return PCR_ERROR_INTERNAL;
+    } catch (...) {
+        assign(error, "unknown exception");
+        return PCR_ERROR_INTERNAL;
+    }
+}
+
+void require(bool condition, const char * message) {
+    if (!condition) {
+        throw Error(PCR_ERROR_ARGUMENT, message);
+    }
+}
+
+template <typename T> void require_size(const T * params, const char * name) {
+    if (params->size != sizeof(T)) {
+        throw Error(PCR_ERROR_ARGUMENT, format("%s has size %zu, this library's has %zu: it was built against another "
+                                               "version",
+                                               name, params->size, sizeof(T)));
+    }
+}
+
+// A stage's input has rows of so many columns: the count is positive and the output's capacity is enough.
+void require_rows(int64_t n_rows, int64_t most, int64_t out_values, size_t capacity) {
+    if (n_rows <= 0 || n_rows > most) {
+        throw Error(PCR_ERROR_ARGUMENT, format("%lld rows: 1 to %lld are possible", static_cast<long long>(n_rows),
+                                               static_cast<long long>(most)));
+    }
+    if (static_cast<uint64_t>(out_values) > capacity) {
+        throw Error(PCR_ERROR_ARGUMENT, format("the result has %lld values, there is room for %zu",
+                                               static_cast<long long>(out_values), capacity));
+    }
+}
+
+constexpr int64_t max_frames = int64_t(1) << 32;  // 497 days: keeps products of sizes inside 63 bits
+
+// A model has many readers at once, so that what failed for one of them is kept by its thread.
+struct ReaderError {
+    const pcr_model * model = nullptr;
+    std::string       text;
+};
+thread_local ReaderError reader_error;
+
+template <typename F> pcr_status in_model(const pcr_model * model, F f) noexcept {
+    if (!model) {
+        return PCR_ERROR_ARGUMENT;
+    }
+    reader_error.model = model;
+    return guarded(reader_error.text, [&] {
+        require(model->model != nullptr, "the model did not load");
+        return f(*model->model);
+    });
+}
+
+template <typename F> pcr_status in_session(pcr_session * session, F f) noexcept {
+    if (!session) {
+        return PCR_ERROR_ARGUMENT;
+    }
+    if (session->busy.exchange(true)) {
+        return PCR_ERROR_BUSY;
+    }
+    const pcr_status status = guarded(session->error, [&] {
+        require(session->session != nullptr, "the session was not made");
+        return f(*session->session);
+    });
+    session->busy.store(false);
+    return status;
+}
+
+void copy_tokens(const std::vector<int32_t> & from, int32_t * tokens, size_t capacity, size_t * count) {
+    *count = from.size();
+    require(from.size() <= capacity, "there is too little room for the tokens");
+    std::copy(from.begin(), from.end(), tokens);
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t pcr_abi_version(void) {
+    return abi_version;
+}
+
+const char * pcr_version(void) {
+    return PCR_VERSION;
+}
+
+const char * pcr_ggml_version(void) {
+    return ggml_version();
+}
+
+// ---- Log
+
+pcr_status pcr_take_log(pcr_log_level * level, char * text, size_t capacity) {
+    std::string error;
+    return guarded(error, [&] {
+        require(level && text && capacity > 0, "NULL");
+        std::string message;
+        if (!pcr::take_log(*level, message)) {
+            return PCR_END;
+        }
+        const size_t length = std::min(message.size(), capacity - 1);
+        std::memcpy(text, message.data(), length);
+        text[length] = '\0';
+        return PCR_OK;
+    });
+}
+
+void pcr_set_log_level(pcr_log_level level) {
+    pcr::set_log_level(level);
+}
+
+// ---- Devices
+
+int32_t pcr_device_count(void) {
+    int32_t     count = 0;
+    std::string error;
+    guarded(error, [&] {
+        count = static_cast<int32_t>(pcr::devices().size());
+        return PCR_OK;
+    });
+    return count;
+}
+
+pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
+    std::string error;
+    return guarded(error, [&] {
+        require(info != nullptr, "NULL");
+        const std::vector<pcr::Device> & devices = pcr::devices();
+        require(index >= 0 && static_cast<size_t>(index) < devices.size(), "no such device");
+        const pcr::Device & device = devices[static_cast<size_t>(index)];
+
+        static const std::vector<std::string> features = [&] {
+            std::vector<std::string> list;
+            for (const pcr::Device & d : devices) {
+                list.push_back(pcr::device_features(d.handle));
+            }
+            return list;
+        }();
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(device.handle, &free, &total);
+        *info = {sizeof(*info), device.name.c_str(), ggml_backend_dev_description(device.handle),
+                 features[static_cast<size_t>(index)].c_str(), free, total};
+        return PCR_OK;
+    });
+}
+
+// ---- Model
+
+void pcr_model_params_default(pcr_model_params * params) {
+    *params = {sizeof(*params), "auto"};
+}
+
+pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pcr_model ** model) {
+    if (!model) {
+        return PCR_ERROR_ARGUMENT;
+    }
+    *model = new (std::nothrow) pcr_model;
+    if (!*model) {
+        return PCR_ERROR_MEMORY;
+    }
+    return guarded((*model)->error, [&] {
+        require(path != nullptr, "the path is NULL");
+        pcr_model_params defaults;
+        pcr_model_params_default(&defaults);
+        params = params ? params : &defaults;
+        require_size(params, "pcr_model_params");
+        require(params->device != nullptr, "the device is NULL");
+        pcr::adopt_ggml_log();
+        (*model)->model = std::make_unique<pcr::Model>(path, params->device);
+        return PCR_OK;
+    });
+}
+
+void pcr_model_free(pcr_model * model) {
+    delete model;
+}
+
+const char * pcr_model_error(const pcr_model * model) {
+    if (!model) {
+        return "the model is NULL";
+    }
+    return model->model && reader_error.model == model ? reader_error.text.c_str() : model->error.c_str();
+}
+
+pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
+    return in_model(model, [&](const pcr::Model & m) {
+        require(info != nullptr, "NULL");
+        const pcr::EncoderWeights & e = m.encoder;
+        const pcr::DecoderWeights & d = m.decoder;
+        *info                    = {};
+        info->size               = sizeof(*info);
+        info->name               = m.name.c_str();
+        info->device             = m.device_name.c_str();
+        info->sample_rate        = pcr::LogMel::sample_rate;
+        info->hop_length         = pcr::LogMel::hop;
+        info->n_mels             = e.n_mels;
+        info->chunk_frames       = e.chunk_frames;
+        info->chunk_rows         = e.chunk_rows;
+        info->window_rows        = static_cast<int32_t>(e.window_rows());
+        info->encoder_layers     = e.n_layers;
+        info->encoder_d_model    = e.d_model;
+        info->encoder_output     = e.output_dim;
+        info->llm_layers         = d.n_layers;
+        info->llm_hidden         = d.hidden;
+        info->llm_vocab          = d.vocab;
+        info->llm_max_positions  = d.max_positions;
+        info->eos_token          = m.eos_token;
+        info->file_bytes         = m.file_bytes;
+        info->weight_bytes       = m.weight_bytes;
+        info->kv_bytes_per_token = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
+        info->parameters         = m.parameters;
+        return PCR_OK;
+    });
+}
+
+int64_t pcr_frame_count(const pcr_model * model, int64_t n_samples) {
+    return model && n_samples > 0 ? pcr::LogMel::frame_count(n_samples) : 0;
+}
+
+int64_t pcr_row_count(const pcr_model * model, int64_t n_frames) {
+    return model && model->model && n_frames > 0 && n_frames <= max_frames ? model->model->encoder.rows(n_frames) : 0;
+}
+
+const char * pcr_token_bytes(const pcr_model * model, int32_t token, size_t * length) {
+    if (!model || !model->model || !length || token < 0 || token >= model->model->decoder.vocab) {
+        return nullptr;
+    }
+    // The vocabulary's padding has no text.
+    *length = 0;
+    if (token >= model->model->tokenizer.size()) {
+        return "";
+    }
+    const std::string & bytes = model->model->tokenizer.decode(token);
+    *length                   = bytes.size();
+    return bytes.data();
+}
+
+pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t length, int32_t * tokens, size_t capacity,
+                        size_t * count) {
+    return in_model(model, [&](const pcr::Model & m) {
+        require(text && count && (tokens || capacity == 0), "NULL");
+        copy_tokens(m.tokenizer.encode(std::string(text, length)), tokens, capacity, count);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity, size_t * count) {
+    return in_model(model, [&](const pcr::Model & m) {
+        require(count && (tokens || capacity == 0), "NULL");
+        require(n_rows >= 0 && n_rows <= m.decoder.max_positions, "the number of rows is out of range");
+        std::vector<int32_t> prompt = m.prompt_before;
+        prompt.insert(prompt.end(), static_cast<size_t>(n_rows), -1);
+        prompt.insert(prompt.end(), m.prompt_after.begin(), m.prompt_after.end());
+        copy_tokens(prompt, tokens, capacity, count);
+        return PCR_OK;
+    });
+}
+
+// ---- Session
+
+void pcr_session_params_default(pcr_session_params * params) {
+    *params = {sizeof(*params), 0, 512, 1};
+}
+
+pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params, pcr_session ** session) {
+    if (!session) {
+        return PCR_ERROR_ARGUMENT;
+    }
+    *session = new (std::nothrow) pcr_session;
+    if (!*session) {
+        return PCR_ERROR_MEMORY;
+    }
+    return guarded((*session)->error, [&] {
+        require(model && model->model, "the model is NULL or did not load");
+        pcr_session_params defaults;
+        pcr_session_params_default(&defaults);
+        params = params ? params : &defaults;
+        require_size(params, "pcr_session_params");
+        if (params->threads < 0 || params->threads > GGML_MAX_N_THREADS) {
+            throw Error(PCR_ERROR_ARGUMENT, format("threads is %d: 0 (all cores) to %d are possible", params->threads,
+                                                   GGML_MAX_N_THREADS));
+        }
+        if (params->max_new_tokens < 1 || params->max_new_tokens > model->model->decoder.max_positions) {
+            throw Error(PCR_ERROR_ARGUMENT, format("max_new_tokens is %d: 1 to %d are possible with this model",
+                                                   params->max_new_tokens, model->model->decoder.max_positions));
+        }
+        if (params->sequences < 1 || params->sequences > 256) {
+            throw Error(PCR_ERROR_ARGUMENT, format("sequences is %d: 1 to 256 are possible", params->sequences));
+        }
+        (*session)->session = std::make_unique<pcr::Session>(*model->model, *params);
+        return PCR_OK;
+    });
+}
+
+void pcr_session_free(pcr_session * session) {
+    delete session;
+}
+
+const char * pcr_session_error(const pcr_session * session) {
+    return session ? session->error.c_str() : "the session is NULL";
+}
+
+pcr_status pcr_session_feed(pcr_session * session, const float * samples, int64_t n_samples) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(n_samples >= 0 && (samples || n_samples == 0), "no samples, or a negative number of them");
+        s.feed(samples, n_samples);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_end(pcr_session * session) {
+    return in_session(session, [](pcr::Session & s) {
+        s.end();
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_next(pcr_session * session, pcr_token * token) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(token != nullptr, "NULL");
+        return s.next(*token);
+    });
+}
+
+void pcr_session_cancel(pcr_session * session) {
+    if (session && session->session) {
+        session->session->cancel();
+    }
+}
+
+pcr_status pcr_session_reset(pcr_session * session) {
+    return in_session(session, [](pcr::Session & s) {
+        s.reset();
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_result(pcr_session * session, pcr_result * result) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(result != nullptr, "NULL");
+        *result = s.result();
+        return PCR_OK;
+    });
+}
+
+// ---- Stages
+
+pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_samples, float * mel, size_t capacity,
+                       int64_t * n_frames) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(samples && mel && n_frames, "NULL");
+        *n_frames = pcr::LogMel::frame_count(n_samples);
+        if (*n_frames > 0) {
+            require_rows(*n_frames, max_frames, *n_frames * s.model.encoder.n_mels, capacity);
+        }
+        s.log_mel(samples, n_samples, mel);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers, float * rows,
+                      size_t capacity, int64_t * n_rows) {
+    return in_session(session, [&](pcr::Session & s) {
+        const pcr::EncoderWeights & e = s.model.encoder;
+        require(mel && rows && n_rows, "NULL");
+        require(n_layers <= e.n_layers, "the encoder has fewer layers");
+        require(n_frames > 0 && n_frames <= max_frames, "the number of frames is out of range");
+        *n_rows = e.rows(n_frames);
+        require_rows(*n_rows, max_frames, *n_rows * (n_layers < 0 ? e.output_dim : e.d_model), capacity);
+        s.encode(mel, n_frames, n_layers, rows);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, float * out, size_t capacity) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(rows && out, "NULL");
+        require_rows(n_rows, max_frames, n_rows * s.model.decoder.hidden, capacity);
+        s.adapt(rows, n_rows, out);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t count, float * out, size_t capacity) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(tokens && out, "NULL");
+        require_rows(count, max_frames, count * s.model.decoder.hidden, capacity);
+        for (int64_t i = 0; i < count; i++) {
+            require(tokens[i] >= 0 && tokens[i] < s.model.decoder.vocab, "a token is outside the vocabulary");
+        }
+        s.decoder.embed(tokens, count, out);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * embeddings, int64_t n_rows, int64_t n_past,
+                      int32_t n_layers, float * out, size_t capacity) {
+    return in_session(session, [&](pcr::Session & s) {
+        const pcr::DecoderWeights & d = s.model.decoder;
+        require(embeddings && out, "NULL");
+        require(sequence >= 0 && sequence < s.decoder.n_sequences(), "no such sequence");
+        require(n_past >= 0 && n_past <= s.decoder.length(sequence), "the cache holds fewer rows than n_past");
+        require(n_layers <= d.n_layers, "the decoder has fewer layers");
+        require_rows(n_rows, d.max_positions - n_past, n_layers < 0 ? d.vocab : d.hidden, capacity);
+        s.decoder.rewind(sequence, n_past);
+        s.decoder.append(sequence, embeddings, n_rows, n_layers, out);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens, int32_t count,
+                           float * logits, size_t capacity) {
+    return in_session(session, [&](pcr::Session & s) {
+        const pcr::DecoderWeights & d = s.model.decoder;
+        require(sequences && tokens && logits, "NULL");
+        require_rows(count, s.decoder.n_sequences(), int64_t(count) * d.vocab, capacity);
+        for (int32_t i = 0; i < count; i++) {
+            require(sequences[i] >= 0 && sequences[i] < s.decoder.n_sequences(), "no such sequence");
+            require(std::find(sequences, sequences + i, sequences[i]) == sequences + i, "a sequence stands twice");
+            require(s.decoder.length(sequences[i]) < d.max_positions, "a sequence is full");
+            require(tokens[i] >= 0 && tokens[i] < d.vocab, "a token is outside the vocabulary");
+        }
+        s.decoder.step(sequences, tokens, count, logits);
+        return PCR_OK;
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,206 @@
+#include "compute.h"
+
+#include "log.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdio>
+#include <cstring>
+#include <set>
+#include <thread>
+
+#if defined(__linux__)
+#    include <sched.h>
+#endif
+
+namespace pcr {
+
+const std::vector<Device> & devices() {
+    static const std::vector<Device> found = [] {
+        adopt_ggml_log();
+        std::vector<Device> list;
+        for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+            const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+            std::string              name   = ggml_backend_dev_name(device);  // "CPU", "CUDA0", "Vulkan1", ...
+            std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+            const size_t digits = name.find_last_not_of("0123456789") + 1;
+            if (digits < name.size()) {
+                name.insert(digits, ":");
+            }
+            list.push_back({device, name});
+        }
+        return list;
+    }();
+    return found;
+}
+
+ggml_backend_dev_t find_device(std::string & name) {
+    const std::string wanted = name == "auto" ? "cpu" : name;
+    std::string       names;
+    for (const Device & device : devices()) {
+        if (device.name == wanted && ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            name = device.name;
+            return device.handle;
+        }
+        if (ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            names += (names.empty() ? "'" : ", '") + device.name + "'";
+        }
+    }
+    throw Error(PCR_ERROR_DEVICE, "there is no device '" + wanted + "': this build runs on 'auto', " + names);
+}
+
+std::string device_features(ggml_backend_dev_t device) {
+    const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
+    const auto               list = reinterpret_cast<ggml_backend_get_features_t>(
+        ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features"));
+    std::string text;
+    if (list) {
+        for (const ggml_backend_feature * feature = list(reg); feature->name; feature++) {
+            if (std::strcmp(feature->value, "1") == 0) {
+                text += (text.empty() ? "" : " ") + std::string(feature->name);
+            }
+        }
+    }
+    return text;
+}
+
+int usable_cores() {
+    int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+        std::set<std::string> siblings;  // one entry per physical core: the list of its hardware threads
+        int                   threads = 0;
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+            if (!CPU_ISSET(cpu, &allowed)) {
+                continue;
+            }
+            threads++;
+            char        line[128] = "";
+            const auto  path = format("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+            if (FILE * file = std::fopen(path.c_str(), "re")) {
+                if (std::fgets(line, sizeof(line), file)) {
+                    siblings.insert(line);
+                }
+                std::fclose(file);
+            }
+        }
+        cores = std::max(1, siblings.empty() ? threads : static_cast<int>(siblings.size()));
+    }
+    if (FILE * file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {  // "QUOTA PERIOD" or "max PERIOD", microseconds
+        long long quota = 0, period = 0;
+        if (std::fscanf(file, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
+            cores = std::max(1, std::min(cores, static_cast<int>((quota + period - 1) / period)));
+        }
+        std::fclose(file);
+    }
+#endif
+    return cores;
+}
+
+Graph::Graph(size_t max_nodes) {
+    context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false),
+                             nullptr, /*.no_alloc =*/true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    graph = ggml_new_graph_custom(context.get(), max_nodes, false);
+}
+
+ggml_tensor * Graph::input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3) {
+    ggml_tensor * tensor = ggml_new_tensor_4d(context.get(), type, ne0, ne1, ne2, ne3);
+    ggml_set_input(tensor);
+    return tensor;
+}
+
+void Graph::output(ggml_tensor * tensor) {
+    ggml_set_output(tensor);
+    ggml_build_forward_expand(graph, tensor);
+}
+
+Compute::Compute(ggml_backend_dev_t device, int threads) {
+    back.reset(ggml_backend_dev_init(device, nullptr));
+    if (!back) {
+        throw Error(PCR_ERROR_DEVICE, std::string("the device '") + ggml_backend_dev_name(device) + "' does not start");
+    }
+    // Through the registry, so that the CPU code may come from a library that was chosen at run time.
+    const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
+    const auto               proc = [reg](const char * name) { return ggml_backend_reg_get_proc_address(reg, name); };
+
+    const auto set_abort =
+        reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
+    if (set_abort) {
+        set_abort(back.get(), [](void * flag) { return static_cast<std::atomic<bool> *>(flag)->load(); }, &cancelled);
+    }
+    const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(proc("ggml_backend_set_n_threads"));
+    if (set_threads) {
+        set_threads(back.get(), threads);
+    }
+    const auto new_pool =
+        reinterpret_cast<ggml_threadpool_t (*)(ggml_threadpool_params *)>(proc("ggml_threadpool_new"));
+    const auto use_pool =
+        reinterpret_cast<void (*)(ggml_backend_t, ggml_threadpool_t)>(proc("ggml_backend_cpu_set_threadpool"));
+    free_pool = reinterpret_cast<void (*)(ggml_threadpool_t)>(proc("ggml_threadpool_free"));
+    if (new_pool && use_pool && free_pool) {
+        ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+        params.poll                   = 0;  // between graphs the threads sleep
+        pool                          = new_pool(&params);
+        if (!pool) {
+            throw std::bad_alloc();
+        }
+        use_pool(back.get(), pool);
+    }
+}
+
+Compute::~Compute() {
+    back.reset();
+    if (pool) {
+        free_pool(pool);
+    }
+}
+
+void Compute::throw_if_cancelled() const {
+    if (cancelled.load()) {
+        throw Error(PCR_ERROR_CANCELLED, "cancelled");
+    }
+}
+
+Workspace::Workspace(Compute & compute_, size_t max_nodes) : compute(compute_), nodes(max_nodes) {
+    ggml_backend_t backend = compute.backend();
+    sched.reset(ggml_backend_sched_new(&backend, nullptr, 1, max_nodes, /*parallel =*/false, /*op_offload =*/false));
+    if (!sched) {
+        throw std::bad_alloc();
+    }
+}
+
+void Workspace::place(Graph & graph) {
+    ggml_backend_sched_reset(sched.get());
+    if (!ggml_backend_sched_alloc_graph(sched.get(), graph.graph)) {
+        throw std::bad_alloc();
+    }
+}
+
+void Workspace::run(Graph & graph) {
+    compute.throw_if_cancelled();
+    const ThrowOnAbort off(false);
+    switch (ggml_backend_sched_graph_compute(sched.get(), graph.graph)) {
+        case GGML_STATUS_SUCCESS: return;
+        case GGML_STATUS_ABORTED: throw Error(PCR_ERROR_CANCELLED, "cancelled");
+        case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
+        default: throw Error(PCR_ERROR_DEVICE, "the device failed while it computed");
+    }
+}
+
+size_t Workspace::bytes() const {
+    return ggml_backend_sched_get_buffer_size(sched.get(), compute.backend());
+}
+
+void set(ggml_tensor * tensor, const void * data) {
+    ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
+}
+
+void get(const ggml_tensor * tensor, float * data) {
+    ggml_backend_tensor_get(tensor, data, 0, ggml_nbytes(tensor));
+}
+
+}  // namespace pcr

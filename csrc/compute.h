@@ -1,0 +1,95 @@
+// ggml's devices, threads and graphs, owned by C++ objects.
+#pragma once
+
+#include "error.h"
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace pcr {
+
+struct Device {
+    ggml_backend_dev_t handle;
+    std::string        name;  // "cpu", "cuda:0", ...
+};
+
+// All that ggml found, in its order.
+const std::vector<Device> & devices();
+
+// The device that name means; "auto" is replaced by the chosen one's name.
+ggml_backend_dev_t find_device(std::string & name);
+
+// Instruction sets that ggml's CPU code was built with, separated by spaces; "" for other devices.
+std::string device_features(ggml_backend_dev_t device);
+
+// Physical cores that this process may use: its affinity and its container's quota counted.
+int usable_cores();
+
+// A graph of operations: nodes are added through ctx, its memory holds no data.
+class Graph {
+public:
+    explicit Graph(size_t max_nodes);
+
+    ggml_context * ctx() const { return context.get(); }
+
+    // A tensor to fill before the graph runs, and one to read after it ran.
+    ggml_tensor * input(ggml_type type, int64_t ne0, int64_t ne1 = 1, int64_t ne2 = 1, int64_t ne3 = 1);
+    void          output(ggml_tensor * tensor);
+    // A node that must run although no output depends on it.
+    void also(ggml_tensor * tensor) { ggml_build_forward_expand(graph, tensor); }
+
+    ggml_cgraph * graph = nullptr;
+
+private:
+    ggml_context_ptr context;
+};
+
+// A device at work for one session: its threads, parked between graphs, and the flag that stops it.
+class Compute {
+public:
+    Compute(ggml_backend_dev_t device, int threads);
+    ~Compute();
+    Compute(const Compute &)             = delete;
+    Compute & operator=(const Compute &) = delete;
+
+    ggml_backend_t backend() const { return back.get(); }
+
+    std::atomic<bool> cancelled{false};
+
+    void throw_if_cancelled() const;
+
+private:
+    ggml_backend_ptr   back;
+    ggml_threadpool_t  pool = nullptr;
+    void (*free_pool)(ggml_threadpool_t) = nullptr;
+};
+
+// Memory for the graphs of one shape of work, kept from run to run and grown when a graph needs more.
+class Workspace {
+public:
+    Workspace(Compute & compute, size_t max_nodes);
+
+    // Gives the graph's tensors their places. What an earlier graph left in this workspace is lost.
+    void place(Graph & graph);
+
+    // Runs a graph that was placed last.
+    void run(Graph & graph);
+
+    size_t max_nodes() const { return nodes; }
+    size_t bytes() const;
+
+private:
+    Compute &              compute;
+    size_t                 nodes;
+    ggml_backend_sched_ptr sched;
+};
+
+// Copies to and from a tensor that has its place.
+void set(ggml_tensor * tensor, const void * data);
+void get(const ggml_tensor * tensor, float * data);
+
+}  // namespace pcr

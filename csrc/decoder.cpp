@@ -1,0 +1,224 @@
+// Reference: Qwen3Model of transformers (models/qwen3/modeling_qwen3.py).
+// Shapes in comments are ggml's, fastest dimension first.
+
+#include "decoder.h"
+
+#include "attention.h"
+
+#include <algorithm>
+
+namespace pcr {
+
+namespace {
+
+size_t node_count(const DecoderWeights & w) {
+    return 64 + 48 * static_cast<size_t>(w.n_layers);
+}
+
+ggml_tensor * rms_norm(ggml_context * ctx, const Norm & n, ggml_tensor * x, float eps) {
+    return ggml_mul(ctx, ggml_rms_norm(ctx, x, eps), n.weight);
+}
+
+constexpr int64_t growth = 256;  // rows: caches grow in steps of this
+
+}  // namespace
+
+Decoder::Decoder(const Model & model_, Compute & compute_, int32_t n_sequences)
+    : model(model_),
+      weights(model_.decoder),
+      compute(compute_),
+      lengths(static_cast<size_t>(n_sequences), 0),
+      prefill_workspace(compute_, node_count(model_.decoder)),
+      step_workspace(compute_, node_count(model_.decoder)) {}
+
+void Decoder::reserve(int64_t n_positions) {
+    if (n_positions > weights.max_positions) {
+        throw Error(PCR_ERROR_AUDIO,
+                    format("%lld positions are needed, the model has %d: use shorter audio or a smaller max_new_tokens",
+                           static_cast<long long>(n_positions), weights.max_positions));
+    }
+    if (n_positions <= capacity) {
+        return;
+    }
+    const int64_t rows = std::min<int64_t>((n_positions + growth - 1) / growth * growth, weights.max_positions);
+    const int64_t n    = n_sequences();
+
+    ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 2 * weights.layers.size(), nullptr, true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    std::vector<ggml_tensor *> new_keys, new_values;
+    for (size_t i = 0; i < weights.layers.size(); i++) {
+        new_keys.push_back(ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weights.kv_dim(), rows * n));
+        new_values.push_back(ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weights.kv_dim(), rows * n));
+    }
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), compute.backend()));
+    if (!buffer) {
+        throw Error(PCR_ERROR_MEMORY,
+                    format("no memory for a KV cache of %lld rows (%.0f MB)", static_cast<long long>(rows * n),
+                           double(rows * n * weights.kv_dim()) * 8e-6 * double(weights.layers.size())));
+    }
+    std::vector<uint8_t> held;
+    for (int32_t s = 0; s < n; s++) {
+        const size_t row = static_cast<size_t>(weights.kv_dim()) * sizeof(float);
+        held.resize(row * static_cast<size_t>(length(s)));
+        for (size_t i = 0; i < keys.size() && !held.empty(); i++) {
+            const size_t from = row * static_cast<size_t>(s * capacity), to = row * static_cast<size_t>(s * rows);
+            ggml_backend_tensor_get(keys[i], held.data(), from, held.size());
+            ggml_backend_tensor_set(new_keys[i], held.data(), to, held.size());
+            ggml_backend_tensor_get(values[i], held.data(), from, held.size());
+            ggml_backend_tensor_set(new_values[i], held.data(), to, held.size());
+        }
+    }
+    step_pass.reset();  // it points at the old caches
+    cache_buffer  = std::move(buffer);
+    cache_context = std::move(context);
+    keys          = std::move(new_keys);
+    values        = std::move(new_values);
+    capacity      = rows;
+}
+
+void Decoder::rewind(int32_t sequence, int64_t n_past) {
+    int64_t & held = lengths[static_cast<size_t>(sequence)];
+    held           = std::min(held, n_past);
+}
+
+void Decoder::embed(const int32_t * tokens, int64_t count, float * out) {
+    Graph         graph(8);
+    ggml_tensor * ids  = graph.input(GGML_TYPE_I32, count);
+    ggml_tensor * rows = ggml_get_rows(graph.ctx(), weights.embed, ids);
+    graph.output(rows);
+    prefill_workspace.place(graph);
+    set(ids, tokens);
+    prefill_workspace.run(graph);
+    get(rows, out);
+}
+
+void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, Want want) {
+    const DecoderWeights & w     = weights;
+    Graph &                graph = pass.graph;
+    ggml_context *         ctx   = graph.ctx();
+
+    pass.n_tokens  = n;
+    pass.positions = graph.input(GGML_TYPE_I32, n);
+    pass.places    = graph.input(GGML_TYPE_I64, n);
+    pass.spans     = graph.input(GGML_TYPE_I32, 2, n);
+    ggml_tensor * x;
+    if (from_tokens) {
+        pass.tokens = graph.input(GGML_TYPE_I32, n);
+        x           = ggml_get_rows(ctx, w.embed, pass.tokens);  // [hidden, n]
+    } else {
+        pass.rows = graph.input(GGML_TYPE_F32, w.hidden, n);
+        x         = pass.rows;
+    }
+
+    const auto rope = [&](ggml_tensor * t) {
+        return ggml_rope_ext(ctx, t, pass.positions, nullptr, w.head_dim, GGML_ROPE_TYPE_NEOX, 0, w.rope_theta, 1.0f,
+                             0.0f, 1.0f, 32.0f, 1.0f);
+    };
+    const int32_t stop = n_layers < 0 ? w.n_layers : n_layers;
+    for (int32_t i = 0; i < stop; i++) {
+        const DecoderLayer & layer = w.layers[static_cast<size_t>(i)];
+
+        ggml_tensor * y = rms_norm(ctx, layer.attn_norm, x, w.norm_eps);
+        ggml_tensor * q = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, layer.q.weight, y), w.head_dim, w.n_heads, n);
+        ggml_tensor * k = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, layer.k.weight, y), w.head_dim, w.n_kv_heads, n);
+        ggml_tensor * v = ggml_mul_mat(ctx, layer.v.weight, y);  // [kv_dim, n]
+        q               = rope(rms_norm(ctx, layer.q_norm, q, w.norm_eps));
+        k               = rope(rms_norm(ctx, layer.k_norm, k, w.norm_eps));
+
+        // Write first, then read: the results of set_rows are the caches themselves.
+        const size_t  at     = static_cast<size_t>(i);
+        ggml_tensor * k_held = ggml_set_rows(ctx, keys[at], ggml_reshape_2d(ctx, k, w.kv_dim(), n), pass.places);
+        ggml_tensor * v_held = ggml_set_rows(ctx, values[at], v, pass.places);
+        if (i == stop - 1 && want == Want::nothing) {
+            graph.also(k_held);
+            graph.also(v_held);
+            return;
+        }
+        if (i == stop - 1 && want == Want::last && n > 1) {
+            // Behind the last layer's cache only the last row matters.
+            q = ggml_view_3d(ctx, q, w.head_dim, w.n_heads, 1, q->nb[1], q->nb[2], size_t(n - 1) * q->nb[2]);
+            x = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
+            ggml_tensor * last = ggml_view_2d(ctx, pass.spans, 2, 1, pass.spans->nb[1], size_t(n - 1) * pass.spans->nb[1]);
+            y = attention(ctx, q, k_held, v_held, last);
+        } else {
+            y = attention(ctx, q, k_held, v_held, pass.spans);
+        }
+        x = ggml_add(ctx, x, ggml_mul_mat(ctx, layer.o.weight, y));
+
+        y = rms_norm(ctx, layer.ffn_norm, x, w.norm_eps);
+        y = ggml_swiglu_split(ctx, ggml_mul_mat(ctx, layer.gate.weight, y), ggml_mul_mat(ctx, layer.up.weight, y));
+        x = ggml_add(ctx, x, ggml_mul_mat(ctx, layer.down.weight, y));
+    }
+    if (stop == 0) {
+        x = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
+    }
+    if (n_layers < 0) {
+        x = ggml_mul_mat(ctx, w.head, rms_norm(ctx, w.final_norm, x, w.norm_eps));  // [vocab, outputs]
+    } else {
+        x = ggml_cont(ctx, x);
+    }
+    pass.out = x;
+    graph.output(x);
+}
+
+void Decoder::place_tokens(Pass & pass, const int32_t * sequences, bool one_each) {
+    const size_t n = static_cast<size_t>(pass.n_tokens);
+    positions.resize(n);
+    places.resize(n);
+    spans.resize(2 * n);
+    for (size_t i = 0; i < n; i++) {
+        const int32_t sequence = sequences[one_each ? i : 0];
+        const int64_t position = length(sequence) + (one_each ? 0 : static_cast<int64_t>(i));
+        const int64_t first    = sequence * capacity;
+        positions[i]           = static_cast<int32_t>(position);
+        places[i]              = first + position;
+        spans[2 * i]           = static_cast<int32_t>(first);
+        spans[2 * i + 1]       = static_cast<int32_t>(position + 1);
+    }
+    // Inputs that no node of a shortened graph reads have no memory.
+    const auto fill = [](ggml_tensor * tensor, const void * data) {
+        if (tensor->buffer) {
+            set(tensor, data);
+        }
+    };
+    fill(pass.positions, positions.data());
+    fill(pass.places, places.data());
+    fill(pass.spans, spans.data());
+}
+
+void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out) {
+    reserve(length(sequence) + n_rows);
+    Pass pass(prefill_workspace.max_nodes());
+    build(pass, n_rows, /*from_tokens =*/false, n_layers, out ? Want::last : Want::nothing);
+    prefill_workspace.place(pass.graph);
+    set(pass.rows, rows);
+    place_tokens(pass, &sequence, /*one_each =*/false);
+    prefill_workspace.run(pass.graph);
+    lengths[static_cast<size_t>(sequence)] += n_rows;
+    if (out) {
+        get(pass.out, out);
+    }
+}
+
+void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * logits) {
+    for (int32_t i = 0; i < count; i++) {
+        reserve(length(sequences[i]) + 1);
+    }
+    if (!step_pass || step_pass->n_tokens != count) {
+        step_pass.reset();
+        step_pass.emplace(step_workspace.max_nodes());
+        build(*step_pass, count, /*from_tokens =*/true, -1, Want::all);
+        step_workspace.place(step_pass->graph);
+    }
+    set(step_pass->tokens, tokens);
+    place_tokens(*step_pass, sequences, /*one_each =*/true);
+    step_workspace.run(step_pass->graph);
+    for (int32_t i = 0; i < count; i++) {
+        lengths[static_cast<size_t>(sequences[i])]++;
+    }
+    get(step_pass->out, logits);
+}
+
+}  // namespace pcr

@@ -1,0 +1,75 @@
+// Qwen3 decoder with a KV cache per sequence. Rows go in (embeddings of text, or the adapter's rows), logits come out.
+#pragma once
+
+#include "compute.h"
+#include "model.h"
+
+#include <optional>
+
+namespace pcr {
+
+class Decoder {
+public:
+    // n_sequences caches of at least n_positions rows each; they grow when more is appended.
+    Decoder(const Model & model, Compute & compute, int32_t n_sequences);
+
+    // Makes room for n_positions rows per sequence, so that no append below that reallocates. What is cached stays.
+    // An Error(PCR_ERROR_AUDIO) beyond the model's positions.
+    void reserve(int64_t n_positions);
+
+    int32_t n_sequences() const { return static_cast<int32_t>(lengths.size()); }
+    int64_t length(int32_t sequence) const { return lengths[static_cast<size_t>(sequence)]; }
+
+    // Forgets what a sequence holds from position n_past on.
+    void rewind(int32_t sequence, int64_t n_past);
+
+    // Token embeddings: [count][hidden].
+    void embed(const int32_t * tokens, int64_t count, float * out);
+
+    // Appends n_rows rows [n_rows][hidden] to a sequence. out, unless null, receives for the last row: the logits
+    // [vocab], or with n_layers >= 0 that row after so many layers [hidden].
+    void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out);
+
+    // Appends one token to each of count different sequences, as one batch. logits: [count][vocab].
+    void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * logits);
+
+private:
+    struct Pass {  // a graph with the tensors to fill and to read
+        explicit Pass(size_t max_nodes) : graph(max_nodes) {}
+
+        Graph         graph;
+        int64_t       n_tokens  = 0;
+        ggml_tensor * rows      = nullptr;  // F32 [hidden, n_tokens]
+        ggml_tensor * tokens    = nullptr;  // I32 [n_tokens], instead of rows
+        ggml_tensor * positions = nullptr;  // I32 [n_tokens]
+        ggml_tensor * places    = nullptr;  // I64 [n_tokens]: the caches' rows that are written
+        ggml_tensor * spans     = nullptr;  // I32 [2, n_tokens]: the caches' rows that are read
+        ggml_tensor * out       = nullptr;  // F32 [vocab or hidden, outputs]
+    };
+
+    // rows or tokens in; the last row or all rows out, or none.
+    enum class Want { nothing, last, all };
+    void build(Pass & pass, int64_t n_tokens, bool from_tokens, int32_t n_layers, Want want);
+
+    // Fills the inputs that say where token i goes: behind what sequence_of(i) holds.
+    void place_tokens(Pass & pass, const int32_t * sequences, bool one_each);
+
+    const Model &          model;
+    const DecoderWeights & weights;
+    Compute &              compute;
+
+    std::vector<int64_t>       lengths;        // rows held, per sequence
+    int64_t                    capacity = 0;   // rows per sequence
+    ggml_context_ptr           cache_context;
+    ggml_backend_buffer_ptr    cache_buffer;
+    std::vector<ggml_tensor *> keys, values;   // per layer: F32 [kv_dim, capacity * n_sequences]
+
+    Workspace           prefill_workspace, step_workspace;
+    std::optional<Pass> step_pass;             // kept from token to token
+
+    std::vector<int32_t> positions;
+    std::vector<int64_t> places;
+    std::vector<int32_t> spans;
+};
+
+}  // namespace pcr

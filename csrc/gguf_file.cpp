@@ -1,0 +1,251 @@
+#include "gguf_file.h"
+
+#include "log.h"
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <system_error>
+
+#if defined(_WIN32)
+#    define WIN32_LEAN_AND_MEAN
+#    include <windows.h>
+#else
+#    include <fcntl.h>
+#    include <sys/mman.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#endif
+
+namespace pcr {
+
+namespace {
+
+[[noreturn]] void io_error(const std::string & path, int code, const char * what) {
+    throw Error(PCR_ERROR_IO, "cannot " + std::string(what) + " '" + path + "': " +
+                                  std::system_category().message(code));
+}
+
+}  // namespace
+
+#if defined(_WIN32)
+
+MappedFile::MappedFile(const std::string & path) {
+    const int    length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, nullptr, 0);
+    std::wstring wide(length > 0 ? static_cast<size_t>(length) : 0, L'\0');
+    if (length <= 0) {
+        throw Error(PCR_ERROR_ARGUMENT, "the path '" + path + "' is not UTF-8");
+    }
+    MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, wide.data(), length);
+    const HANDLE handle = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr,
+                                      OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    if (handle == INVALID_HANDLE_VALUE) {
+        io_error(path, static_cast<int>(GetLastError()), "open");
+    }
+    LARGE_INTEGER bytes;
+    if (!GetFileSizeEx(handle, &bytes)) {
+        const int code = static_cast<int>(GetLastError());
+        CloseHandle(handle);
+        io_error(path, code, "read");
+    }
+    size = static_cast<size_t>(bytes.QuadPart);
+    file = handle;
+    if (size == 0) {
+        return;
+    }
+    mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+    if (mapping) {
+        data = static_cast<const uint8_t *>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
+    }
+    if (!data) {
+        const int code = static_cast<int>(GetLastError());
+        if (mapping) {
+            CloseHandle(mapping);
+        }
+        CloseHandle(handle);
+        io_error(path, code, "map");
+    }
+}
+
+MappedFile::~MappedFile() {
+    if (data) {
+        UnmapViewOfFile(data);
+    }
+    if (mapping) {
+        CloseHandle(mapping);
+    }
+    CloseHandle(file);
+}
+
+#else
+
+MappedFile::MappedFile(const std::string & path) {
+    // O_NONBLOCK: opening a FIFO must not wait for its writer.
+    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor < 0) {
+        io_error(path, errno, "open");
+    }
+    struct stat status;
+    if (fstat(descriptor, &status) != 0) {
+        const int code = errno;
+        close(descriptor);
+        io_error(path, code, "read");
+    }
+    if (!S_ISREG(status.st_mode)) {
+        close(descriptor);
+        throw Error(PCR_ERROR_IO, "'" + path + "' is not a regular file: name a .gguf file");
+    }
+    size = static_cast<size_t>(status.st_size);
+    if (size == 0) {
+        close(descriptor);
+        return;
+    }
+    void *    address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    const int code    = errno;
+    close(descriptor);
+    if (address == MAP_FAILED) {
+        io_error(path, code, "map");
+    }
+    data = static_cast<const uint8_t *>(address);
+}
+
+MappedFile::~MappedFile() {
+    if (data) {
+        munmap(const_cast<uint8_t *>(data), size);
+    }
+}
+
+#endif
+
+GgufFile::GgufFile(const std::string & path) : file(path) {
+    if (file.size == 0) {
+        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is empty");
+    }
+    if (file.size < 24 || std::memcmp(file.data, "GGUF", 4) != 0) {
+        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is not a GGUF file: it does not begin with 'GGUF'" +
+                                          (file.size < 24 ? " and its header" : ""));
+    }
+    ggml_context *   context = nullptr;
+    gguf_init_params params  = {/*.no_alloc =*/true, /*.ctx =*/&context};
+    CollectErrors    errors;
+    gguf.reset(gguf_init_from_buffer(file.data, file.size, params));
+    tensors.reset(context);
+    if (!gguf || !tensors) {
+        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is a broken or truncated GGUF file of " +
+                                          std::to_string(file.size) + " bytes: " +
+                                          (errors.text.empty() ? "its header cannot be read" : errors.text) +
+                                          "; fetch it again");
+    }
+    if (gguf_get_alignment(gguf.get()) % 32 != 0) {
+        throw Error(PCR_ERROR_UNSUPPORTED, format("'%s' aligns its tensors to %zu bytes: a multiple of 32 is needed",
+                                                  path.c_str(), gguf_get_alignment(gguf.get())));
+    }
+    const size_t  start = gguf_get_data_offset(gguf.get());
+    const int64_t count = gguf_get_n_tensors(gguf.get());
+    for (int64_t i = 0; i < count; i++) {
+        const size_t offset = gguf_get_tensor_offset(gguf.get(), i);
+        const size_t bytes  = gguf_get_tensor_size(gguf.get(), i);
+        if (start > file.size || offset > file.size - start || bytes > file.size - start - offset) {
+            throw Error(PCR_ERROR_FORMAT,
+                        format("'%s' is truncated: tensor '%s' needs %zu bytes at %zu, the file ends at %zu; fetch it "
+                               "again",
+                               path.c_str(), gguf_get_tensor_name(gguf.get(), i), bytes, start + offset, file.size));
+        }
+    }
+}
+
+int64_t GgufFile::key_of(const char * key) const {
+    return gguf_find_key(gguf.get(), key);
+}
+
+int64_t GgufFile::whole(const char * key, int64_t low, int64_t high) const {
+    const int64_t id = key_of(key);
+    if (id < 0) {
+        throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s'", key));
+    }
+    uint64_t value    = 0;
+    bool     negative = false;
+    switch (gguf_get_kv_type(gguf.get(), id)) {
+        case GGUF_TYPE_UINT32: value = gguf_get_val_u32(gguf.get(), id); break;
+        case GGUF_TYPE_UINT64: value = gguf_get_val_u64(gguf.get(), id); break;
+        case GGUF_TYPE_INT32: {
+            const int32_t v = gguf_get_val_i32(gguf.get(), id);
+            negative        = v < 0;
+            value           = negative ? 0 : static_cast<uint64_t>(v);
+            break;
+        }
+        default:
+            throw Error(PCR_ERROR_FORMAT, format("the metadata key '%s' holds %s where a whole number is needed", key,
+                                                 gguf_type_name(gguf_get_kv_type(gguf.get(), id))));
+    }
+    if (negative || value < static_cast<uint64_t>(low) || value > static_cast<uint64_t>(high)) {
+        throw Error(PCR_ERROR_FORMAT,
+                    format("the metadata key '%s' is %s%llu, outside %lld..%lld", key, negative ? "below " : "",
+                           static_cast<unsigned long long>(value), static_cast<long long>(low),
+                           static_cast<long long>(high)));
+    }
+    return static_cast<int64_t>(value);
+}
+
+int32_t GgufFile::positive(const char * key, int32_t max) const {
+    return static_cast<int32_t>(whole(key, 1, max));
+}
+
+int32_t GgufFile::token_id(const char * key, int32_t vocab) const {
+    return static_cast<int32_t>(whole(key, 0, vocab - 1));
+}
+
+float GgufFile::number(const char * key) const {
+    const int64_t id = key_of(key);
+    if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_FLOAT32) {
+        throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s' as a 32-bit float", key));
+    }
+    const float value = gguf_get_val_f32(gguf.get(), id);
+    if (!std::isfinite(value) || value <= 0) {
+        throw Error(PCR_ERROR_FORMAT, format("the metadata key '%s' is %g: it must be above 0", key, value));
+    }
+    return value;
+}
+
+bool GgufFile::boolean(const char * key) const {
+    const int64_t id = key_of(key);
+    if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_BOOL) {
+        throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s' as true or false", key));
+    }
+    return gguf_get_val_bool(gguf.get(), id);
+}
+
+std::string GgufFile::string(const char * key, const char * otherwise) const {
+    const int64_t id = key_of(key);
+    if (id >= 0 && gguf_get_kv_type(gguf.get(), id) == GGUF_TYPE_STRING) {
+        return gguf_get_val_str(gguf.get(), id);
+    }
+    if (!otherwise) {
+        throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s' as a string", key));
+    }
+    return otherwise;
+}
+
+std::vector<std::string> GgufFile::strings(const char * key) const {
+    const int64_t id = key_of(key);
+    if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_ARRAY ||
+        gguf_get_arr_type(gguf.get(), id) != GGUF_TYPE_STRING) {
+        throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s' as an array of strings", key));
+    }
+    std::vector<std::string> values(gguf_get_arr_n(gguf.get(), id));
+    for (size_t i = 0; i < values.size(); i++) {
+        values[i] = gguf_get_arr_str(gguf.get(), id, i);
+    }
+    return values;
+}
+
+ggml_tensor * GgufFile::find(const char * name) const {
+    return ggml_get_tensor(tensors.get(), name);
+}
+
+const uint8_t * GgufFile::bytes(const ggml_tensor * tensor) const {
+    const int64_t id = gguf_find_tensor(gguf.get(), ggml_get_name(tensor));
+    return file.data + gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id);
+}
+
+}  // namespace pcr

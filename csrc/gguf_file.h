@@ -1,0 +1,62 @@
+// A GGUF file, mapped: metadata by key and type, tensors by name. Everything is checked against the file's size.
+#pragma once
+
+#include "error.h"
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace pcr {
+
+// A whole file, mapped read-only.
+class MappedFile {
+public:
+    explicit MappedFile(const std::string & path);  // UTF-8
+    ~MappedFile();
+    MappedFile(const MappedFile &)             = delete;
+    MappedFile & operator=(const MappedFile &) = delete;
+
+    const uint8_t * data = nullptr;
+    size_t          size = 0;
+
+private:
+#if defined(_WIN32)
+    void * file    = nullptr;
+    void * mapping = nullptr;
+#endif
+};
+
+class GgufFile {
+public:
+    explicit GgufFile(const std::string & path);
+
+    // A missing key or one of another type is an Error(PCR_ERROR_FORMAT) that names it.
+    int32_t                  positive(const char * key, int32_t max) const;  // a whole number in 1..max
+    int32_t                  token_id(const char * key, int32_t vocab) const;
+    float                    number(const char * key) const;  // finite and > 0
+    bool                     boolean(const char * key) const;
+    std::string              string(const char * key, const char * otherwise = nullptr) const;
+    std::vector<std::string> strings(const char * key) const;
+
+    // nullptr when the file has no tensor of that name.
+    ggml_tensor * find(const char * name) const;
+
+    // The tensor's bytes in the mapping; its whole extent lies inside the file.
+    const uint8_t * bytes(const ggml_tensor * tensor) const;
+
+    size_t       size() const { return file.size; }
+    const void * base() const { return file.data; }
+
+private:
+    int64_t key_of(const char * key) const;                 // -1: none
+    int64_t whole(const char * key, int64_t low, int64_t high) const;
+
+    MappedFile       file;
+    gguf_context_ptr gguf;
+    ggml_context_ptr tensors;
+};
+
+}  // namespace pcr

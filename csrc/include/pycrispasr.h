@@ -1,0 +1,241 @@
+/* pycrispasr.h - speech to text with MOSS-Transcribe: the whole C API.
+ *
+ * This header is also what Python's cffi reads at build time: plain declarations only, preprocessor lines are dropped.
+ *
+ * Contract
+ *   Status     Every function that can fail returns a pcr_status: PCR_OK or PCR_END (>= 0), or a negative error.
+ *              pcr_model_error() and pcr_session_error() give the message of the last error of that handle (of a
+ *              loaded model: on this thread), valid until the next call on it. A function that makes a handle gives one even when it fails, as sqlite3_open
+ *              does, so that its message can be read; free it as usual. Only PCR_ERROR_MEMORY can leave it NULL.
+ *   Exceptions No C++ exception leaves the library. It writes nothing to stdout or stderr: see pcr_set_log().
+ *   Lifetime   A model must outlive its sessions. Pointers that a getter returns belong to the handle.
+ *              Freeing NULL is allowed.
+ *   Threads    A model is immutable: any number of threads may read it and make sessions from it. A session belongs to
+ *              one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes nothing.
+ *              pcr_session_cancel() is the exception: it may be called from any thread, at any time until
+ *              pcr_session_free().
+ *   Memory     Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
+ *              PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
+ *   Structs    The first member of a params struct is its size, set by its *_default() function. A struct of another
+ *              size is refused, so that a caller built against another version is told instead of misread.
+ *   Layout     Matrices are row-major float32: [rows][columns], columns fastest, without padding.
+ */
+#ifndef PYCRISPASR_H
+#define PYCRISPASR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#  ifdef PCR_BUILD
+#    define PCR_API __declspec(dllexport)
+#  else
+#    define PCR_API __declspec(dllimport)
+#  endif
+#else
+#  define PCR_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Status -------------------------------------------------------------------------------------------------- */
+
+typedef enum pcr_status {
+    PCR_OK                =   0,
+    PCR_END               =   1, /* pcr_session_next: the text is complete, no token was stored              */
+    PCR_ERROR_ARGUMENT    =  -1, /* a NULL, negative or out-of-range argument, or a call out of order         */
+    PCR_ERROR_IO          =  -2, /* the file is not there or cannot be read                                   */
+    PCR_ERROR_FORMAT      =  -3, /* the file is no GGUF, or is truncated, or contradicts itself               */
+    PCR_ERROR_UNSUPPORTED =  -4, /* a sound file of another architecture, or a tensor type we cannot compute  */
+    PCR_ERROR_AUDIO       =  -5, /* audio that is too short, too long or not finite                           */
+    PCR_ERROR_DEVICE      =  -6, /* no such device, or it failed                                              */
+    PCR_ERROR_MEMORY      =  -7, /* an allocation failed                                                      */
+    PCR_ERROR_BUSY        =  -8, /* another thread is inside this session                                     */
+    PCR_ERROR_CANCELLED   =  -9, /* pcr_session_cancel() was called                                           */
+    PCR_ERROR_INTERNAL    = -10  /* a bug in this library; the message says where                             */
+} pcr_status;
+
+/* Version of this header's declarations: changes whenever a struct or a signature does. */
+PCR_API int32_t pcr_abi_version(void);
+
+/* Release, e.g. "0.1.0", and that of the ggml inside, e.g. "0.25.3". */
+PCR_API const char * pcr_version(void);
+PCR_API const char * pcr_ggml_version(void);
+
+/* ---- Log ----------------------------------------------------------------------------------------------------- */
+
+typedef enum pcr_log_level { PCR_LOG_DEBUG = 0, PCR_LOG_INFO = 1, PCR_LOG_WARNING = 2, PCR_LOG_ERROR = 3 } pcr_log_level;
+
+/* Messages of this library and of ggml wait in a bounded queue (the oldest are dropped) until they are taken, so that C
+ * never calls into the host language. Stores the next message in text (NUL-terminated, cut to capacity) and its level.
+ * PCR_END when none is waiting. Any thread. */
+PCR_API pcr_status pcr_take_log(pcr_log_level * level, char * text, size_t capacity);
+
+/* Messages below this level are not queued. Default: PCR_LOG_WARNING. Any thread. */
+PCR_API void pcr_set_log_level(pcr_log_level level);
+
+/* ---- Devices ------------------------------------------------------------------------------------------------- */
+
+typedef struct pcr_device_info {
+    size_t       size;
+    const char * name;         /* "cpu", "cuda:0", ...: what pcr_model_params.device takes */
+    const char * description;  /* the maker's name of it                                   */
+    const char * features;     /* for a CPU: instruction sets in use, separated by spaces  */
+    uint64_t     memory_free;  /* bytes                                                    */
+    uint64_t     memory_total; /* bytes                                                    */
+} pcr_device_info;
+
+PCR_API int32_t    pcr_device_count(void);
+PCR_API pcr_status pcr_device_get(int32_t index, pcr_device_info * info);
+
+/* ---- Model --------------------------------------------------------------------------------------------------- */
+
+typedef struct pcr_model   pcr_model;
+typedef struct pcr_session pcr_session;
+
+typedef struct pcr_model_params {
+    size_t       size;
+    const char * device;   /* "auto" or a name from pcr_device_get()    */
+} pcr_model_params;
+
+PCR_API void pcr_model_params_default(pcr_model_params * params);
+
+/* Opens a GGUF file (path in UTF-8), checks all of it, and maps its weights. params may be NULL. */
+PCR_API pcr_status   pcr_model_load(const char * path, const pcr_model_params * params, pcr_model ** model);
+PCR_API void         pcr_model_free(pcr_model * model);
+PCR_API const char * pcr_model_error(const pcr_model * model);
+
+/* The model's sizes, by the field's own names. */
+typedef struct pcr_model_info {
+    size_t       size;
+    const char * name;                 /* general.name, or ""                                        */
+    const char * device;               /* where it runs                                              */
+    int32_t      sample_rate;          /* 16000                                                      */
+    int32_t      hop_length;           /* samples per log-mel frame: 160                             */
+    int32_t      n_mels;
+    int32_t      chunk_frames;         /* log-mel frames per chunk: 2 * n_window                     */
+    int32_t      chunk_rows;           /* audio rows per full chunk                                  */
+    int32_t      window_rows;          /* audio rows that attend to each other                       */
+    int32_t      encoder_layers;
+    int32_t      encoder_d_model;
+    int32_t      encoder_output;       /* columns of an encoder row                                  */
+    int32_t      llm_layers;
+    int32_t      llm_hidden;           /* columns of an adapter row and of an embedding              */
+    int32_t      llm_vocab;
+    int32_t      llm_max_positions;
+    int32_t      eos_token;
+    uint64_t     file_bytes;
+    uint64_t     weight_bytes;         /* bytes of the tensors in use                                */
+    uint64_t     kv_bytes_per_token;   /* bytes that one row of the KV cache takes                   */
+    uint64_t     parameters;           /* number of weights                                          */
+} pcr_model_info;
+
+PCR_API pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info);
+
+/* Number of log-mel frames of n_samples samples, and of audio rows of n_frames frames. */
+PCR_API int64_t pcr_frame_count(const pcr_model * model, int64_t n_samples);
+PCR_API int64_t pcr_row_count(const pcr_model * model, int64_t n_frames);
+
+/* The token's bytes, not NUL-terminated: they can hold any byte and end inside a UTF-8 character. Special tokens such
+ * as <|im_end|> have none. Stores the count in *length; NULL for an id outside the vocabulary. */
+PCR_API const char * pcr_token_bytes(const pcr_model * model, int32_t token, size_t * length);
+
+/* Byte-level BPE of UTF-8 text (NFC, as Qwen's tokenizer expects), without special tokens. */
+PCR_API pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t length,
+                                int32_t * tokens, size_t capacity, size_t * count);
+
+/* The prompt around n_rows audio rows: the audio rows' places hold -1. */
+PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity, size_t * count);
+
+/* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
+
+typedef struct pcr_session_params {
+    size_t  size;
+    int32_t threads;          /* 0: the number of physical cores that this process may use       */
+    int32_t max_new_tokens;   /* the text is cut there, with pcr_result.truncated set. Default 512 */
+    int32_t sequences;        /* KV caches for pcr_decode() and pcr_decode_step(). Default 1     */
+} pcr_session_params;
+
+PCR_API void pcr_session_params_default(pcr_session_params * params);
+
+PCR_API pcr_status   pcr_session_new(pcr_model * model, const pcr_session_params * params, pcr_session ** session);
+PCR_API void         pcr_session_free(pcr_session * session);
+PCR_API const char * pcr_session_error(const pcr_session * session);
+
+typedef struct pcr_token {
+    size_t  size;        /* set by pcr_session_next()                                      */
+    int32_t id;
+    float   probability; /* softmax of the logits at this token, 0..1                      */
+} pcr_token;
+
+/* Appends mono samples at 16 kHz, nominally in [-1, 1]. Any count. PCR_ERROR_AUDIO for a sample that is not finite:
+ * then none of this call's samples is taken. */
+PCR_API pcr_status pcr_session_feed(pcr_session * session, const float * samples, int64_t n_samples);
+
+/* No more samples will come. PCR_ERROR_AUDIO when there are too few or too many for this model. */
+PCR_API pcr_status pcr_session_end(pcr_session * session);
+
+/* The next token of the text. PCR_END when the text is complete. Before pcr_session_end(): PCR_ERROR_ARGUMENT.
+ * After PCR_ERROR_CANCELLED the tokens given so far stand, and only pcr_session_reset() goes on. */
+PCR_API pcr_status pcr_session_next(pcr_session * session, pcr_token * token);
+
+/* Makes the call that is running in this session, or else the next one, return PCR_ERROR_CANCELLED soon. Any thread. */
+PCR_API void pcr_session_cancel(pcr_session * session);
+
+/* Forgets audio, text and a cancellation; keeps the buffers. */
+PCR_API pcr_status pcr_session_reset(pcr_session * session);
+
+typedef struct pcr_result {
+    size_t  size;
+    int64_t n_samples;
+    int64_t n_frames;          /* log-mel frames           */
+    int64_t n_rows;            /* audio rows               */
+    int64_t n_prompt_tokens;   /* prompt with audio rows   */
+    int64_t n_tokens;          /* tokens given             */
+    int32_t ended;             /* 1: the model said that the text is complete */
+    int32_t truncated;         /* 1: max_new_tokens or the context was reached first */
+    double  log_mel;           /* seconds of work per stage */
+    double  encoder;
+    double  adapter;
+    double  prefill;
+    double  decode;
+} pcr_result;
+
+/* What has been done so far. */
+PCR_API pcr_status pcr_session_result(pcr_session * session, pcr_result * result);
+
+/* ---- The stages one by one, for comparison with a reference ------------------------------------------------------
+ * They use the session's threads and buffers and forget the audio and text fed to it. */
+
+/* Log-mel of a whole clip, normalized: [n_frames][n_mels], n_frames = pcr_frame_count(n_samples). */
+PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_samples,
+                               float * mel, size_t capacity, int64_t * n_frames);
+
+/* Encoder rows of a whole clip's log-mel frames [n_frames][n_mels]. n_layers < 0: all of it, [rows][encoder_output]. n_layers >= 0: the rows after so many
+ * transformer layers, [rows][encoder_d_model]; 0 is the conv stem with positions. */
+PCR_API pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers,
+                              float * rows, size_t capacity, int64_t * n_rows);
+
+/* Adapter: [rows][encoder_output] -> [rows][llm_hidden]. */
+PCR_API pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, float * out, size_t capacity);
+
+/* Token embeddings: [count][llm_hidden]. */
+PCR_API pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t count, float * out, size_t capacity);
+
+/* Appends n_rows embeddings to one sequence's KV cache at position n_past (0 forgets what it holds; otherwise at most
+ * what it holds) and gives, for the last row: n_layers < 0: the logits [llm_vocab]; n_layers >= 0: that row after so
+ * many layers [llm_hidden], leaving the later layers' cache undefined. */
+PCR_API pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * embeddings, int64_t n_rows,
+                              int64_t n_past, int32_t n_layers, float * out, size_t capacity);
+
+/* Appends one token to each of count different sequences, as one batch. Logits: [count][llm_vocab]. */
+PCR_API pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens,
+                                   int32_t count, float * logits, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,46 @@
+// Byte-level BPE, both ways: GPT-2's byte alphabet and merges, Qwen2's way of cutting text into words.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace pcr {
+
+class Tokenizer {
+public:
+    Tokenizer() = default;
+
+    // tokens and merges ("left right") as GGUF holds them, written in GPT-2's byte alphabet.
+    Tokenizer(std::vector<std::string> tokens, const std::vector<std::string> & merges);
+
+    int32_t size() const { return static_cast<int32_t>(bytes.size()); }
+
+    // Marks control tokens: they have no bytes, and text never becomes one. Tokens that look like <|...|> are, too.
+    void set_special(const std::vector<int32_t> & ids);
+
+    // Tokens of UTF-8 text (NFC).
+    std::vector<int32_t> encode(const std::string & text) const;
+
+    // The one token that is this text, or else its encoding.
+    std::vector<int32_t> word(const std::string & text) const;
+
+    // The token's bytes; empty for special tokens.
+    const std::string & decode(int32_t token) const { return bytes[static_cast<size_t>(token)]; }
+
+private:
+    struct Merge {
+        int32_t rank;
+        int32_t token;
+    };
+
+    void append_word(const std::string & word, std::vector<int32_t> & out) const;
+
+    std::vector<std::string>                 bytes;        // of each token
+    std::unordered_map<std::string, int32_t> ids;          // by bytes, without special tokens
+    std::unordered_map<uint64_t, Merge>      merges;       // by (left token, right token)
+    int32_t                                  byte_ids[256] = {};
+};
+
+}  // namespace pcr
