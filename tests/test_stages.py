@@ -1,0 +1,188 @@
+"""Every stage of the runtime gives the numbers of the model in NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from generate_model import generate
+from pycrispasr import _native
+
+from .reference import gguf_model, model
+
+SECONDS = (0.05, 0.3, 0.99, 1, 1.01, 7.99, 8, 8.01, 30, 61)
+
+# Sizes on top of the "nano" preset, and a seed: an encoder with an odd number of heads, a decoder without grouped
+# queries, 80 mel bins, attention inside one second, a head of its own, files without mel tables.
+MODELS = {
+    "plain": ({}, 0, {}),
+    "odd heads": ({"enc.encoder_attention_heads": 5, "enc.d_model": 80, "enc.downsample_hidden_size": 6}, 1, {}),
+    "no grouped queries": ({"llm.num_heads": 3, "llm.num_kv_heads": 3, "llm.head_dim": 16}, 2, {}),
+    "80 mel bins": ({"enc.num_mel_bins": 80, "enc.n_window_infer": 100}, 3, {"mel_tables": False}),
+    "own head": ({"llm.tied_embeddings": False, "llm.num_layers": 3, "llm.hidden_size": 96}, 4, {}),
+}
+
+
+def clip(seconds: float, seed: int = 0) -> np.ndarray:
+    """Sweeping tones and noise whose loudness changes, like speech in that no window resembles another: [n]."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * 16000)) / 16000
+    tones = sum(np.sin(2 * np.pi * (f * t + 40 * np.sin(t * r))) for f, r in rng.uniform((80, 0.5), (3000, 9), (4, 2)))
+    envelope = 0.1 + np.abs(np.sin(t * rng.uniform(1, 6) + rng.uniform(0, 3)))
+    return (0.1 * envelope * (tones + rng.standard_normal(len(t)))).astype(np.float32)
+
+
+def cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Per row."""
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    return (got * wanted).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(wanted, axis=-1)
+
+
+class Pair:
+    """One file in the runtime and in NumPy."""
+
+    def __init__(self, path: Path) -> None:
+        self.reference = gguf_model.load(path)
+        self.native = _native.NativeModel(path, "cpu")
+        self.session = _native.NativeSession(self.native, threads=1)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    hyperparameters, seed, options = MODELS[request.param]
+    path = tmp_path_factory.mktemp("stages") / "model.gguf"
+    generate(path, hyperparameters=hyperparameters, type="f32", seed=seed, **options)
+    return Pair(path)
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> None:
+    reference, session = pair.reference, pair.session
+    samples = clip(seconds, seed=int(seconds * 100))
+
+    mel = model.log_mel(samples, reference.hparams.enc_num_mel_bins, reference.weights.get("audio.mel_filters"))
+    got = session.log_mel(samples)
+    assert got.shape == mel.T.shape
+    assert cosines(got, mel.T).min() >= 0.99999
+    np.testing.assert_allclose(got, mel.T, atol=1e-5)
+
+    # Each stage on the reference's input, so that no error is counted twice.
+    frames = mel.T.astype(np.float32)
+    for n_layers in (0, 1, None):
+        rows = model.encode(reference, mel, n_layers)
+        got = session.encode(frames, -1 if n_layers is None else n_layers)
+        assert got.shape == rows.shape
+        assert cosines(got, rows).min() >= 0.99999
+
+    audio = model.adapt(reference, rows)
+    assert cosines(session.adapt(rows.astype(np.float32)), audio).min() >= 0.99999
+
+    ids = model.prompt_ids(reference, len(audio))
+    assert pair.native.prompt(len(audio)) == ids
+    prompt = model.embed(reference, ids, audio)
+    text = [token for token in ids if token != model.AUDIO]
+    np.testing.assert_allclose(session.embed(text), model.embed(reference, text), rtol=1e-6)
+
+    for n_layers in (0, 1, reference.hparams.llm_num_layers):
+        row = model.decode(reference, prompt, n_layers=n_layers)[-1]
+        assert cosines(session.decode(prompt.astype(np.float32), n_layers=n_layers), row) >= 0.99999
+    logits = model.logits(reference, model.decode(reference, prompt)[-1:])[0]
+    got = session.decode(prompt.astype(np.float32))
+    assert np.abs(got - logits).max() <= 1e-3 * (logits.max() - logits.min())
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1, 8.01, 30])
+def test_greedy_tokens_are_the_reference_s_over_64_steps(pair: Pair, seconds: float) -> None:
+    samples = clip(seconds, seed=7)
+    wanted = model.greedy(pair.reference, samples, max_new_tokens=64)
+    session = _native.NativeSession(pair.native, threads=1, max_new_tokens=64)
+    session.feed(samples)
+    session.end()
+    assert [token for token, _ in iter(session.next, None)] == wanted
+    assert session.result()["truncated"] == (len(wanted) == 64)
+
+
+def test_probabilities_are_the_softmax_of_the_reference_s_logits(pair: Pair) -> None:
+    samples = clip(2, seed=3)
+    rows = model.prompt_rows(pair.reference, samples)
+    logits = model.logits(pair.reference, model.decode(pair.reference, rows)[-1:])[0]
+    weights = np.exp(logits - logits.max())
+    session = pair.session
+    session.reset()
+    session.feed(samples)
+    session.end()
+    token, probability = session.next() or (pair.reference.hparams.eos_token_id, None)
+    assert token == logits.argmax()
+    if probability is not None:
+        assert probability == pytest.approx(1 / weights.sum(), rel=1e-3)
+    session.reset()
+
+
+def test_several_sequences_in_one_batch_do_not_disturb_each_other(pair: Pair) -> None:
+    reference = pair.reference
+    rng = np.random.default_rng(5)
+    hidden, vocab = reference.hparams.llm_hidden_size, reference.hparams.llm_vocab_size
+    batch = _native.NativeSession(pair.native, threads=1, sequences=3)
+    prompts = [rng.standard_normal((length, hidden)).astype(np.float32) for length in (5, 300, 41)]
+    caches: list[model.Cache] = [[], [], []]
+    for sequence, rows in enumerate(prompts):
+        wanted = model.logits(reference, model.decode(reference, rows.astype(np.float64), caches[sequence])[-1:])[0]
+        got = batch.decode(rows, sequence=sequence)
+        assert np.abs(got - wanted).max() <= 1e-3 * np.ptp(wanted)
+    for sequences in ([0, 1, 2], [2, 0], [1], [1, 2, 0]):
+        tokens = rng.integers(0, vocab, len(sequences)).tolist()
+        got = batch.decode_step(sequences, tokens)
+        for row, sequence, token in zip(got, sequences, tokens, strict=True):
+            step = model.decode(reference, model.embed(reference, [token]), caches[sequence])
+            wanted = model.logits(reference, step)[0]
+            assert np.abs(row - wanted).max() <= 1e-3 * np.ptp(wanted)
+
+
+def test_a_cache_can_be_rewound_and_continued(pair: Pair) -> None:
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal((50, pair.reference.hparams.llm_hidden_size)).astype(np.float32)
+    whole = pair.session.decode(rows)
+    pair.session.decode(rows[:30])
+    pair.session.decode(rng.standard_normal((9, rows.shape[1])).astype(np.float32), n_past=30)
+    np.testing.assert_allclose(pair.session.decode(rows[30:], n_past=30), whole, atol=1e-4 * np.ptp(whole))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q5_1"])
+def test_every_matrix_type_computes(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    generate(path, preset="small", type=kind, all_matrices=True, seed=1)
+    pair = Pair(path)
+    samples = clip(9, seed=1)
+    mel = model.log_mel(samples, 128)
+    rows = model.encode(pair.reference, mel)
+    frames = mel.T.astype(np.float32)
+    # ggml rounds the other factor too, to 16 or 8 bits, which the reference does not.
+    tolerance = 1e-4 if kind in ("f16", "bf16") else 3e-3
+    assert cosines(pair.session.encode(frames), rows).min() >= 1 - tolerance
+    assert (
+        cosines(pair.session.adapt(rows.astype(np.float32)), model.adapt(pair.reference, rows)).min() >= 1 - tolerance
+    )
+    prompt = model.prompt_rows(pair.reference, samples)
+    logits = model.logits(pair.reference, model.decode(pair.reference, prompt)[-1:])[0]
+    assert cosines(pair.session.decode(prompt.astype(np.float32)), logits) >= 1 - tolerance
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q4_k"])
+def test_results_do_not_depend_on_the_number_of_threads(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    generate(path, preset="small", type=kind, hyperparameters={"enc.encoder_attention_heads": 8}, seed=2)
+    native = _native.NativeModel(path, "cpu")
+    samples = clip(12, seed=2)
+    results = []
+    for threads in (1, 2, 3):  # more than there are cores is slow: they wait for each other at every node
+        session = _native.NativeSession(native, threads=threads, max_new_tokens=5)
+        mel = session.log_mel(samples)
+        rows = session.encode(mel)
+        audio = session.adapt(rows)
+        session.feed(samples)
+        session.end()
+        results.append((mel, rows, audio, session.decode(audio), list(iter(session.next, None))))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
