@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generate_model import generate
+
 from pycrispasr import _native
 
 from .reference import gguf_model, model
+from .sounds import cosines, make_tones
 
 SECONDS = (0.05, 0.3, 0.99, 1, 1.01, 7.99, 8, 8.01, 30, 61)
 
@@ -22,21 +24,6 @@ MODELS = {
     "80 mel bins": ({"enc.num_mel_bins": 80, "enc.n_window_infer": 100}, 3, {"mel_tables": False}),
     "own head": ({"llm.tied_embeddings": False, "llm.num_layers": 3, "llm.hidden_size": 96}, 4, {}),
 }
-
-
-def clip(seconds: float, seed: int = 0) -> np.ndarray:
-    """Sweeping tones and noise whose loudness changes, like speech in that no window resembles another: [n]."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(round(seconds * 16000)) / 16000
-    tones = sum(np.sin(2 * np.pi * (f * t + 40 * np.sin(t * r))) for f, r in rng.uniform((80, 0.5), (3000, 9), (4, 2)))
-    envelope = 0.1 + np.abs(np.sin(t * rng.uniform(1, 6) + rng.uniform(0, 3)))
-    return (0.1 * envelope * (tones + rng.standard_normal(len(t)))).astype(np.float32)
-
-
-def cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Per row."""
-    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    return (got * wanted).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(wanted, axis=-1)
 
 
 class Pair:
@@ -59,7 +46,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> None:
     reference, session = pair.reference, pair.session
-    samples = clip(seconds, seed=int(seconds * 100))
+    samples = make_tones(seconds, seed=int(seconds * 100))
 
     mel = model.log_mel(samples, reference.hparams.enc_num_mel_bins, reference.weights.get("audio.mel_filters"))
     got = session.log_mel(samples)
@@ -94,7 +81,7 @@ def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> No
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 8.01, 30])
 def test_greedy_tokens_are_the_reference_s_over_64_steps(pair: Pair, seconds: float) -> None:
-    samples = clip(seconds, seed=7)
+    samples = make_tones(seconds, seed=7)
     wanted = model.greedy(pair.reference, samples, max_new_tokens=64)
     session = _native.NativeSession(pair.native, threads=1, max_new_tokens=64)
     session.feed(samples)
@@ -104,7 +91,7 @@ def test_greedy_tokens_are_the_reference_s_over_64_steps(pair: Pair, seconds: fl
 
 
 def test_probabilities_are_the_softmax_of_the_reference_s_logits(pair: Pair) -> None:
-    samples = clip(2, seed=3)
+    samples = make_tones(2, seed=3)
     rows = model.prompt_rows(pair.reference, samples)
     logits = model.logits(pair.reference, model.decode(pair.reference, rows)[-1:])[0]
     weights = np.exp(logits - logits.max())
@@ -153,7 +140,7 @@ def test_every_matrix_type_computes(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     generate(path, preset="small", type=kind, all_matrices=True, seed=1)
     pair = Pair(path)
-    samples = clip(9, seed=1)
+    samples = make_tones(9, seed=1)
     mel = model.log_mel(samples, 128)
     rows = model.encode(pair.reference, mel)
     frames = mel.T.astype(np.float32)
@@ -173,7 +160,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kind: str, tmp_path: Pat
     path = tmp_path / "model.gguf"
     generate(path, preset="small", type=kind, hyperparameters={"enc.encoder_attention_heads": 8}, seed=2)
     native = _native.NativeModel(path, "cpu")
-    samples = clip(12, seed=2)
+    samples = make_tones(12, seed=2)
     results = []
     for threads in (1, 2, 3):  # more than there are cores is slow: they wait for each other at every node
         session = _native.NativeSession(native, threads=threads, max_new_tokens=5)
