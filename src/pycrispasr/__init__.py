@@ -1,0 +1,89 @@
+"""Speech to text with MOSS-Transcribe.
+
+    import pycrispasr
+
+    print(pycrispasr.transcribe("talk.mp3").text)
+
+    with pycrispasr.Model("moss-transcribe") as model:
+        for token in model.stream("talk.mp3"):
+            print(token.text, end="", flush=True)
+
+The names below are the public ones. They are imported when they are first used, so that `import pycrispasr` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pycrispasr import audio
+    from pycrispasr.errors import (
+        AudioError,
+        AudioNotFoundError,
+        BusyError,
+        CancelledError,
+        ClosedError,
+        DeviceError,
+        InstallationError,
+        InternalError,
+        ModelFormatError,
+        ModelNotFoundError,
+        OutOfMemoryError,
+        PycrispasrError,
+        UnsupportedModelError,
+        UsageError,
+    )
+    from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
+    from pycrispasr.result import Segment, Timings, Token, Transcript
+    from pycrispasr.session import Session
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "AudioNotFoundError",
+    "BusyError",
+    "CancelledError",
+    "ClosedError",
+    "Device",
+    "DeviceError",
+    "InstallationError",
+    "InternalError",
+    "Model",
+    "ModelFormatError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "PycrispasrError",
+    "Segment",
+    "Session",
+    "Timings",
+    "Token",
+    "Transcript",
+    "UnsupportedModelError",
+    "UsageError",
+    "__version__",
+    "audio",
+    "devices",
+    "transcribe",
+]
+
+_HOMES = {
+    "model": ("Device", "Model", "ModelInfo", "devices", "transcribe"),
+    "result": ("Segment", "Timings", "Token", "Transcript"),
+    "session": ("Session",),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "audio":
+        return importlib.import_module("pycrispasr.audio")
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    value = getattr(importlib.import_module(f"pycrispasr.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,336 @@
+"""All of cffi: the compiled library, its two handles, and its statuses as exceptions.
+
+Nothing above this module sees a pointer. The library is loaded at the first use. A native handle is freed when the last
+reference to its Python object is gone, never while a call is inside it; a session keeps its model alive. What still
+lives when the interpreter ends is left to the operating system, since a daemon thread may be using it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pycrispasr import errors
+
+ABI_VERSION = 1
+"""The `pcr_abi_version` this module is written for."""
+
+_logger = logging.getLogger("pycrispasr")
+_logger.addHandler(logging.NullHandler())  # or Python prints warnings to stderr on its own
+
+_Floats = npt.NDArray[np.float32]
+
+
+class Cancelled(Exception):  # noqa: N818  not an error until the session says so
+    """The native call was stopped by `NativeSession.cancel`."""
+
+
+_EXCEPTIONS: dict[str, type[Exception]] = {
+    "PCR_ERROR_ARGUMENT": errors.UsageError,
+    "PCR_ERROR_IO": errors.ModelNotFoundError,
+    "PCR_ERROR_FORMAT": errors.ModelFormatError,
+    "PCR_ERROR_UNSUPPORTED": errors.UnsupportedModelError,
+    "PCR_ERROR_AUDIO": errors.AudioError,
+    "PCR_ERROR_DEVICE": errors.DeviceError,
+    "PCR_ERROR_MEMORY": errors.OutOfMemoryError,
+    "PCR_ERROR_BUSY": errors.BusyError,
+    "PCR_ERROR_CANCELLED": Cancelled,
+    "PCR_ERROR_INTERNAL": errors.InternalError,
+}
+
+
+def library_path() -> Path:
+    """Where the compiled library lies: beside the declarations that were generated with it."""
+    name = {"win32": "pycrispasr.dll", "darwin": "libpycrispasr.dylib"}.get(sys.platform, "libpycrispasr.so")
+    return Path(str(importlib.import_module("pycrispasr._cdefs").__file__)).with_name(name)
+
+
+@functools.cache
+def library() -> tuple[Any, Any]:
+    """The loaded library, and the `ffi` that belongs to it.
+
+    Raises:
+        InstallationError: It is missing, cannot be loaded, or was built for another version of this package.
+    """
+    how = "reinstall pycrispasr, e.g. with `pip install --force-reinstall pycrispasr`"
+    try:
+        path = library_path()
+        ffi = importlib.import_module("pycrispasr._cdefs").ffi
+        # Never unloaded: at the interpreter's end a daemon thread may still be in there.
+        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
+    except (ImportError, OSError) as error:
+        raise errors.InstallationError(f"the compiled library cannot be loaded ({error}): {how}") from error
+    version = lib.pcr_abi_version()
+    if version != ABI_VERSION:
+        raise errors.InstallationError(f"{path} has ABI {version}, but this package needs {ABI_VERSION}: {how}")
+    return ffi, lib
+
+
+def versions() -> tuple[str, str]:
+    """Release of the compiled library, and that of the ggml inside."""
+    ffi, lib = library()
+    return _text(ffi, lib.pcr_version()), _text(ffi, lib.pcr_ggml_version())
+
+
+def devices() -> list[dict[str, Any]]:
+    """One dictionary of `pcr_device_info`'s fields for each device."""
+    ffi, lib = library()
+    found = []
+    for index in range(lib.pcr_device_count()):
+        info = ffi.new("pcr_device_info *")
+        _check(lib.pcr_device_get(index, info), f"device {index} cannot be read")
+        found.append(_fields(ffi, info))
+    drain_log()
+    return found
+
+
+def drain_log() -> None:
+    """Hands the library's waiting messages to the logger "pycrispasr"."""
+    ffi, lib = library()
+    level, text = ffi.new("pcr_log_level *"), ffi.new("char[2048]")
+    while lib.pcr_take_log(level, text, len(text)) == lib.PCR_OK:
+        _logger.log(10 * (int(level[0]) + 1), "%s", _text(ffi, text))
+
+
+def int32(name: str, value: int) -> int:
+    """`value`, which C takes as an int32_t.
+
+    Raises:
+        TypeError: It is no whole number.
+        UsageError: It does not fit.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if not -(2**31) <= value < 2**31:
+        raise errors.UsageError(f"{name} cannot be {value}: it is out of range")
+    return value
+
+
+class NativeModel:
+    """A `pcr_model`. Any thread may use it.
+
+    Args:
+        path: The GGUF file.
+        device: "auto" or a device's name.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        ffi, lib = self._ffi, self._lib = library()
+        level = _logger.getEffectiveLevel()
+        lib.pcr_set_log_level(max(lib.PCR_LOG_DEBUG, min(lib.PCR_LOG_ERROR, (level - 1) // 10)))
+        params, out = ffi.new("pcr_model_params *"), ffi.new("pcr_model **")
+        lib.pcr_model_params_default(params)
+        device_name = ffi.new("char[]", device.encode())
+        params.device = device_name
+        status = lib.pcr_model_load(os.fsencode(path), params, out)
+        drain_log()
+        self.pointer = out[0]
+        free = weakref.finalize(self, lib.pcr_model_free, self.pointer)
+        free.atexit = False
+        if status < 0:
+            message = _text(ffi, lib.pcr_model_error(self.pointer)) if self.pointer else ""
+            free()
+            if status in (lib.PCR_ERROR_FORMAT, lib.PCR_ERROR_UNSUPPORTED) and str(path) not in message:
+                message = f"{str(path)!r}: {message}"
+            _check(status, message)
+
+    def info(self) -> dict[str, Any]:
+        """`pcr_model_info`'s fields."""
+        info = self._ffi.new("pcr_model_info *")
+        self._check(self._lib.pcr_model_get_info(self.pointer, info))
+        return _fields(self._ffi, info)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The token's bytes; none for a special token."""
+        length = self._ffi.new("size_t *")
+        content = self._lib.pcr_token_bytes(self.pointer, token, length)
+        if not content:
+            raise errors.UsageError(f"token {token} is not in the model's vocabulary")
+        return bytes(self._ffi.unpack(content, length[0]))
+
+    def tokenize(self, text: bytes) -> list[int]:
+        """Tokens of UTF-8 text."""
+        capacity = len(text) + 1
+        tokens, count = self._ffi.new("int32_t[]", capacity), self._ffi.new("size_t *")
+        self._check(self._lib.pcr_tokenize(self.pointer, text, len(text), tokens, capacity, count))
+        return list(self._ffi.unpack(tokens, count[0]))
+
+    def prompt(self, n_rows: int) -> list[int]:
+        """The prompt around so many audio rows, whose places hold -1."""
+        capacity = n_rows + 1024
+        tokens, count = self._ffi.new("int32_t[]", capacity), self._ffi.new("size_t *")
+        self._check(self._lib.pcr_prompt(self.pointer, n_rows, tokens, capacity, count))
+        return list(self._ffi.unpack(tokens, count[0]))
+
+    def frame_count(self, n_samples: int) -> int:
+        """Log-mel frames of so many samples."""
+        return int(self._lib.pcr_frame_count(self.pointer, n_samples))
+
+    def row_count(self, n_frames: int) -> int:
+        """Audio rows of so many log-mel frames."""
+        return int(self._lib.pcr_row_count(self.pointer, n_frames))
+
+    def _check(self, status: int) -> None:
+        if status < 0:
+            _check(status, _text(self._ffi, self._lib.pcr_model_error(self.pointer)))
+
+
+class NativeSession:
+    """A `pcr_session`. One thread at a time; `cancel` may be called from any.
+
+    Args:
+        model: Stays alive as long as this session.
+        threads: 0 for the default.
+        max_new_tokens: Where the text is cut.
+        sequences: KV caches for `decode` and `decode_step`.
+    """
+
+    def __init__(self, model: NativeModel, *, threads: int = 0, max_new_tokens: int = 512, sequences: int = 1) -> None:
+        ffi, lib = self._ffi, self._lib = library()
+        self._model = model
+        params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
+        lib.pcr_session_params_default(params)
+        params.threads = int32("threads", threads)
+        params.max_new_tokens = int32("max_new_tokens", max_new_tokens)
+        params.sequences = int32("sequences", sequences)
+        status = lib.pcr_session_new(model.pointer, params, out)
+        drain_log()
+        self._pointer = out[0]
+        free = weakref.finalize(self, _free_session, lib, self._pointer, model)
+        free.atexit = False
+        if status < 0:
+            message = _text(ffi, lib.pcr_session_error(self._pointer)) if self._pointer else ""
+            free()
+            _check(status, message)
+
+    def feed(self, samples: _Floats) -> None:
+        """Appends mono samples at 16 kHz."""
+        self._check(self._lib.pcr_session_feed(self._pointer, self._input(samples), len(samples)))
+
+    def end(self) -> None:
+        """No more samples will come."""
+        self._check(self._lib.pcr_session_end(self._pointer))
+
+    def next(self) -> tuple[int, float] | None:
+        """The next token and its probability, or None when the text is complete."""
+        token = self._ffi.new("pcr_token *")
+        status = self._lib.pcr_session_next(self._pointer, token)
+        self._check(status)
+        return None if status == self._lib.PCR_END else (token.id, token.probability)
+
+    def cancel(self) -> None:
+        """Makes the running call, or else the next one, raise `Cancelled`."""
+        self._lib.pcr_session_cancel(self._pointer)
+
+    def reset(self) -> None:
+        """Forgets audio, text and a cancellation."""
+        self._check(self._lib.pcr_session_reset(self._pointer))
+
+    def result(self) -> dict[str, Any]:
+        """`pcr_result`'s fields: what has been done so far."""
+        result = self._ffi.new("pcr_result *")
+        self._check(self._lib.pcr_session_result(self._pointer, result))
+        return _fields(self._ffi, result)
+
+    # The stages one by one, for comparison with a reference.
+
+    def log_mel(self, samples: _Floats) -> _Floats:
+        """Log-mel `[n_frames, n_mels]` of samples `[n]`."""
+        frames = self._ffi.new("int64_t *")
+        mel = np.empty((self._model.frame_count(len(samples)), self._model.info()["n_mels"]), dtype=np.float32)
+        status = self._lib.pcr_log_mel(
+            self._pointer, self._input(samples), len(samples), self._output(mel), mel.size, frames
+        )
+        self._check(status)
+        return mel
+
+    def encode(self, mel: _Floats, n_layers: int = -1) -> _Floats:
+        """Encoder rows `[rows, encoder_output]` of a log-mel `[n_frames, n_mels]`; see `pcr_encode` for n_layers."""
+        info = self._model.info()
+        width = info["encoder_output" if n_layers < 0 else "encoder_d_model"]
+        rows, n_rows = np.empty((self._model.row_count(len(mel)), width), np.float32), self._ffi.new("int64_t *")
+        status = self._lib.pcr_encode(
+            self._pointer, self._input(mel), len(mel), n_layers, self._output(rows), rows.size, n_rows
+        )
+        self._check(status)
+        return rows
+
+    def adapt(self, rows: _Floats) -> _Floats:
+        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`."""
+        out = np.empty((len(rows), self._model.info()["llm_hidden"]), np.float32)
+        self._check(self._lib.pcr_adapt(self._pointer, self._input(rows), len(rows), self._output(out), out.size))
+        return out
+
+    def embed(self, tokens: list[int]) -> _Floats:
+        """Embeddings `[count, llm_hidden]` of tokens."""
+        out = np.empty((len(tokens), self._model.info()["llm_hidden"]), np.float32)
+        ids = self._ffi.new("int32_t[]", tokens)
+        self._check(self._lib.pcr_embed(self._pointer, ids, len(tokens), self._output(out), out.size))
+        return out
+
+    def decode(self, embeddings: _Floats, *, sequence: int = 0, n_past: int = 0, n_layers: int = -1) -> _Floats:
+        """Logits `[llm_vocab]` after embeddings `[rows, llm_hidden]`; see `pcr_decode` for n_past and n_layers."""
+        info = self._model.info()
+        out = np.empty(info["llm_vocab" if n_layers < 0 else "llm_hidden"], np.float32)
+        rows = self._input(embeddings)
+        status = self._lib.pcr_decode(
+            self._pointer, sequence, rows, len(embeddings), n_past, n_layers, self._output(out), out.size
+        )
+        self._check(status)
+        return out
+
+    def decode_step(self, sequences: list[int], tokens: list[int]) -> _Floats:
+        """Logits `[count, llm_vocab]` after one more token in each of the sequences."""
+        out = np.empty((len(tokens), self._model.info()["llm_vocab"]), np.float32)
+        where, what = self._ffi.new("int32_t[]", sequences), self._ffi.new("int32_t[]", tokens)
+        self._check(self._lib.pcr_decode_step(self._pointer, where, what, len(tokens), self._output(out), out.size))
+        return out
+
+    def _input(self, array: _Floats) -> Any:
+        return self._ffi.from_buffer("float[]", np.ascontiguousarray(array, dtype=np.float32))
+
+    def _output(self, array: _Floats) -> Any:
+        return self._ffi.from_buffer("float[]", array, require_writable=True)
+
+    def _check(self, status: int) -> None:
+        drain_log()
+        if status == self._lib.PCR_ERROR_BUSY:  # the handle's message belongs to the thread that is inside
+            _check(status, "another thread is using this session: give each thread a session of its own")
+        if status < 0:
+            _check(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
+
+
+def _free_session(lib: Any, pointer: Any, _model: NativeModel) -> None:
+    """Frees a session; its model's reference is held by the finalizer, and so outlives it."""
+    lib.pcr_session_free(pointer)
+
+
+def _check(status: int, message: str) -> None:
+    if status >= 0:
+        return
+    ffi, _ = library()
+    name = ffi.string(ffi.cast("pcr_status", status))
+    raise _EXCEPTIONS.get(name, errors.InternalError)(message or f"the library reported {name} without a message")
+
+
+def _fields(ffi: Any, struct: Any) -> dict[str, Any]:
+    """A struct's members but its size, with C strings as str."""
+    values = {}
+    for name, field in ffi.typeof(struct).item.fields:
+        if name != "size":
+            value = getattr(struct, name)
+            values[name] = _text(ffi, value) if field.type.kind == "pointer" else value
+    return values
+
+
+def _text(ffi: Any, pointer: Any) -> str:
+    return ffi.string(pointer).decode("utf-8", "replace") if pointer else ""

@@ -1,0 +1,273 @@
+"""Models, and the devices they run on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from pycrispasr import _native, audio, hub
+from pycrispasr.audio import Audio
+from pycrispasr.errors import ClosedError, UsageError
+from pycrispasr.result import Token, Transcript
+from pycrispasr.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Device:
+    """Something a model can run on.
+
+    Attributes:
+        name: What `Model` takes: "cpu", "cuda:0", ...
+        description: The maker's name of it.
+        features: For a CPU the instruction sets in use, separated by spaces.
+        memory_free: Bytes.
+        memory_total: Bytes.
+    """
+
+    name: str
+    description: str
+    features: str
+    memory_free: int
+    memory_total: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model's sizes.
+
+    Attributes:
+        name: The file's own name for it, or "".
+        device: The name of the device it runs on.
+        sample_rate: Audio samples per second: 16000.
+        hop_length: Samples per log-mel frame: 160.
+        n_mels: Bins of the log-mel spectrogram.
+        chunk_frames: Log-mel frames that the convolutions see together.
+        chunk_rows: Audio rows that they make of these.
+        window_rows: Audio rows that attend to each other in the encoder.
+        encoder_layers: Transformer layers of the encoder.
+        encoder_d_model: Width of the encoder.
+        encoder_output: Columns of an encoder row.
+        llm_layers: Layers of the decoder.
+        llm_hidden: Width of the decoder.
+        llm_vocab: Tokens in the vocabulary.
+        llm_max_positions: Tokens that the decoder can hold, prompt and text together.
+        eos_token: The token that ends a text.
+        file_bytes: Size of the file.
+        weight_bytes: Size of the tensors in use.
+        kv_bytes_per_token: Memory that the decoder keeps for each token of prompt and text.
+        parameters: Number of weights.
+    """
+
+    name: str
+    device: str
+    sample_rate: int
+    hop_length: int
+    n_mels: int
+    chunk_frames: int
+    chunk_rows: int
+    window_rows: int
+    encoder_layers: int
+    encoder_d_model: int
+    encoder_output: int
+    llm_layers: int
+    llm_hidden: int
+    llm_vocab: int
+    llm_max_positions: int
+    eos_token: int
+    file_bytes: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    parameters: int
+
+
+class Model:
+    """A speech recognition model, ready to use.
+
+    A model never changes: any number of threads may use it at once. It is a context manager, which closes it.
+
+    Args:
+        name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
+            "moss-transcribe:f16", "tiny" (the small model in this package), the path of a GGUF file, or
+            "org/repo:file.gguf" of the hub.
+        device: "auto", or the name of one of `devices()`.
+        threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
+            result does not depend on it.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or it cannot be fetched or read.
+        ModelFormatError: The file is no GGUF, or it is truncated or contradicts itself.
+        UnsupportedModelError: The file is of another architecture, or has tensors of a type that cannot be computed.
+        DeviceError: There is no such device, or it failed.
+        OutOfMemoryError: An allocation failed.
+        UsageError: `threads` is not positive.
+    """
+
+    def __init__(
+        self, name: str | os.PathLike[str] = hub.DEFAULT, *, device: str = "auto", threads: int | None = None
+    ) -> None:
+        self._native: _native.NativeModel | None = None
+        self._name = os.fsdecode(name)
+        self._threads = 0 if threads is None else _positive("threads", threads)
+        self._native = _native.NativeModel(hub.resolve(name), device)
+        self._info = ModelInfo(**self._native.info())
+
+    def transcribe(
+        self,
+        audio: Audio,
+        *,
+        sample_rate: float | None = None,
+        max_new_tokens: int = 512,
+        progress: Callable[[float, float], object] | None = None,
+    ) -> Transcript:
+        """Transcribes a whole recording.
+
+        A recording longer than 30 seconds is cut at its quietest places into stretches that are transcribed one after
+        the other: one segment each.
+
+        Args:
+            audio: A path, the bytes of an audio file, a binary file object, or an array of samples of shape `[frames]`
+                or `[frames, channels]`: see `pycrispasr.audio.load`.
+            sample_rate: Samples per second of an array.
+            max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
+            progress: Called with the seconds of audio done and their total: at the beginning, and after each stretch.
+
+        Raises:
+            AudioError: The audio cannot be read or understood, or is too short.
+            UsageError: `max_new_tokens` is not positive.
+            ClosedError: The model is closed.
+            OutOfMemoryError: An allocation failed.
+        """
+        with self._feed(audio, sample_rate, max_new_tokens) as session:
+            return session.finish(progress=progress)
+
+    def stream(self, audio: Audio, *, sample_rate: float | None = None, max_new_tokens: int = 512) -> Iterator[Token]:
+        """Transcribes a whole recording, and gives its tokens one by one as they are decoded.
+
+        Args:
+            audio: As for `transcribe`.
+            sample_rate: As for `transcribe`.
+            max_new_tokens: As for `transcribe`.
+
+        Returns:
+            A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
+
+        Raises:
+            AudioError: As for `transcribe`.
+            UsageError: As for `transcribe`.
+            ClosedError: As for `transcribe`.
+            OutOfMemoryError: As for `transcribe`.
+        """
+        return _drain(self._feed(audio, sample_rate, max_new_tokens))
+
+    def session(self, *, max_new_tokens: int = 512) -> Session:
+        """A session, for audio that comes in parts, and for a transcription that can be cancelled.
+
+        Args:
+            max_new_tokens: The text of a stretch of at most 30 seconds is cut after so many tokens.
+
+        Raises:
+            UsageError: `max_new_tokens` is not positive.
+            ClosedError: The model is closed.
+            OutOfMemoryError: An allocation failed.
+        """
+        limit = _positive("max_new_tokens", max_new_tokens)
+        native = self._opened()
+        return Session(
+            _native.NativeSession(native, threads=self._threads, max_new_tokens=limit), decode=native.token_bytes
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text (byte-level BPE with the model's own vocabulary), without special ones.
+
+        Raises:
+            ClosedError: The model is closed.
+        """
+        return self._opened().tokenize(unicodedata.normalize("NFC", text).encode())
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's sizes. They can still be read after `close`."""
+        return self._info
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._native is None
+
+    def close(self) -> None:
+        """Gives the model's memory back, as soon as its last session is closed too. Closing twice is allowed."""
+        self._native = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"device={self._info.device!r}"
+        return f"<pycrispasr.Model {self._name!r} {state}>"
+
+    def _opened(self) -> _native.NativeModel:
+        native = self._native
+        if native is None:
+            raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
+        return native
+
+    def _feed(self, recording: Audio, sample_rate: float | None, max_new_tokens: int) -> Session:
+        """A session with the whole recording in it."""
+        session = self.session(max_new_tokens=max_new_tokens)
+        session.feed(audio.load(recording, sample_rate=sample_rate))
+        return session
+
+
+def _drain(session: Session) -> Iterator[Token]:
+    with session:
+        yield from session.tokens()
+
+
+def _positive(name: str, value: int) -> int:
+    if _native.int32(name, value) < 1:
+        raise UsageError(f"{name} cannot be {value}: it must be at least 1")
+    return value
+
+
+def devices() -> list[Device]:
+    """The devices that a model can run on, the one that "auto" picks first."""
+    return [Device(**fields) for fields in _native.devices()]
+
+
+def transcribe(
+    audio: Audio,
+    *,
+    model: str | os.PathLike[str] = hub.DEFAULT,
+    device: str = "auto",
+    threads: int | None = None,
+    sample_rate: float | None = None,
+    max_new_tokens: int = 512,
+    progress: Callable[[float, float], object] | None = None,
+) -> Transcript:
+    """Opens a model, transcribes one recording, and closes the model.
+
+    For more than one recording make a `Model` once: opening it takes time.
+
+    Args:
+        audio: See `Model.transcribe`.
+        model: See `Model`.
+        device: See `Model`.
+        threads: See `Model`.
+        sample_rate: See `Model.transcribe`.
+        max_new_tokens: See `Model.transcribe`.
+        progress: See `Model.transcribe`.
+
+    Raises:
+        PycrispasrError: What `Model` and `Model.transcribe` raise.
+    """
+    with Model(model, device=device, threads=threads) as opened:
+        return opened.transcribe(audio, sample_rate=sample_rate, max_new_tokens=max_new_tokens, progress=progress)

@@ -1,0 +1,98 @@
+"""What a transcription gives: plain frozen data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Status = Literal["ok", "truncated", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """One step of the decoder.
+
+    Attributes:
+        id: Index in the model's vocabulary.
+        text: The characters that became complete with this token. A token can end inside a UTF-8 character: that
+            character is in the text of the token which completes it, and this text can be empty.
+        probability: Softmax of the decoder's logits at this token, 0 to 1.
+        start: Seconds from the beginning of the audio, or None where the model gives no times.
+        end: Seconds from the beginning of the audio, or None.
+    """
+
+    id: int
+    text: str
+    probability: float
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
+    """The text of one stretch of audio.
+
+    Attributes:
+        start: Seconds from the beginning of the audio.
+        end: Seconds from the beginning of the audio.
+        text: Its text, without surrounding whitespace.
+        tokens: The tokens that the text was decoded from.
+        status: "ok"; "truncated" when the limit on new tokens, or the model's context, was reached before the model
+            said that the text is complete; "cancelled" when decoding was stopped inside this segment.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[Token, ...]
+    status: Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went.
+
+    Attributes:
+        log_mel: Seconds of work on the log-mel spectrogram.
+        encoder: Seconds in the audio encoder.
+        adapter: Seconds in the adapter.
+        prefill: Seconds in which the decoder read the prompt with the audio.
+        decode: Seconds in which the decoder wrote tokens.
+        total: Seconds inside the session, all of the above and the rest.
+        prompt_tokens: Tokens read: the prompts with their audio rows.
+        tokens: Tokens written.
+    """
+
+    log_mel: float = 0.0
+    encoder: float = 0.0
+    adapter: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transcript:
+    """The text of a recording.
+
+    Attributes:
+        text: The whole text, without surrounding whitespace.
+        segments: One for each stretch of at most 30 seconds, in order.
+        duration: Seconds of audio.
+        language: Code of the language, or None where the model does not tell it.
+        complete: True when every segment's status is "ok".
+        timings: Where the time went.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    duration: float
+    language: str | None
+    complete: bool
+    timings: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""
+        return dataclasses.asdict(self)
