@@ -1,0 +1,552 @@
+"""A Hugging Face checkpoint of MOSS-Transcribe becomes one GGUF file.
+
+`convert` reads `config.json`, the (sharded) safetensors and the tokenizer of a checkpoint folder. `write_gguf` writes
+the file; `tensor_shapes`, `tensor_type` and `mel_filters` say what belongs in it. Shapes are NumPy's: rows first, so
+GGUF, which counts from the fastest dimension, lists them the other way round.
+
+Needs the package `gguf`: `pip install 'pycrispasr[convert]'`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pycrispasr.errors import (
+    InstallationError,
+    ModelFormatError,
+    ModelNotFoundError,
+    PycrispasrError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+ARCHITECTURE = "moss_transcribe"
+TYPES = ("f32", "f16", "bf16", "q8_0")
+N_FFT = 400
+SAMPLE_RATE = 16000
+
+# The decoder's matrices, the only ones that a quantised file quantises unless it is told to quantise them all.
+_DECODER_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+_VALUES_AT_A_TIME = 8 << 20  # values converted at once: 32 MiB of float32
+
+# Metadata key: (section of config.json, key there, the transformers library's default, which it leaves out of the file)
+_CONFIG_KEYS: dict[str, tuple[str, str, int | float | None]] = {
+    "enc.num_mel_bins": ("audio_config", "num_mel_bins", 128),
+    "enc.encoder_layers": ("audio_config", "encoder_layers", 32),
+    "enc.d_model": ("audio_config", "d_model", 1280),
+    "enc.encoder_attention_heads": ("audio_config", "encoder_attention_heads", 20),
+    "enc.encoder_ffn_dim": ("audio_config", "encoder_ffn_dim", 5120),
+    "enc.downsample_hidden_size": ("audio_config", "downsample_hidden_size", 480),
+    "enc.max_source_positions": ("audio_config", "max_source_positions", 1500),
+    "enc.n_window": ("audio_config", "n_window", 50),
+    "enc.n_window_infer": ("audio_config", "n_window_infer", 800),
+    "enc.output_dim": ("audio_config", "output_dim", None),
+    "enc.layer_norm_eps": ("audio_config", "layer_norm_eps", 1e-5),
+    "adapter.hidden_size": ("", "adapter_hidden_size", None),
+    "llm.hidden_size": ("language_config", "hidden_size", None),
+    "llm.num_layers": ("language_config", "num_hidden_layers", None),
+    "llm.num_heads": ("language_config", "num_attention_heads", None),
+    "llm.num_kv_heads": ("language_config", "num_key_value_heads", None),
+    "llm.head_dim": ("language_config", "head_dim", 128),
+    "llm.intermediate_size": ("language_config", "intermediate_size", None),
+    "llm.vocab_size": ("language_config", "vocab_size", 151936),
+    "llm.max_position_embeddings": ("language_config", "max_position_embeddings", 32768),
+    "llm.rope_theta": ("language_config", "rope_theta", None),
+    "llm.rms_norm_eps": ("language_config", "rms_norm_eps", 1e-6),
+}
+_FLOAT_KEYS = {"enc.layer_norm_eps", "llm.rope_theta", "llm.rms_norm_eps"}
+
+# What the runtime's arithmetic takes for granted; a checkpoint that says otherwise would give wrong text.
+_ASSUMED: tuple[tuple[str, str, object], ...] = (
+    ("audio_config", "activation_function", "gelu"),
+    ("audio_config", "scale_embedding", False),
+    ("language_config", "hidden_act", "silu"),
+    ("language_config", "attention_bias", False),
+    ("language_config", "use_sliding_window", False),
+)
+
+# Special tokens: metadata key -> names to look for in the tokenizer where config.json has no id.
+_SPECIAL_TOKENS = {
+    "bos_token_id": ("<|endoftext|>",),
+    "eos_token_id": ("<|im_end|>",),
+    "start_token_id": ("<|im_start|>",),
+    "audio_start_id": ("<|audio_bos|>", "<|audio_start|>"),
+    "audio_end_id": ("<|audio_eos|>", "<|audio_end|>"),
+}
+
+_SOURCE_PREFIXES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
+_SOURCE_PARTS = {  # part of a tensor's name in the GGUF file -> in the checkpoint
+    "enc": {
+        "conv1": "conv2d1",
+        "conv2": "conv2d2",
+        "conv3": "conv2d3",
+        "blk": "layers",
+        "attn_norm": "self_attn_layer_norm",
+        "ffn_norm": "final_layer_norm",
+        "attn": "self_attn",
+        "ffn": "",
+        "q": "q_proj",
+        "k": "k_proj",
+        "v": "v_proj",
+        "o": "out_proj",
+    },
+    "adapter": {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
+    "llm": {
+        "embed": "embed_tokens",
+        "final_norm": "norm",
+        "blk": "layers",
+        "attn": "self_attn",
+        "ffn": "mlp",
+        "q": "q_proj",
+        "k": "k_proj",
+        "v": "v_proj",
+        "o": "o_proj",
+        "gate": "gate_proj",
+        "up": "up_proj",
+        "down": "down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    },
+}
+
+Metadata = dict[str, int | float | bool]
+Progress = Callable[[int, int], None]  # (bytes written, bytes in all)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written: `blocks()` yields its rows, already in `type`, in as many pieces as it likes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    type: str = "f16",  # noqa: A002
+    all_matrices: bool = False,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the checkpoint in folder `source` as the GGUF file `out`.
+
+    `type` is one of `TYPES`. `q8_0` quantises the decoder's attention and FFN matrices and keeps the rest in F16;
+    `all_matrices` quantises every matrix. `name` is the file's `general.name`, the folder's name by default.
+    `progress(done, total)` is called with bytes after each piece. `out` appears only when it is complete.
+    """
+    _import_gguf()
+    if type not in TYPES:
+        raise UsageError(f"Cannot convert to type {type!r}: choose one of {', '.join(TYPES)}.")
+    source = Path(source)
+    if not source.is_dir():
+        raise ModelNotFoundError(f"There is no folder {str(source)!r}: give the folder of a Hugging Face checkpoint.")
+    config = _read_json(source / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
+    tokens, merges = read_tokenizer(source)
+    metadata = read_metadata(config, tokens)
+    vocab_size = int(metadata["llm.vocab_size"])
+    if len(tokens) > vocab_size:
+        raise ModelFormatError(
+            f"The tokenizer in {str(source)!r} has {len(tokens)} tokens but config.json has vocab_size {vocab_size}: "
+            "they belong to different models; take both from one checkpoint."
+        )
+    tokens = tokens + [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
+
+    arrays = read_safetensors(source)
+    tensors = []
+    for tensor_name, shape in tensor_shapes(metadata).items():
+        tensor_kind = tensor_type(tensor_name, shape, type, all_matrices=all_matrices)
+        if tensor_name == "audio.mel_filters":
+            tensors.append(from_array(tensor_name, mel_filters(shape[1]), tensor_kind))
+        elif tensor_name == "audio.mel_window":
+            tensors.append(from_array(tensor_name, mel_window(), tensor_kind))
+        else:
+            tensors.append(from_array(tensor_name, _find(arrays, tensor_name, shape, source), tensor_kind))
+    write_gguf(
+        out,
+        metadata,
+        tokens,
+        merges,
+        tensors,
+        name=name if name is not None else source.resolve().name,
+        progress=progress,
+    )
+
+
+def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a file with these hyperparameters, in the order of the data's way through the model."""
+    m = {key: int(value) for key, value in metadata.items() if key not in _FLOAT_KEYS}
+    mels, d, channels = m["enc.num_mel_bins"], m["enc.d_model"], m["enc.downsample_hidden_size"]
+    freq = mels  # bins left after three convolutions of stride 2, kernel 3, padding 1
+    for _ in range(3):
+        freq = (freq - 1) // 2 + 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "audio.mel_filters": (N_FFT // 2 + 1, mels),
+        "audio.mel_window": (N_FFT,),
+    }
+
+    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name: str, size: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (size,)
+        if bias:
+            shapes[f"{name}.bias"] = (size,)
+
+    for i, in_channels in enumerate((1, channels, channels), start=1):
+        shapes[f"enc.conv{i}.weight"] = (channels, in_channels, 3, 3)
+        shapes[f"enc.conv{i}.bias"] = (channels,)
+    linear("enc.conv_out", d, channels * freq, bias=False)
+    for i in range(m["enc.encoder_layers"]):
+        norm(f"enc.blk.{i}.attn_norm", d)
+        for part in "qkvo":
+            linear(f"enc.blk.{i}.attn.{part}", d, d)
+        norm(f"enc.blk.{i}.ffn_norm", d)
+        linear(f"enc.blk.{i}.ffn.fc1", m["enc.encoder_ffn_dim"], d)
+        linear(f"enc.blk.{i}.ffn.fc2", d, m["enc.encoder_ffn_dim"])
+    norm("enc.ln_post", d)
+    linear("enc.proj1", d, d)
+    linear("enc.proj2", m["enc.output_dim"], d)
+
+    hidden, inner = m["llm.hidden_size"], m["llm.intermediate_size"]
+    linear("adapter.gate", m["adapter.hidden_size"], m["enc.output_dim"], bias=False)
+    linear("adapter.up", m["adapter.hidden_size"], m["enc.output_dim"], bias=False)
+    linear("adapter.down", hidden, m["adapter.hidden_size"], bias=False)
+
+    q_size, kv_size = (m[f"llm.{heads}"] * m["llm.head_dim"] for heads in ("num_heads", "num_kv_heads"))
+    linear("llm.embed", m["llm.vocab_size"], hidden, bias=False)
+    for i in range(m["llm.num_layers"]):
+        norm(f"llm.blk.{i}.attn_norm", hidden, bias=False)
+        linear(f"llm.blk.{i}.attn.q", q_size, hidden, bias=False)
+        linear(f"llm.blk.{i}.attn.k", kv_size, hidden, bias=False)
+        linear(f"llm.blk.{i}.attn.v", kv_size, hidden, bias=False)
+        linear(f"llm.blk.{i}.attn.o", hidden, q_size, bias=False)
+        norm(f"llm.blk.{i}.attn.q_norm", m["llm.head_dim"], bias=False)
+        norm(f"llm.blk.{i}.attn.k_norm", m["llm.head_dim"], bias=False)
+        norm(f"llm.blk.{i}.ffn_norm", hidden, bias=False)
+        linear(f"llm.blk.{i}.ffn.gate", inner, hidden, bias=False)
+        linear(f"llm.blk.{i}.ffn.up", inner, hidden, bias=False)
+        linear(f"llm.blk.{i}.ffn.down", hidden, inner, bias=False)
+    norm("llm.final_norm", hidden, bias=False)
+    if not metadata["llm.tied_embeddings"]:
+        linear("llm.lm_head", m["llm.vocab_size"], hidden, bias=False)
+    return shapes
+
+
+def tensor_type(name: str, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> GGMLQuantizationType:
+    """The type that a tensor has in a file of `file_type`: any name of a ggml type, in lower case.
+
+    Vectors are F32. Where the type is quantised, so are the decoder's matrices (`all_matrices`: every matrix) whose
+    rows are whole blocks; all the rest, convolutions among them, is F16.
+    """
+    gguf = _import_gguf()
+    types = gguf.GGMLQuantizationType
+    kind: GGMLQuantizationType = types[file_type.upper()]
+    if len(shape) == 1 or name.startswith("audio."):
+        kind = types.F32
+    elif kind not in (types.F32, types.F16, types.BF16):
+        is_decoder = name.startswith("llm.blk.") and name.removesuffix(".weight").split(".", 3)[3] in _DECODER_MATRICES
+        whole_blocks = len(shape) == 2 and shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        if not (whole_blocks and (is_decoder or all_matrices)):
+            kind = types.F16
+    return kind
+
+
+def mel_filters(n_mels: int) -> np.ndarray:
+    """Slaney's triangular filters from 0 to 8000 Hz, each of unit area: float32 `(201, n_mels)`.
+
+    The formulas are those of Slaney's Auditory Toolbox (1998): the mel scale is linear with 200/3 Hz a mel below
+    1000 Hz and logarithmic with ln(6.4)/27 a mel above.
+    """
+    highest_mel = 15 + np.log(SAMPLE_RATE / 2 / 1000) * 27 / np.log(6.4)
+    mel = np.linspace(0, highest_mel, n_mels + 2)
+    edges = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))  # Hz
+    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]  # Hz
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    filters: np.ndarray = np.maximum(triangles, 0) * 2 / (right - left)
+    return filters.astype(np.float32)
+
+
+def mel_window() -> np.ndarray:
+    """The periodic Hann window: float32 `(400,)`."""
+    window: np.ndarray = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+    return window.astype(np.float32)
+
+
+def from_array(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> Tensor:
+    """A tensor whose rows are converted to `kind` a piece at a time. A `uint16` array holds the bits of bfloat16."""
+    gguf = _import_gguf()
+
+    def blocks() -> Iterator[np.ndarray]:
+        rows = values.reshape(-1, values.shape[-1])
+        step = max(1, _VALUES_AT_A_TIME // rows.shape[1])
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            if piece.dtype == np.uint16:
+                floats = (piece.astype(np.uint32) << 16).view(np.float32)
+            else:
+                floats = piece.astype(np.float32)
+            if kind == gguf.GGMLQuantizationType.F16 and (largest := np.abs(floats).max()) > np.finfo(np.float16).max:
+                raise ModelFormatError(
+                    f"Tensor {name!r} has the value {largest:g}, too large for F16: convert to bf16 or f32."
+                )
+            yield gguf.quantize(floats, kind)
+
+    return Tensor(name, tuple(values.shape), kind, blocks)
+
+
+def write_gguf(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, int | float | bool],
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    tensors: Sequence[Tensor],
+    *,
+    name: str,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model file. It is made under another name beside `path` and renamed when it is complete.
+
+    `metadata` has the hyperparameters and special ids without their common prefix; bool, int and float become the
+    GGUF types bool, u32 and f32.
+    """
+    gguf = _import_gguf()
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    total = sum(_n_bytes(tensor) for tensor in tensors)
+    try:
+        writer = gguf.GGUFWriter(part, ARCHITECTURE)
+        writer.add_string("general.name", name)
+        for key, value in metadata.items():
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}[value.__class__]
+            add(f"{ARCHITECTURE}.{key}", value)
+        writer.add_string("tokenizer.ggml.model", "gpt2")
+        writer.add_array("tokenizer.ggml.tokens", tokens)
+        writer.add_array("tokenizer.ggml.merges", merges)
+        for tensor in tensors:
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), _n_bytes(tensor), tensor.type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        # The data go out piece by piece; GGUFWriter would take whole tensors only.
+        done = 0
+        with part.open("ab") as file:
+            for tensor in tensors:
+                file.write(bytes(-file.tell() % writer.data_alignment))
+                before = done
+                for block in tensor.blocks():
+                    file.write(np.ascontiguousarray(block).data)
+                    done += block.nbytes
+                    if progress is not None:
+                        progress(done, total)
+                if done - before != _n_bytes(tensor):
+                    raise ValueError(f"{tensor.name}: {done - before} bytes for {_n_bytes(tensor)}")
+            file.write(bytes(-file.tell() % writer.data_alignment))
+        part.replace(path)
+    except OSError as error:
+        raise PycrispasrError(
+            f"Cannot write {str(path)!r} ({error.strerror or error}): give a path in a writable folder with space left."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
+    """The hyperparameters and special ids of `config.json`; an id it lacks is looked up in the tokenizer."""
+    architecture = config.get("model_type")
+    if architecture != ARCHITECTURE:
+        raise UnsupportedModelError(
+            f"config.json has model_type {architecture!r}: only checkpoints of MOSS-Transcribe ({ARCHITECTURE!r}) can "
+            "be converted."
+        )
+    sections: dict[str, Mapping[str, Any]] = {"": config}
+    for section in ("audio_config", "language_config"):
+        if not isinstance(config.get(section), Mapping):
+            raise ModelFormatError(f"config.json has no {section!r}: take it from the model's own repository.")
+        sections[section] = config[section]
+    for section, key, assumed in _ASSUMED:
+        if sections[section].get(key, assumed) != assumed:
+            raise UnsupportedModelError(
+                f"config.json has {section}.{key} = {sections[section][key]!r}: only {assumed!r} is supported."
+            )
+    rope = sections["language_config"].get("rope_parameters") or sections["language_config"].get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UnsupportedModelError(
+            f"config.json has the RoPE type {rope.get('rope_type', rope.get('type'))!r}: only 'default' is supported."
+        )
+
+    metadata: Metadata = {}
+    for name, (section, key, default) in _CONFIG_KEYS.items():
+        value = sections[section].get(key)
+        if value is None and key == "rope_theta":
+            value = rope.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            where = f"{section}.{key}".removeprefix(".")
+            raise ModelFormatError(
+                f"config.json has {where} = {value!r}, not a number: take it from the model's repository."
+            )
+        metadata[name] = float(value) if name in _FLOAT_KEYS else int(value)
+    tied = sections["language_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", True))
+    metadata["llm.tied_embeddings"] = bool(tied)
+    for name, candidates in _SPECIAL_TOKENS.items():
+        metadata[name] = _special_id(name, candidates, sections, tokens)
+    return metadata
+
+
+def _special_id(
+    name: str, candidates: Sequence[str], sections: Mapping[str, Mapping[str, Any]], tokens: Sequence[str]
+) -> int:
+    for section in ("", "language_config"):
+        value = sections[section].get(name)
+        if isinstance(value, int):
+            return value
+    for candidate in candidates:
+        if candidate in tokens:
+            return tokens.index(candidate)
+    raise ModelFormatError(
+        f"config.json has no {name!r} and the tokenizer no {' or '.join(candidates)}: add the id to config.json."
+    )
+
+
+def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
+    """Tokens by id and merges by rank (`"left right"`), from `tokenizer.json` or `vocab.json` and `merges.txt`."""
+    vocabulary: dict[str, int]
+    if (source / "tokenizer.json").is_file():
+        document = _read_json(source / "tokenizer.json")
+        model = document.get("model", {})
+        if model.get("type", "BPE") != "BPE" or "vocab" not in model or "merges" not in model:
+            raise UnsupportedModelError(
+                f"{str(source / 'tokenizer.json')!r} holds a {model.get('type')!r} tokenizer: only byte-level BPE is "
+                "supported."
+            )
+        vocabulary = dict(model["vocab"])
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        vocabulary |= {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+    elif (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
+        vocabulary = dict(_read_json(source / "vocab.json"))
+        lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        if (source / "tokenizer_config.json").is_file():
+            added = _read_json(source / "tokenizer_config.json").get("added_tokens_decoder", {})
+            vocabulary |= {token["content"]: int(i) for i, token in added.items()}
+        if (source / "added_tokens.json").is_file():
+            vocabulary |= _read_json(source / "added_tokens.json")
+    else:
+        raise ModelFormatError(
+            f"{str(source)!r} has no tokenizer: download its tokenizer.json, or its vocab.json and merges.txt."
+        )
+    by_id = {i: token for token, i in vocabulary.items()}
+    return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)], merges
+
+
+def read_safetensors(source: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the folder's safetensors files, mapped from disk; bfloat16 as the `uint16` of its bits.
+
+    Format: <https://github.com/huggingface/safetensors#format>.
+    """
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    else:
+        names = sorted(path.name for path in source.glob("*.safetensors"))
+    if not names:
+        raise ModelNotFoundError(f"{str(source)!r} has no *.safetensors file: download the model's weights too.")
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        path = source / name
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"{str(source)!r} lacks {name!r}, which model.safetensors.index.json names: download that shard too."
+            )
+        arrays |= _read_shard(path)
+    return arrays
+
+
+def _read_shard(path: Path) -> dict[str, np.ndarray]:
+    dtypes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    size = path.stat().st_size
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header: Any = json.loads(file.read(start - 8)) if 8 < start <= size else None
+        for name, entry in header.items():
+            if name == "__metadata__" or entry["dtype"] not in dtypes:
+                continue
+            begin, end = entry["data_offsets"]
+            array = np.memmap(path, dtypes[entry["dtype"]], "r", start + begin, tuple(entry["shape"]))
+            if array.nbytes != end - begin or start + end > size:
+                raise ValueError(name)
+            arrays[name] = array
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ModelFormatError(f"{str(path)!r} is no complete safetensors file: download it again.") from None
+    return arrays
+
+
+def _find(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], source: Path) -> np.ndarray:
+    wanted = _source_name(name)
+    candidates = (f"model.{wanted}", wanted, wanted.removeprefix("language_model."))  # lm_head may stand at the top
+    array = next((arrays[candidate] for candidate in candidates if candidate in arrays), None)
+    if array is None:
+        raise ModelFormatError(
+            f"{str(source)!r} has no tensor 'model.{wanted}' in F32, F16 or BF16: the checkpoint is incomplete or of "
+            "another model; download all its files again."
+        )
+    if array.shape != shape:
+        raise ModelFormatError(
+            f"Tensor 'model.{wanted}' in {str(source)!r} has the shape {array.shape}, config.json asks for {shape}: "
+            "take both from one checkpoint."
+        )
+    return array
+
+
+def _source_name(name: str) -> str:
+    """The name that a tensor of the GGUF file has in the checkpoint, less the leading `model.`."""
+    part, *rest = name.split(".")
+    names = [_SOURCE_PREFIXES[part], *(_SOURCE_PARTS[part].get(word, word) for word in rest)]
+    return ".".join(word for word in names if word)
+
+
+def _n_bytes(tensor: Tensor) -> int:
+    block, size = _import_gguf().GGML_QUANT_SIZES[tensor.type]
+    return prod(tensor.shape) // int(block) * int(size)
+
+
+def _read_json(path: Path, hint: str = "download the model's files again") -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"There is no {path.name} in {str(path.parent)!r}: {hint}.") from None
+    except ValueError as error:
+        raise ModelFormatError(f"{str(path)!r} is not JSON ({error}): download it again.") from None
+    if not isinstance(document, dict):
+        raise ModelFormatError(f"{str(path)!r} holds no JSON object: download it again.")
+    return document
+
+
+def _import_gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise InstallationError("Converting needs the package gguf: pip install 'pycrispasr[convert]'.") from error
+    return gguf
