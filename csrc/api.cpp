@@ -2,6 +2,7 @@
 
 #include "compute.h"
 #include "log.h"
+#include "quantize.h"
 #include "session.h"
 
 #include <cstring>
@@ -471,6 +472,39 @@ pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, con
         s.decoder.step(sequences, tokens, count, logits);
         return PCR_OK;
     });
+}
+
+// ---- Matrix types
+
+size_t pcr_row_bytes(const char * type, int64_t row_length) {
+    size_t      bytes = 0;
+    std::string error;
+    guarded(error, [&] {
+        bytes = type ? pcr::row_bytes(pcr::type_named(type), row_length) : 0;
+        return PCR_OK;
+    });
+    return bytes;
+}
+
+pcr_status pcr_convert_rows(const char * from, const void * source, const char * to, void * target, int64_t n_rows,
+                            int64_t row_length, const float * importance, int32_t threads, char * message,
+                            size_t capacity) {
+    std::string      error;
+    const pcr_status status = guarded(error, [&] {
+        require(from && source && to && target, "NULL");
+        require(n_rows > 0 && row_length > 0 && n_rows < max_frames && row_length < max_frames && threads >= 0,
+                "a size is out of range");
+        pcr::adopt_ggml_log();
+        pcr::convert_rows(pcr::type_named(from), source, pcr::type_named(to), target, n_rows, row_length, importance,
+                          threads > 0 ? threads : pcr::usable_cores());
+        return PCR_OK;
+    });
+    if (message && capacity > 0) {
+        const size_t length = std::min(error.size(), capacity - 1);
+        std::memcpy(message, error.data(), length);
+        message[length] = '\0';
+    }
+    return status;
 }
 
 }  // extern "C"

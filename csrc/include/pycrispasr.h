@@ -234,6 +234,18 @@ PCR_API pcr_status pcr_decode(pcr_session * session, int32_t sequence, const flo
 PCR_API pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens,
                                    int32_t count, float * logits, size_t capacity);
 
+/* ---- Matrix types, for making model files ------------------------------------------------------------------------
+ * Types by ggml's names, in any case: "f32", "f16", "bf16", "q8_0", "q4_k", ... */
+
+/* Bytes of a row of so many values; 0 for a type that is not known or a length that its blocks do not divide. */
+PCR_API size_t pcr_row_bytes(const char * type, int64_t row_length);
+
+/* Converts a matrix [n_rows][row_length] of one type to another, on so many threads (0: all cores). importance, unless
+ * NULL, weighs the columns [row_length] when rounding. On failure the reason is in message (cut to capacity). */
+PCR_API pcr_status pcr_convert_rows(const char * from, const void * source, const char * to, void * target,
+                                    int64_t n_rows, int64_t row_length, const float * importance, int32_t threads,
+                                    char * message, size_t capacity);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,107 @@
+#include "quantize.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace pcr {
+
+namespace {
+
+bool is_float(ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+
+std::string lower(const char * text) {
+    std::string out(text);
+    for (char & c : out) {
+        c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+    }
+    return out;
+}
+
+// Some rows, by way of float32: floats [rows][row_length] is scratch.
+void convert_some(ggml_type from, const uint8_t * source, ggml_type to, uint8_t * target, int64_t n_rows,
+                  int64_t row_length, const float * importance, std::vector<float> & floats) {
+    const float * values = reinterpret_cast<const float *>(source);
+    if (from != GGML_TYPE_F32) {
+        floats.resize(static_cast<size_t>(n_rows * row_length));
+        ggml_get_type_traits(from)->to_float(source, floats.data(), n_rows * row_length);
+        values = floats.data();
+    }
+    ggml_quantize_chunk(to, values, target, 0, n_rows, row_length, importance);
+}
+
+}  // namespace
+
+ggml_type type_named(const char * name) {
+    const std::string wanted = lower(name);
+    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+        const ggml_type           type   = static_cast<ggml_type>(i);
+        const ggml_type_traits *  traits = ggml_get_type_traits(type);
+        if (traits->type_name && traits->blck_size > 0 && wanted == lower(traits->type_name) &&
+            (is_float(type) || traits->is_quantized)) {
+            return type;
+        }
+    }
+    throw Error(PCR_ERROR_UNSUPPORTED, "there is no matrix type '" + std::string(name) + "'");
+}
+
+size_t row_bytes(ggml_type type, int64_t row_length) {
+    return row_length > 0 && row_length % ggml_blck_size(type) == 0 ? ggml_row_size(type, row_length) : 0;
+}
+
+void convert_rows(ggml_type from, const void * source, ggml_type to, void * target, int64_t n_rows, int64_t row_length,
+                  const float * importance, int threads) {
+    const size_t from_bytes = row_bytes(from, row_length), to_bytes = row_bytes(to, row_length);
+    if (from_bytes == 0 || to_bytes == 0) {
+        const ggml_type wrong = from_bytes == 0 ? from : to;
+        throw Error(PCR_ERROR_UNSUPPORTED,
+                    format("rows of %lld values cannot be %s: it needs a multiple of %lld",
+                           static_cast<long long>(row_length), ggml_type_name(wrong),
+                           static_cast<long long>(ggml_blck_size(wrong))));
+    }
+    if (!importance && ggml_quantize_requires_imatrix(to)) {
+        throw Error(PCR_ERROR_UNSUPPORTED, format("%s needs an importance matrix", ggml_type_name(to)));
+    }
+    ggml_quantize_init(to);
+
+    // Threads take blocks of about a million values until none is left.
+    const int64_t          block  = std::max<int64_t>(1, (int64_t(1) << 20) / row_length);
+    const int64_t          blocks = (n_rows + block - 1) / block;
+    std::atomic<int64_t>   next{0};
+    std::atomic<bool>      out_of_memory{false};
+    const auto             work = [&] {
+        try {
+            std::vector<float> floats;
+            for (int64_t i = next++; i < blocks && !out_of_memory; i = next++) {
+                const int64_t first = i * block, count = std::min(block, n_rows - first);
+                convert_some(from, static_cast<const uint8_t *>(source) + static_cast<size_t>(first) * from_bytes, to,
+                             static_cast<uint8_t *>(target) + static_cast<size_t>(first) * to_bytes, count, row_length,
+                             importance, floats);
+            }
+        } catch (const std::bad_alloc &) {
+            out_of_memory = true;
+        }
+    };
+    std::vector<std::thread> helpers;
+    try {
+        for (int64_t i = 1; i < std::min<int64_t>(threads, blocks); i++) {
+            helpers.emplace_back(work);
+        }
+    } catch (const std::exception &) {
+        // Fewer threads than wished do the same work.
+    }
+    work();
+    for (std::thread & helper : helpers) {
+        helper.join();
+    }
+    if (out_of_memory) {
+        throw std::bad_alloc();
+    }
+}
+
+}  // namespace pcr
