@@ -1,0 +1,148 @@
+"""The compiled library and its Python declarations are one and the same interface."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from build_cdefs import declarations
+from elftools.elf.elffile import ELFFile
+
+from pycrispasr import Device, InstallationError, Model, ModelInfo, _native
+
+from .conftest import make_sound
+
+HEADER = (Path(__file__).parent.parent / "csrc" / "include" / "pycrispasr.h").read_text(encoding="utf-8")
+
+
+def test_the_abi_number_is_the_one_that_python_is_written_for() -> None:
+    _, lib = _native.library()
+    assert lib.pcr_abi_version() == _native.ABI_VERSION
+
+
+def test_another_abi_number_is_told_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "ABI_VERSION", 10**6)
+    with pytest.raises(InstallationError, match=r"ABI \d+, but this package needs 1000000.*reinstall"):
+        _native.library.__wrapped__()
+
+
+def test_a_missing_library_is_told_at_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_native, "library_path", lambda: tmp_path / "libmissing.so")
+    with pytest.raises(InstallationError, match=r"libmissing\.so.*reinstall"):
+        _native.library.__wrapped__()
+
+
+def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
+    ffi, lib = _native.library()
+    model = nano._opened()
+    with nano.session() as session:
+        native = session._native
+        assert native is not None
+        native.feed(make_sound(1))
+        native.end()
+        stamps = {
+            "pcr_model_params": lib.pcr_model_params_default,
+            "pcr_session_params": lib.pcr_session_params_default,
+            "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
+            "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
+            "pcr_token": lambda struct: lib.pcr_session_next(native._pointer, struct),
+            "pcr_result": lambda struct: lib.pcr_session_result(native._pointer, struct),
+        }
+        for name, stamp in stamps.items():
+            struct = ffi.new(f"{name} *")
+            stamp(struct)
+            assert struct.size == ffi.sizeof(name), name
+    assert set(stamps) == set(re.findall(r"^typedef struct (\w+) \{\n    size_t +size;", HEADER, re.MULTILINE))
+
+
+def test_a_struct_of_another_size_is_refused(nano_path: Path) -> None:
+    ffi, lib = _native.library()
+    params, out = ffi.new("pcr_model_params *"), ffi.new("pcr_model **")
+    lib.pcr_model_params_default(params)
+    params.size += 8
+    assert lib.pcr_model_load(str(nano_path).encode(), params, out) == lib.PCR_ERROR_ARGUMENT
+    assert b"size" in ffi.string(lib.pcr_model_error(out[0]))
+    lib.pcr_model_free(out[0])
+
+
+def test_null_is_refused_and_may_be_freed() -> None:
+    ffi, lib = _native.library()
+    null = ffi.NULL
+    lib.pcr_model_free(null)
+    lib.pcr_session_free(null)
+    lib.pcr_session_cancel(null)
+    assert lib.pcr_model_load(null, null, null) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_model_get_info(null, null) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_session_new(null, null, null) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_session_feed(null, null, 0) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_session_next(null, null) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_take_log(null, null, 0) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_token_bytes(null, 0, null) == null
+    out = ffi.new("pcr_model **")
+    assert lib.pcr_model_load(null, null, out) == lib.PCR_ERROR_ARGUMENT
+    assert ffi.string(lib.pcr_model_error(out[0]))
+    lib.pcr_model_free(out[0])
+
+
+def test_every_status_has_an_exception() -> None:
+    _, lib = _native.library()
+    names = re.findall(r"\bPCR_ERROR_\w+(?= += )", HEADER)
+    assert len(names) == 10
+    for name in names:
+        status = getattr(lib, name)
+        with pytest.raises(Exception, match="told") as caught:
+            _native._check(status, "told")
+        assert name == "PCR_ERROR_INTERNAL" or caught.type.__name__ != "InternalError", name
+
+
+def test_python_s_views_of_structs_have_all_their_fields() -> None:
+    ffi, _ = _native.library()
+    for name, view in (("pcr_model_info", ModelInfo), ("pcr_device_info", Device)):
+        fields = [field for field, _ in ffi.typeof(name).fields if field != "size"]
+        assert fields == list(view.__slots__)
+
+
+def test_every_function_of_the_header_can_be_called() -> None:
+    _, lib = _native.library()
+    functions = re.findall(r"^PCR_API [^(]*?(pcr_\w+)\(", HEADER, re.MULTILINE)
+    assert len(functions) > 25
+    for name in functions:
+        assert callable(getattr(lib, name))
+
+
+def test_the_declarations_are_plain_c() -> None:
+    text = declarations(HEADER)
+    assert "#" not in text
+    assert 'extern "C"' not in text
+    assert "PCR_API" not in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols of an ELF file")
+def test_nothing_but_our_functions_is_exported() -> None:
+    with _native.library_path().open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
+        exported = {
+            symbol.name
+            for symbol in symbols
+            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK")
+        }
+    assert exported == set(re.findall(r"^PCR_API [^(]*?(pcr_\w+)\(", HEADER, re.MULTILINE))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the needs of an ELF file")
+def test_the_library_needs_only_the_system_s_libraries() -> None:
+    with _native.library_path().open("rb") as file:
+        dynamic = ELFFile(file).get_section_by_name(".dynamic")
+        needed = {tag.needed.split(".so")[0] for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
+    assert needed <= {
+        "libc",
+        "libm",
+        "libstdc++",
+        "libgcc_s",
+        "libpthread",
+        "libdl",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }

@@ -1,0 +1,99 @@
+"""Tokens as they are decoded: their text, their order, and the end of a stream that is left."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from pycrispasr import AudioError, Model, UsageError
+from pycrispasr.session import _Chunk, _separator
+
+from .conftest import make_sound
+
+
+def test_a_stream_gives_the_transcript_s_tokens(nano: Model) -> None:
+    sound = make_sound(40)
+    transcript = nano.transcribe(sound, sample_rate=16000, max_new_tokens=20)
+    tokens = list(nano.stream(sound, sample_rate=16000, max_new_tokens=20))
+    assert tokens == [token for segment in transcript.segments for token in segment.tokens]
+
+
+def test_the_first_token_comes_before_the_second_is_decoded(nano: Model) -> None:
+    stream = nano.stream(make_sound(1), sample_rate=16000, max_new_tokens=50)
+    next(stream)
+    session = inspect.getgeneratorlocals(stream)["session"]
+    assert session._native.result()["n_tokens"] == 1
+
+
+def test_wrong_arguments_are_told_at_the_call(nano: Model) -> None:
+    with pytest.raises(AudioError):
+        nano.stream(make_sound(1))
+    with pytest.raises(UsageError):
+        nano.stream(make_sound(1), sample_rate=16000, max_new_tokens=0)
+
+
+def test_leaving_a_stream_frees_its_session(nano: Model) -> None:
+    stream = nano.stream(make_sound(1), sample_rate=16000)
+    next(stream)
+    session = inspect.getgeneratorlocals(stream)["session"]
+    stream.close()
+    assert session.closed
+
+    stream = nano.stream(make_sound(1), sample_rate=16000)
+    for _ in stream:
+        break
+    session = inspect.getgeneratorlocals(stream)["session"]
+    del stream
+    assert session.closed
+
+
+def test_a_stream_may_never_be_started(nano: Model) -> None:
+    nano.stream(make_sound(1), sample_rate=16000).close()
+
+
+def test_a_character_is_given_with_the_token_that_completes_it() -> None:
+    chunk = _Chunk(0, 1, "")
+    content = "a你🎉!".encode()
+    texts = [chunk.add(index, 1.0, bytes([byte])).text for index, byte in enumerate(content)]
+    assert "".join(texts) == "a你🎉!"
+    assert texts == ["a", "", "", "你", "", "", "", "🎉", "!"]
+    assert chunk.segment("ok").text == "a你🎉!"
+
+
+def test_bytes_that_are_no_utf_8_are_replaced() -> None:
+    chunk = _Chunk(0, 1, "")
+    assert chunk.add(1, 1.0, b"a\xffb").text == "a\ufffdb"
+    assert chunk.add(2, 1.0, b"\xe4\xbd").text == ""
+    assert chunk.segment("truncated").text == "a\ufffdb\ufffd"
+
+
+def test_surrounding_whitespace_belongs_to_tokens_and_not_to_the_text() -> None:
+    chunk = _Chunk(0, 1, "")
+    assert chunk.add(1, 1.0, b" hello ").text == " hello "
+    assert chunk.segment("ok").text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "separator"),
+    [
+        ("", "hello", ""),
+        ("hello", "", ""),
+        ("hello", "world", " "),
+        ("hello ", "world", ""),
+        ("hello", " world", ""),
+        ("你好", "世界", ""),
+        ("你好。", "世界", ""),
+        ("hello", "世界", ""),
+        ("你好", "world", ""),
+        ("naïve.", "Été", " "),
+    ],
+)
+def test_texts_are_joined_as_they_are_written(before: str, after: str, separator: str) -> None:
+    assert _separator(before, after) == separator
+
+
+def test_the_first_text_of_a_later_stretch_begins_with_the_separator() -> None:
+    chunk = _Chunk(30, 60, "hello")
+    assert [chunk.add(1, 1.0, text).text for text in (b"", b"world", b"again")] == ["", " world", "again"]
+    assert chunk.segment("ok").text == "worldagain"
