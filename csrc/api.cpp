@@ -187,8 +187,12 @@ pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
         }();
         size_t free = 0, total = 0;
         ggml_backend_dev_memory(device.handle, &free, &total);
-        *info = {sizeof(*info), device.name.c_str(), ggml_backend_dev_description(device.handle),
-                 features[static_cast<size_t>(index)].c_str(), free, total};
+        *info = {sizeof(*info),
+                 device.name.c_str(),
+                 ggml_backend_dev_description(device.handle),
+                 features[static_cast<size_t>(index)].c_str(),
+                 free,
+                 total};
         return PCR_OK;
     });
 }
@@ -236,28 +240,28 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         require(info != nullptr, "NULL");
         const pcr::EncoderWeights & e = m.encoder;
         const pcr::DecoderWeights & d = m.decoder;
-        *info                    = {};
-        info->size               = sizeof(*info);
-        info->name               = m.name.c_str();
-        info->device             = m.device_name.c_str();
-        info->sample_rate        = pcr::LogMel::sample_rate;
-        info->hop_length         = pcr::LogMel::hop;
-        info->n_mels             = e.n_mels;
-        info->chunk_frames       = e.chunk_frames;
-        info->chunk_rows         = e.chunk_rows;
-        info->window_rows        = static_cast<int32_t>(e.window_rows());
-        info->encoder_layers     = e.n_layers;
-        info->encoder_d_model    = e.d_model;
-        info->encoder_output     = e.output_dim;
-        info->llm_layers         = d.n_layers;
-        info->llm_hidden         = d.hidden;
-        info->llm_vocab          = d.vocab;
-        info->llm_max_positions  = d.max_positions;
-        info->eos_token          = m.eos_token;
-        info->file_bytes         = m.file_bytes;
-        info->weight_bytes       = m.weight_bytes;
-        info->kv_bytes_per_token = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
-        info->parameters         = m.parameters;
+        *info                         = {};
+        info->size                    = sizeof(*info);
+        info->name                    = m.name.c_str();
+        info->device                  = m.device_name.c_str();
+        info->sample_rate             = pcr::LogMel::sample_rate;
+        info->hop_length              = pcr::LogMel::hop;
+        info->n_mels                  = e.n_mels;
+        info->chunk_frames            = e.chunk_frames;
+        info->chunk_rows              = e.chunk_rows;
+        info->window_rows             = static_cast<int32_t>(e.window_rows());
+        info->encoder_layers          = e.n_layers;
+        info->encoder_d_model         = e.d_model;
+        info->encoder_output          = e.output_dim;
+        info->llm_layers              = d.n_layers;
+        info->llm_hidden              = d.hidden;
+        info->llm_vocab               = d.vocab;
+        info->llm_max_positions       = d.max_positions;
+        info->eos_token               = m.eos_token;
+        info->file_bytes              = m.file_bytes;
+        info->weight_bytes            = m.weight_bytes;
+        info->kv_bytes_per_token      = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
+        info->parameters              = m.parameters;
         return PCR_OK;
     });
 }
@@ -326,8 +330,8 @@ pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params,
         params = params ? params : &defaults;
         require_size(params, "pcr_session_params");
         if (params->threads < 0 || params->threads > GGML_MAX_N_THREADS) {
-            throw Error(PCR_ERROR_ARGUMENT, format("threads is %d: 0 (all cores) to %d are possible", params->threads,
-                                                   GGML_MAX_N_THREADS));
+            throw Error(PCR_ERROR_ARGUMENT,
+                        format("threads is %d: 0 (all cores) to %d are possible", params->threads, GGML_MAX_N_THREADS));
         }
         if (params->max_new_tokens < 1 || params->max_new_tokens > model->model->decoder.max_positions) {
             throw Error(PCR_ERROR_ARGUMENT, format("max_new_tokens is %d: 1 to %d are possible with this model",

@@ -81,8 +81,7 @@ void compute(ggml_tensor * dst, int thread, int n_threads, void * /*user*/) {
         const int64_t first = spans[token].first * stride + head / group * head_dim;
         attend(static_cast<const float *>(q->data) + (token * n_heads + head) * head_dim,
                static_cast<const float *>(k->data) + first, static_cast<const float *>(v->data) + first, stride,
-               spans[token].count, head_dim,
-               static_cast<float *>(dst->data) + (token * n_heads + head) * head_dim);
+               spans[token].count, head_dim, static_cast<float *>(dst->data) + (token * n_heads + head) * head_dim);
     }
 }
 
@@ -90,8 +89,8 @@ void compute(ggml_tensor * dst, int thread, int n_threads, void * /*user*/) {
 
 ggml_tensor * attention(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * spans) {
     ggml_tensor * args[] = {q, k, v, spans};
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, q->ne[0] * q->ne[1], q->ne[2], 1, 1, args, 4, compute,
-                          GGML_N_TASKS_MAX, nullptr);
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, q->ne[0] * q->ne[1], q->ne[2], 1, 1, args, 4, compute, GGML_N_TASKS_MAX,
+                          nullptr);
 }
 
 }  // namespace pcr

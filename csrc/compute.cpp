@@ -10,7 +10,7 @@
 #include <thread>
 
 #if defined(__linux__)
-#    include <sched.h>
+#  include <sched.h>
 #endif
 
 namespace pcr {
@@ -76,8 +76,8 @@ int usable_cores() {
                 continue;
             }
             threads++;
-            char        line[128] = "";
-            const auto  path = format("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+            char       line[128] = "";
+            const auto path      = format("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
             if (FILE * file = std::fopen(path.c_str(), "re")) {
                 if (std::fgets(line, sizeof(line), file)) {
                     siblings.insert(line);
@@ -99,8 +99,8 @@ int usable_cores() {
 }
 
 Graph::Graph(size_t max_nodes) {
-    context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false),
-                             nullptr, /*.no_alloc =*/true}));
+    context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false), nullptr,
+                             /*.no_alloc =*/true}));
     if (!context) {
         throw std::bad_alloc();
     }
@@ -127,8 +127,7 @@ Compute::Compute(ggml_backend_dev_t device, int threads) {
     const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
     const auto               proc = [reg](const char * name) { return ggml_backend_reg_get_proc_address(reg, name); };
 
-    const auto set_abort =
-        reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
+    const auto set_abort = reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
     if (set_abort) {
         set_abort(back.get(), [](void * flag) { return static_cast<std::atomic<bool> *>(flag)->load(); }, &cancelled);
     }

@@ -63,8 +63,8 @@ public:
     void throw_if_cancelled() const;
 
 private:
-    ggml_backend_ptr   back;
-    ggml_threadpool_t  pool = nullptr;
+    ggml_backend_ptr  back;
+    ggml_threadpool_t pool               = nullptr;
     void (*free_pool)(ggml_threadpool_t) = nullptr;
 };
 

@@ -140,7 +140,8 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
             // Behind the last layer's cache only the last row matters.
             q = ggml_view_3d(ctx, q, w.head_dim, w.n_heads, 1, q->nb[1], q->nb[2], size_t(n - 1) * q->nb[2]);
             x = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
-            ggml_tensor * last = ggml_view_2d(ctx, pass.spans, 2, 1, pass.spans->nb[1], size_t(n - 1) * pass.spans->nb[1]);
+            ggml_tensor * last =
+                ggml_view_2d(ctx, pass.spans, 2, 1, pass.spans->nb[1], size_t(n - 1) * pass.spans->nb[1]);
             y = attention(ctx, q, k_held, v_held, last);
         } else {
             y = attention(ctx, q, k_held, v_held, pass.spans);

@@ -11,29 +11,29 @@
 #define PCR_GGML_RELAX_H
 
 #if defined(_WIN32)
-#    define WIN32_LEAN_AND_MEAN
-#    ifndef NOMINMAX
-#        define NOMINMAX
-#    endif
-#    include <windows.h>
-#    define PCR_YIELD() SwitchToThread()
+#  define WIN32_LEAN_AND_MEAN
+#  ifndef NOMINMAX
+#    define NOMINMAX
+#  endif
+#  include <windows.h>
+#  define PCR_YIELD() SwitchToThread()
 #else
-#    include <sched.h>
-#    define PCR_YIELD() sched_yield()
+#  include <sched.h>
+#  define PCR_YIELD() sched_yield()
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
-#    include <immintrin.h>
-#    define PCR_PAUSE() _mm_pause()
+#  include <immintrin.h>
+#  define PCR_PAUSE() _mm_pause()
 #elif defined(__aarch64__) && (defined(__clang__) || defined(__GNUC__))
-#    define PCR_PAUSE() __asm__ volatile("yield" ::: "memory")
+#  define PCR_PAUSE() __asm__ volatile("yield" ::: "memory")
 #else
-#    define PCR_PAUSE() ((void) 0)
+#  define PCR_PAUSE() ((void)0)
 #endif
 
 #if defined(_MSC_VER)
-#    define PCR_THREAD_LOCAL __declspec(thread)
+#  define PCR_THREAD_LOCAL __declspec(thread)
 #else
-#    define PCR_THREAD_LOCAL __thread
+#  define PCR_THREAD_LOCAL __thread
 #endif
 
 static inline void pcr_relax(void) {
@@ -45,7 +45,7 @@ static inline void pcr_relax(void) {
 }
 
 #define ggml_thread_cpu_relax(argument) PCR_RELAX_##argument
-#define PCR_RELAX_void                  ggml_thread_cpu_relax_unused(void)
-#define PCR_RELAX_                      pcr_relax()
+#define PCR_RELAX_void ggml_thread_cpu_relax_unused(void)
+#define PCR_RELAX_ pcr_relax()
 
 #endif

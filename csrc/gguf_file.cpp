@@ -8,13 +8,13 @@
 #include <system_error>
 
 #if defined(_WIN32)
-#    define WIN32_LEAN_AND_MEAN
-#    include <windows.h>
+#  define WIN32_LEAN_AND_MEAN
+#  include <windows.h>
 #else
-#    include <fcntl.h>
-#    include <sys/mman.h>
-#    include <sys/stat.h>
-#    include <unistd.h>
+#  include <fcntl.h>
+#  include <sys/mman.h>
+#  include <sys/stat.h>
+#  include <unistd.h>
 #endif
 
 namespace pcr {
@@ -22,8 +22,8 @@ namespace pcr {
 namespace {
 
 [[noreturn]] void io_error(const std::string & path, int code, const char * what) {
-    throw Error(PCR_ERROR_IO, "cannot " + std::string(what) + " '" + path + "': " +
-                                  std::system_category().message(code));
+    throw Error(PCR_ERROR_IO,
+                "cannot " + std::string(what) + " '" + path + "': " + std::system_category().message(code));
 }
 
 }  // namespace
@@ -131,10 +131,9 @@ GgufFile::GgufFile(const std::string & path) : file(path) {
     gguf.reset(gguf_init_from_buffer(file.data, file.size, params));
     tensors.reset(context);
     if (!gguf || !tensors) {
-        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is a broken or truncated GGUF file of " +
-                                          std::to_string(file.size) + " bytes: " +
-                                          (errors.text.empty() ? "its header cannot be read" : errors.text) +
-                                          "; fetch it again");
+        throw Error(PCR_ERROR_FORMAT,
+                    "'" + path + "' is a broken or truncated GGUF file of " + std::to_string(file.size) + " bytes: " +
+                        (errors.text.empty() ? "its header cannot be read" : errors.text) + "; fetch it again");
     }
     if (gguf_get_alignment(gguf.get()) % 32 != 0) {
         throw Error(PCR_ERROR_UNSUPPORTED, format("'%s' aligns its tensors to %zu bytes: a multiple of 32 is needed",
@@ -179,10 +178,9 @@ int64_t GgufFile::whole(const char * key, int64_t low, int64_t high) const {
                                                  gguf_type_name(gguf_get_kv_type(gguf.get(), id))));
     }
     if (negative || value < static_cast<uint64_t>(low) || value > static_cast<uint64_t>(high)) {
-        throw Error(PCR_ERROR_FORMAT,
-                    format("the metadata key '%s' is %s%llu, outside %lld..%lld", key, negative ? "below " : "",
-                           static_cast<unsigned long long>(value), static_cast<long long>(low),
-                           static_cast<long long>(high)));
+        throw Error(PCR_ERROR_FORMAT, format("the metadata key '%s' is %s%llu, outside %lld..%lld", key,
+                                             negative ? "below " : "", static_cast<unsigned long long>(value),
+                                             static_cast<long long>(low), static_cast<long long>(high)));
     }
     return static_cast<int64_t>(value);
 }

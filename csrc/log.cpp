@@ -17,9 +17,9 @@ namespace {
 
 constexpr size_t max_queued = 256;
 
-std::mutex                                       queue_mutex;
+std::mutex                                        queue_mutex;
 std::deque<std::pair<pcr_log_level, std::string>> queue;
-std::atomic<int>                                 lowest_level{PCR_LOG_WARNING};
+std::atomic<int>                                  lowest_level{PCR_LOG_WARNING};
 
 thread_local CollectErrors * collector      = nullptr;
 thread_local bool            throw_on_abort = false;
@@ -43,8 +43,8 @@ void on_ggml_log(ggml_log_level level, const char * text, void * /*user*/) {
     }
     switch (level) {
         case GGML_LOG_LEVEL_ERROR: log(PCR_LOG_ERROR, message); break;
-        case GGML_LOG_LEVEL_WARN:  log(PCR_LOG_WARNING, message); break;
-        default:                   log(PCR_LOG_DEBUG, message); break;
+        case GGML_LOG_LEVEL_WARN: log(PCR_LOG_WARNING, message); break;
+        default: log(PCR_LOG_DEBUG, message); break;
     }
 }
 

@@ -125,8 +125,8 @@ void LogMel::power(const double * frame, double * bins) const {
     fft(packed, spectrum, half_size, 1, radices, roots_half.data());
     for (int k = 0; k <= half_size / 2; k++) {
         const Complex a = spectrum[k], b = std::conj(spectrum[(half_size - k) % half_size]);
-        const Complex even = 0.5 * (a + b);
-        const Complex odd  = times(roots[size_t(k)], times(Complex(0.0, -0.5), a - b));
+        const Complex even  = 0.5 * (a + b);
+        const Complex odd   = times(roots[size_t(k)], times(Complex(0.0, -0.5), a - b));
         bins[k]             = std::norm(even + odd);
         bins[half_size - k] = std::norm(even - odd);
     }

@@ -97,34 +97,34 @@ Model::Model(const std::string & path, const std::string & device_wanted)
 
 void Model::load_encoder() {
     EncoderWeights & e = encoder;
-    e.n_mels        = file.positive(key("enc.num_mel_bins").c_str(), 1024);
-    e.n_layers      = file.positive(key("enc.encoder_layers").c_str(), max_layers);
-    e.d_model       = file.positive(key("enc.d_model").c_str(), max_width);
-    e.n_heads       = file.positive(key("enc.encoder_attention_heads").c_str(), max_width);
-    e.ffn_dim       = file.positive(key("enc.encoder_ffn_dim").c_str(), max_width);
-    e.conv_channels = file.positive(key("enc.downsample_hidden_size").c_str(), max_width);
-    e.output_dim    = file.positive(key("enc.output_dim").c_str(), max_width);
-    e.adapter_dim   = file.positive(key("adapter.hidden_size").c_str(), max_width);
-    e.norm_eps      = file.number(key("enc.layer_norm_eps").c_str());
+    e.n_mels           = file.positive(key("enc.num_mel_bins").c_str(), 1024);
+    e.n_layers         = file.positive(key("enc.encoder_layers").c_str(), max_layers);
+    e.d_model          = file.positive(key("enc.d_model").c_str(), max_width);
+    e.n_heads          = file.positive(key("enc.encoder_attention_heads").c_str(), max_width);
+    e.ffn_dim          = file.positive(key("enc.encoder_ffn_dim").c_str(), max_width);
+    e.conv_channels    = file.positive(key("enc.downsample_hidden_size").c_str(), max_width);
+    e.output_dim       = file.positive(key("enc.output_dim").c_str(), max_width);
+    e.adapter_dim      = file.positive(key("adapter.hidden_size").c_str(), max_width);
+    e.norm_eps         = file.number(key("enc.layer_norm_eps").c_str());
 
     const int32_t n_window       = file.positive(key("enc.n_window").c_str(), 1 << 14);
     const int32_t n_window_infer = file.positive(key("enc.n_window_infer").c_str(), 1 << 20);
     const int32_t max_positions  = file.positive(key("enc.max_source_positions").c_str(), 1 << 24);
-    e.chunk_frames  = 2 * n_window;
-    e.chunk_rows    = static_cast<int32_t>(conv_rows(e.chunk_frames));
-    e.window_chunks = n_window_infer / e.chunk_frames;
-    e.conv_freq     = static_cast<int32_t>(conv_rows(e.n_mels));
+    e.chunk_frames               = 2 * n_window;
+    e.chunk_rows                 = static_cast<int32_t>(conv_rows(e.chunk_frames));
+    e.window_chunks              = n_window_infer / e.chunk_frames;
+    e.conv_freq                  = static_cast<int32_t>(conv_rows(e.n_mels));
     if (n_window_infer % e.chunk_frames != 0) {
         throw Error(PCR_ERROR_FORMAT, format("enc.n_window_infer is %d, no multiple of 2 * enc.n_window = %d",
                                              n_window_infer, e.chunk_frames));
     }
     if (e.chunk_rows > max_positions) {
-        throw Error(PCR_ERROR_FORMAT, format("a chunk of %d rows exceeds enc.max_source_positions = %d", e.chunk_rows,
-                                             max_positions));
+        throw Error(PCR_ERROR_FORMAT,
+                    format("a chunk of %d rows exceeds enc.max_source_positions = %d", e.chunk_rows, max_positions));
     }
     if (e.d_model % e.n_heads != 0 || e.d_model % 2 != 0) {
-        throw Error(PCR_ERROR_FORMAT, format("enc.d_model is %d: it must be even and a multiple of %d heads",
-                                             e.d_model, e.n_heads));
+        throw Error(PCR_ERROR_FORMAT,
+                    format("enc.d_model is %d: it must be even and a multiple of %d heads", e.d_model, e.n_heads));
     }
 
     for (int i = 0; i < 3; i++) {
@@ -153,16 +153,16 @@ void Model::load_encoder() {
 
 void Model::load_decoder() {
     DecoderWeights & d = decoder;
-    d.hidden        = file.positive(key("llm.hidden_size").c_str(), max_width);
-    d.n_layers      = file.positive(key("llm.num_layers").c_str(), max_layers);
-    d.n_heads       = file.positive(key("llm.num_heads").c_str(), max_width);
-    d.n_kv_heads    = file.positive(key("llm.num_kv_heads").c_str(), max_width);
-    d.head_dim      = file.positive(key("llm.head_dim").c_str(), 512);
-    d.ffn_dim       = file.positive(key("llm.intermediate_size").c_str(), max_width);
-    d.vocab         = file.positive(key("llm.vocab_size").c_str(), max_vocab);
-    d.max_positions = file.positive(key("llm.max_position_embeddings").c_str(), 1 << 24);
-    d.rope_theta    = file.number(key("llm.rope_theta").c_str());
-    d.norm_eps      = file.number(key("llm.rms_norm_eps").c_str());
+    d.hidden           = file.positive(key("llm.hidden_size").c_str(), max_width);
+    d.n_layers         = file.positive(key("llm.num_layers").c_str(), max_layers);
+    d.n_heads          = file.positive(key("llm.num_heads").c_str(), max_width);
+    d.n_kv_heads       = file.positive(key("llm.num_kv_heads").c_str(), max_width);
+    d.head_dim         = file.positive(key("llm.head_dim").c_str(), 512);
+    d.ffn_dim          = file.positive(key("llm.intermediate_size").c_str(), max_width);
+    d.vocab            = file.positive(key("llm.vocab_size").c_str(), max_vocab);
+    d.max_positions    = file.positive(key("llm.max_position_embeddings").c_str(), 1 << 24);
+    d.rope_theta       = file.number(key("llm.rope_theta").c_str());
+    d.norm_eps         = file.number(key("llm.rms_norm_eps").c_str());
     if (d.n_heads % d.n_kv_heads != 0 || int64_t(d.n_heads) * d.head_dim > max_width) {
         throw Error(PCR_ERROR_FORMAT, format("llm.num_heads is %d: it must be a multiple of llm.num_kv_heads = %d, and "
                                              "times llm.head_dim = %d at most %d",
@@ -173,8 +173,8 @@ void Model::load_decoder() {
     }
 
     d.embed = matrix("llm.embed.weight", d.hidden, d.vocab);
-    d.head  = file.boolean(key("llm.tied_embeddings").c_str()) ? d.embed
-                                                               : matrix("llm.lm_head.weight", d.hidden, d.vocab);
+    d.head =
+        file.boolean(key("llm.tied_embeddings").c_str()) ? d.embed : matrix("llm.lm_head.weight", d.hidden, d.vocab);
     const int64_t q_dim = int64_t(d.n_heads) * d.head_dim;
     d.layers.resize(static_cast<size_t>(d.n_layers));
     for (int i = 0; i < d.n_layers; i++) {
@@ -200,14 +200,14 @@ void Model::load_decoder() {
 }
 
 void Model::load_log_mel() {
-    const int64_t       n_mels = encoder.n_mels;
-    const ggml_tensor * mel    = file.find("audio.mel_filters");
-    const ggml_tensor * hann   = file.find("audio.mel_window");
+    const int64_t       n_mels  = encoder.n_mels;
+    const ggml_tensor * mel     = file.find("audio.mel_filters");
+    const ggml_tensor * hann    = file.find("audio.mel_window");
     const float *       filters = nullptr;
     const float *       window  = nullptr;
     if (mel) {
         const std::string name_ = "audio.mel_filters";
-        filters = static_cast<const float *>(weight(name_, {n_mels, LogMel::n_bins})->data);
+        filters                 = static_cast<const float *>(weight(name_, {n_mels, LogMel::n_bins})->data);
     }
     if (hann) {
         window = static_cast<const float *>(vector("audio.mel_window", LogMel::n_fft)->data);
@@ -223,14 +223,14 @@ void Model::load_vocabulary() {
     const int32_t vocab = decoder.vocab;
     tokenizer           = Tokenizer(file.strings("tokenizer.ggml.tokens"), file.strings("tokenizer.ggml.merges"));
     if (tokenizer.size() > vocab) {
-        throw Error(PCR_ERROR_FORMAT, format("the vocabulary has %d tokens, llm.vocab_size is %d", tokenizer.size(),
-                                             vocab));
+        throw Error(PCR_ERROR_FORMAT,
+                    format("the vocabulary has %d tokens, llm.vocab_size is %d", tokenizer.size(), vocab));
     }
     const auto special = [&](const char * name_) {
         const int32_t id = file.token_id(key(name_).c_str(), vocab);
         if (id >= tokenizer.size()) {
-            throw Error(PCR_ERROR_FORMAT, format("%s is %d, beyond the vocabulary's %d tokens", name_, id,
-                                                 tokenizer.size()));
+            throw Error(PCR_ERROR_FORMAT,
+                        format("%s is %d, beyond the vocabulary's %d tokens", name_, id, tokenizer.size()));
         }
         return id;
     };
@@ -257,14 +257,14 @@ void Model::load_vocabulary() {
 
 // Whisper's table: d/2 timescales, log-spaced from 1 to 10000; sines first, cosines behind.
 void Model::make_positions() {
-    const int64_t d = encoder.d_model, rows = encoder.chunk_rows, half = d / 2;
+    const int64_t      d = encoder.d_model, rows = encoder.chunk_rows, half = d / 2;
     std::vector<float> table(static_cast<size_t>(d * rows));
-    const double step = half > 1 ? std::log(10000.0) / static_cast<double>(half - 1) : 0.0;
+    const double       step = half > 1 ? std::log(10000.0) / static_cast<double>(half - 1) : 0.0;
     for (int64_t t = 0; t < rows; t++) {
         for (int64_t i = 0; i < half; i++) {
             // transformers rounds the timescale and the angle to float32 before it takes the sine.
-            const float scale = std::exp(static_cast<float>(-step) * static_cast<float>(i));
-            const float angle = static_cast<float>(t) * scale;
+            const float scale                            = std::exp(static_cast<float>(-step) * static_cast<float>(i));
+            const float angle                            = static_cast<float>(t) * scale;
             table[static_cast<size_t>(t * d + i)]        = std::sin(angle);
             table[static_cast<size_t>(t * d + half + i)] = std::cos(angle);
         }
@@ -274,8 +274,8 @@ void Model::make_positions() {
         throw std::bad_alloc();
     }
     encoder.positions = ggml_new_tensor_2d(computed_context.get(), GGML_TYPE_F32, d, rows);
-    computed.reset(ggml_backend_alloc_ctx_tensors_from_buft(computed_context.get(),
-                                                            ggml_backend_dev_buffer_type(device)));
+    computed.reset(
+        ggml_backend_alloc_ctx_tensors_from_buft(computed_context.get(), ggml_backend_dev_buffer_type(device)));
     if (!computed) {
         throw std::bad_alloc();
     }
@@ -299,9 +299,11 @@ ggml_tensor * Model::weight(const std::string & tensor_name, std::initializer_li
                          : conv ? ggml_blck_size(tensor->type) == 1 && is_matrix_type(tensor->type)
                                 : is_matrix_type(tensor->type);
     if (!type_ok) {
-        throw Error(PCR_ERROR_UNSUPPORTED,
-                    "the tensor '" + tensor_name + "' has type " + ggml_type_name(tensor->type) + ": " +
-                        (exact ? "f32 is needed" : conv ? "f32, f16 or bf16 is needed" : "it cannot be multiplied by"));
+        throw Error(PCR_ERROR_UNSUPPORTED, "the tensor '" + tensor_name + "' has type " + ggml_type_name(tensor->type) +
+                                               ": " +
+                                               (exact  ? "f32 is needed"
+                                                : conv ? "f32, f16 or bf16 is needed"
+                                                       : "it cannot be multiplied by"));
     }
     if (!tensor->buffer) {
         void * address = const_cast<uint8_t *>(file.bytes(tensor));

@@ -40,8 +40,8 @@ void convert_some(ggml_type from, const uint8_t * source, ggml_type to, uint8_t 
 ggml_type type_named(const char * name) {
     const std::string wanted = lower(name);
     for (int i = 0; i < GGML_TYPE_COUNT; i++) {
-        const ggml_type           type   = static_cast<ggml_type>(i);
-        const ggml_type_traits *  traits = ggml_get_type_traits(type);
+        const ggml_type          type   = static_cast<ggml_type>(i);
+        const ggml_type_traits * traits = ggml_get_type_traits(type);
         if (traits->type_name && traits->blck_size > 0 && wanted == lower(traits->type_name) &&
             (is_float(type) || traits->is_quantized)) {
             return type;
@@ -59,10 +59,9 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
     const size_t from_bytes = row_bytes(from, row_length), to_bytes = row_bytes(to, row_length);
     if (from_bytes == 0 || to_bytes == 0) {
         const ggml_type wrong = from_bytes == 0 ? from : to;
-        throw Error(PCR_ERROR_UNSUPPORTED,
-                    format("rows of %lld values cannot be %s: it needs a multiple of %lld",
-                           static_cast<long long>(row_length), ggml_type_name(wrong),
-                           static_cast<long long>(ggml_blck_size(wrong))));
+        throw Error(PCR_ERROR_UNSUPPORTED, format("rows of %lld values cannot be %s: it needs a multiple of %lld",
+                                                  static_cast<long long>(row_length), ggml_type_name(wrong),
+                                                  static_cast<long long>(ggml_blck_size(wrong))));
     }
     if (!importance && ggml_quantize_requires_imatrix(to)) {
         throw Error(PCR_ERROR_UNSUPPORTED, format("%s needs an importance matrix", ggml_type_name(to)));
@@ -70,11 +69,11 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
     ggml_quantize_init(to);
 
     // Threads take blocks of about a million values until none is left.
-    const int64_t          block  = std::max<int64_t>(1, (int64_t(1) << 20) / row_length);
-    const int64_t          blocks = (n_rows + block - 1) / block;
-    std::atomic<int64_t>   next{0};
-    std::atomic<bool>      out_of_memory{false};
-    const auto             work = [&] {
+    const int64_t        block  = std::max<int64_t>(1, (int64_t(1) << 20) / row_length);
+    const int64_t        blocks = (n_rows + block - 1) / block;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool>    out_of_memory{false};
+    const auto           work = [&] {
         try {
             std::vector<float> floats;
             for (int64_t i = next++; i < blocks && !out_of_memory; i = next++) {

@@ -32,19 +32,17 @@ void check_samples(const float * samples, int64_t n_samples) {
 
 void check_length(int64_t n_samples) {
     if (n_samples < LogMel::min_samples) {
-        throw Error(PCR_ERROR_AUDIO,
-                    format("%lld samples (%.4f s) are too few: at least %d (%.4f s) are needed",
-                           static_cast<long long>(n_samples), double(n_samples) / LogMel::sample_rate,
-                           LogMel::min_samples, double(LogMel::min_samples) / LogMel::sample_rate));
+        throw Error(PCR_ERROR_AUDIO, format("%lld samples (%.4f s) are too few: at least %d (%.4f s) are needed",
+                                            static_cast<long long>(n_samples), double(n_samples) / LogMel::sample_rate,
+                                            LogMel::min_samples, double(LogMel::min_samples) / LogMel::sample_rate));
     }
 }
 
 }  // namespace
 
 pcr_token most_probable(const std::vector<float> & logits) {
-    const auto best = std::max_element(logits.begin(), logits.end(), [](float a, float b) {
-        return a < b || (std::isnan(a) && !std::isnan(b));
-    });
+    const auto best = std::max_element(logits.begin(), logits.end(),
+                                       [](float a, float b) { return a < b || (std::isnan(a) && !std::isnan(b)); });
     if (!std::isfinite(*best)) {
         throw Error(PCR_ERROR_INTERNAL, "the model's logits are not finite: the file's weights are damaged");
     }
@@ -98,7 +96,7 @@ void Session::extend_log_mel(bool last) {
     const int64_t   n      = static_cast<int64_t>(samples.size());
     const int64_t   n_mels = model.encoder.n_mels;
     const int64_t   first  = static_cast<int64_t>(frames.size()) / n_mels;
-    const int64_t   until  = last ? LogMel::frame_count(n) : (n - LogMel::pad) / LogMel::hop;  // frame t ends at 160t+200
+    const int64_t until = last ? LogMel::frame_count(n) : (n - LogMel::pad) / LogMel::hop;  // frame t ends at 160t+200
     if (until <= first || n < LogMel::min_samples) {
         return;
     }

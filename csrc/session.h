@@ -40,7 +40,7 @@ private:
     Encoder       encoder;
     const int32_t max_new_tokens;
 
-    State              state = State::listening;
+    State              state   = State::listening;
     pcr_status         failure = PCR_OK;
     std::vector<float> samples;
     std::vector<float> frames;           // log10 mel powers, not yet normalized: [n_frames][n_mels]

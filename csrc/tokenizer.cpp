@@ -48,10 +48,18 @@ template <size_t n> bool in(const Range (&ranges)[n], uint32_t point) {
     return after != ranges && point <= std::prev(after)->high;
 }
 
-bool is_letter(uint32_t p) { return in(letter_ranges, p); }
-bool is_number(uint32_t p) { return in(number_ranges, p); }
-bool is_space(uint32_t p) { return in(space_ranges, p); }
-bool is_newline(uint32_t p) { return p == '\r' || p == '\n'; }
+bool is_letter(uint32_t p) {
+    return in(letter_ranges, p);
+}
+bool is_number(uint32_t p) {
+    return in(number_ranges, p);
+}
+bool is_space(uint32_t p) {
+    return in(space_ranges, p);
+}
+bool is_newline(uint32_t p) {
+    return p == '\r' || p == '\n';
+}
 
 struct Point {
     uint32_t code;
@@ -61,14 +69,17 @@ struct Point {
 // How many points the next word takes: Qwen2's pattern, alternative by alternative
 // (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 size_t word_length(const std::vector<Point> & points, size_t at) {
-    const size_t n       = points.size();
-    const auto   code    = [&](size_t i) { return i < n ? points[i].code : 0; };
-    const auto   lower   = [&](size_t i) { const uint32_t c = code(i); return c >= 'A' && c <= 'Z' ? c + 32 : c; };
-    const auto   letter  = [&](size_t i) { return i < n && is_letter(code(i)); };
-    const auto   number  = [&](size_t i) { return i < n && is_number(code(i)); };
-    const auto   space   = [&](size_t i) { return i < n && is_space(code(i)); };
-    const auto   newline = [&](size_t i) { return i < n && is_newline(code(i)); };
-    const auto   other   = [&](size_t i) { return i < n && !space(i) && !letter(i) && !number(i); };
+    const size_t n     = points.size();
+    const auto   code  = [&](size_t i) { return i < n ? points[i].code : 0; };
+    const auto   lower = [&](size_t i) {
+        const uint32_t c = code(i);
+        return c >= 'A' && c <= 'Z' ? c + 32 : c;
+    };
+    const auto letter  = [&](size_t i) { return i < n && is_letter(code(i)); };
+    const auto number  = [&](size_t i) { return i < n && is_number(code(i)); };
+    const auto space   = [&](size_t i) { return i < n && is_space(code(i)); };
+    const auto newline = [&](size_t i) { return i < n && is_newline(code(i)); };
+    const auto other   = [&](size_t i) { return i < n && !space(i) && !letter(i) && !number(i); };
 
     if (code(at) == '\'') {
         const uint32_t a = lower(at + 1), b = lower(at + 2);
@@ -213,8 +224,8 @@ void Tokenizer::append_word(const std::string & word, std::vector<int32_t> & out
     for (const char c : word) {
         const int32_t id = byte_ids[static_cast<uint8_t>(c)];
         if (id < 0) {
-            throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token for the byte 0x%02X",
-                                                 static_cast<uint8_t>(c)));
+            throw Error(PCR_ERROR_FORMAT,
+                        format("the vocabulary has no token for the byte 0x%02X", static_cast<uint8_t>(c)));
         }
         parts.push_back(id);
     }

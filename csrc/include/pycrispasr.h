@@ -43,17 +43,17 @@ extern "C" {
 /* ---- Status -------------------------------------------------------------------------------------------------- */
 
 typedef enum pcr_status {
-    PCR_OK                =   0,
-    PCR_END               =   1, /* pcr_session_next: the text is complete, no token was stored              */
-    PCR_ERROR_ARGUMENT    =  -1, /* a NULL, negative or out-of-range argument, or a call out of order         */
-    PCR_ERROR_IO          =  -2, /* the file is not there or cannot be read                                   */
-    PCR_ERROR_FORMAT      =  -3, /* the file is no GGUF, or is truncated, or contradicts itself               */
-    PCR_ERROR_UNSUPPORTED =  -4, /* a sound file of another architecture, or a tensor type we cannot compute  */
-    PCR_ERROR_AUDIO       =  -5, /* audio that is too short, too long or not finite                           */
-    PCR_ERROR_DEVICE      =  -6, /* no such device, or it failed                                              */
-    PCR_ERROR_MEMORY      =  -7, /* an allocation failed                                                      */
-    PCR_ERROR_BUSY        =  -8, /* another thread is inside this session                                     */
-    PCR_ERROR_CANCELLED   =  -9, /* pcr_session_cancel() was called                                           */
+    PCR_OK                = 0,
+    PCR_END               = 1, /* pcr_session_next: the text is complete, no token was stored              */
+    PCR_ERROR_ARGUMENT    = -1, /* a NULL, negative or out-of-range argument, or a call out of order         */
+    PCR_ERROR_IO          = -2, /* the file is not there or cannot be read                                   */
+    PCR_ERROR_FORMAT      = -3, /* the file is no GGUF, or is truncated, or contradicts itself               */
+    PCR_ERROR_UNSUPPORTED = -4, /* a sound file of another architecture, or a tensor type we cannot compute  */
+    PCR_ERROR_AUDIO       = -5, /* audio that is too short, too long or not finite                           */
+    PCR_ERROR_DEVICE      = -6, /* no such device, or it failed                                              */
+    PCR_ERROR_MEMORY      = -7, /* an allocation failed                                                      */
+    PCR_ERROR_BUSY        = -8, /* another thread is inside this session                                     */
+    PCR_ERROR_CANCELLED   = -9, /* pcr_session_cancel() was called                                           */
     PCR_ERROR_INTERNAL    = -10  /* a bug in this library; the message says where                             */
 } pcr_status;
 
@@ -66,7 +66,12 @@ PCR_API const char * pcr_ggml_version(void);
 
 /* ---- Log ----------------------------------------------------------------------------------------------------- */
 
-typedef enum pcr_log_level { PCR_LOG_DEBUG = 0, PCR_LOG_INFO = 1, PCR_LOG_WARNING = 2, PCR_LOG_ERROR = 3 } pcr_log_level;
+typedef enum pcr_log_level {
+    PCR_LOG_DEBUG   = 0,
+    PCR_LOG_INFO    = 1,
+    PCR_LOG_WARNING = 2,
+    PCR_LOG_ERROR   = 3
+} pcr_log_level;
 
 /* Messages of this library and of ggml wait in a bounded queue (the oldest are dropped) until they are taken, so that C
  * never calls into the host language. Stores the next message in text (NUL-terminated, cut to capacity) and its level.
@@ -143,11 +148,12 @@ PCR_API int64_t pcr_row_count(const pcr_model * model, int64_t n_frames);
 PCR_API const char * pcr_token_bytes(const pcr_model * model, int32_t token, size_t * length);
 
 /* Byte-level BPE of UTF-8 text (NFC, as Qwen's tokenizer expects), without special tokens. */
-PCR_API pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t length,
-                                int32_t * tokens, size_t capacity, size_t * count);
+PCR_API pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t length, int32_t * tokens,
+                                size_t capacity, size_t * count);
 
 /* The prompt around n_rows audio rows: the audio rows' places hold -1. */
-PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity, size_t * count);
+PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity,
+                              size_t * count);
 
 /* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
 
@@ -210,8 +216,8 @@ PCR_API pcr_status pcr_session_result(pcr_session * session, pcr_result * result
  * They use the session's threads and buffers and forget the audio and text fed to it. */
 
 /* Log-mel of a whole clip, normalized: [n_frames][n_mels], n_frames = pcr_frame_count(n_samples). */
-PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_samples,
-                               float * mel, size_t capacity, int64_t * n_frames);
+PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_samples, float * mel,
+                               size_t capacity, int64_t * n_frames);
 
 /* Encoder rows of a whole clip's log-mel frames [n_frames][n_mels]. n_layers < 0: all of it, [rows][encoder_output]. n_layers >= 0: the rows after so many
  * transformer layers, [rows][encoder_d_model]; 0 is the conv stem with positions. */
@@ -222,7 +228,8 @@ PCR_API pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t 
 PCR_API pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, float * out, size_t capacity);
 
 /* Token embeddings: [count][llm_hidden]. */
-PCR_API pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t count, float * out, size_t capacity);
+PCR_API pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t count, float * out,
+                             size_t capacity);
 
 /* Appends n_rows embeddings to one sequence's KV cache at position n_past (0 forgets what it holds; otherwise at most
  * what it holds) and gives, for the last row: n_layers < 0: the logits [llm_vocab]; n_layers >= 0: that row after so
