@@ -312,7 +312,7 @@ pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens,
 // ---- Session
 
 void pcr_session_params_default(pcr_session_params * params) {
-    *params = {sizeof(*params), 0, 512, 1};
+    *params = {sizeof(*params), 0, 512, 1, 0};
 }
 
 pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params, pcr_session ** session) {
@@ -333,9 +333,9 @@ pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params,
             throw Error(PCR_ERROR_ARGUMENT,
                         format("threads is %d: 0 (all cores) to %d are possible", params->threads, GGML_MAX_N_THREADS));
         }
-        if (params->max_new_tokens < 1 || params->max_new_tokens > model->model->decoder.max_positions) {
-            throw Error(PCR_ERROR_ARGUMENT, format("max_new_tokens is %d: 1 to %d are possible with this model",
-                                                   params->max_new_tokens, model->model->decoder.max_positions));
+        if (params->max_new_tokens < 1) {
+            throw Error(PCR_ERROR_ARGUMENT,
+                        format("max_new_tokens is %d: at least 1 is needed", params->max_new_tokens));
         }
         if (params->sequences < 1 || params->sequences > 256) {
             throw Error(PCR_ERROR_ARGUMENT, format("sequences is %d: 1 to 256 are possible", params->sequences));
@@ -474,6 +474,23 @@ pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, con
             require(tokens[i] >= 0 && tokens[i] < d.vocab, "a token is outside the vocabulary");
         }
         s.decoder.step(sequences, tokens, count, logits);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** name, const double ** energies,
+                          int64_t * n_columns, int64_t * n_rows) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(index >= 0 && name && energies && n_columns && n_rows, "NULL, or a negative index");
+        require(s.importance != nullptr, "the session was made without params.importance");
+        if (static_cast<size_t>(index) >= s.importance->entries.size()) {
+            return PCR_END;
+        }
+        const pcr::Importance::Entry & entry = s.importance->entries[static_cast<size_t>(index)];
+        *name                                = entry.name.c_str();
+        *energies                            = entry.energies.data();
+        *n_columns                           = static_cast<int64_t>(entry.energies.size());
+        *n_rows                              = entry.rows;
         return PCR_OK;
     });
 }

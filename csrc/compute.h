@@ -48,6 +48,23 @@ private:
     ggml_context_ptr context;
 };
 
+// How much each column of a matrix matters: the energy of what it was multiplied with, over all runs. For quantising.
+class Importance {
+public:
+    struct Entry {
+        std::string         name;      // of the matrix, as in the file
+        std::vector<double> energies;  // sum of squares, per column
+        int64_t             rows = 0;  // that were multiplied
+    };
+    std::vector<Entry> entries;
+
+    // Adds the rows of the other factor of a multiplication that has just run.
+    void add(const ggml_tensor * product);
+
+    // True for multiplications with a matrix of the file.
+    static bool wants(const ggml_tensor * node);
+};
+
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {
 public:
@@ -71,7 +88,8 @@ private:
 // Memory for the graphs of one shape of work, kept from run to run and grown when a graph needs more.
 class Workspace {
 public:
-    Workspace(Compute & compute, size_t max_nodes);
+    // Collects into importance, unless null; its results stay the same, its speed does not.
+    Workspace(Compute & compute, size_t max_nodes, Importance * importance);
 
     // Gives the graph's tensors their places. What an earlier graph left in this workspace is lost.
     void place(Graph & graph);

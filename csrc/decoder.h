@@ -11,7 +11,7 @@ namespace pcr {
 class Decoder {
 public:
     // n_sequences caches of at least n_positions rows each; they grow when more is appended.
-    Decoder(const Model & model, Compute & compute, int32_t n_sequences);
+    Decoder(const Model & model, Compute & compute, int32_t n_sequences, Importance * importance);
 
     // Makes room for n_positions rows per sequence, so that no append below that reallocates. What is cached stays.
     // An Error(PCR_ERROR_AUDIO) beyond the model's positions.

@@ -8,7 +8,7 @@ namespace pcr {
 
 class Encoder {
 public:
-    Encoder(const Model & model, Compute & compute);
+    Encoder(const Model & model, Compute & compute, Importance * importance);
 
     // Rows of one attention window: n_frames frames [n_frames][n_mels], normalized, at most window_frames() of them.
     // n_layers < 0: everything, rows of output_dim; otherwise the rows after so many layers, of d_model.

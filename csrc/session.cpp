@@ -44,7 +44,9 @@ pcr_token most_probable(const std::vector<float> & logits) {
     const auto best = std::max_element(logits.begin(), logits.end(),
                                        [](float a, float b) { return a < b || (std::isnan(a) && !std::isnan(b)); });
     if (!std::isfinite(*best)) {
-        throw Error(PCR_ERROR_INTERNAL, "the model's logits are not finite: the file's weights are damaged");
+        throw Error(PCR_ERROR_INTERNAL,
+                    "the model's logits are not finite: the file's weights are damaged, or its f16 matrices overflow; "
+                    "try a bf16, q8_0 or f32 file of the same model");
     }
     double sum = 0.0;
     for (const float logit : logits) {
@@ -56,8 +58,9 @@ pcr_token most_probable(const std::vector<float> & logits) {
 Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
       compute(model_.device, params.threads > 0 ? params.threads : usable_cores()),
-      decoder(model_, compute, params.sequences),
-      encoder(model_, compute),
+      importance(params.importance ? std::make_unique<Importance>() : nullptr),
+      decoder(model_, compute, params.sequences, importance.get()),
+      encoder(model_, compute, importance.get()),
       max_new_tokens(params.max_new_tokens) {}
 
 void Session::feed(const float * samples_, int64_t n_samples) {

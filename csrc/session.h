@@ -28,7 +28,8 @@ private:
     Compute compute;
 
 public:
-    Decoder decoder;
+    const std::unique_ptr<Importance> importance;  // what was collected, or none
+    Decoder                           decoder;
 
 private:
     enum class State { listening, heard, decoding, complete, failed };

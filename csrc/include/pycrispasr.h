@@ -162,6 +162,7 @@ typedef struct pcr_session_params {
     int32_t threads;          /* 0: the number of physical cores that this process may use       */
     int32_t max_new_tokens;   /* the text is cut there, with pcr_result.truncated set. Default 512 */
     int32_t sequences;        /* KV caches for pcr_decode() and pcr_decode_step(). Default 1     */
+    int32_t importance;       /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
 } pcr_session_params;
 
 PCR_API void pcr_session_params_default(pcr_session_params * params);
@@ -246,6 +247,12 @@ PCR_API pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequen
 
 /* Bytes of a row of so many values; 0 for a type that is not known or a length that its blocks do not divide. */
 PCR_API size_t pcr_row_bytes(const char * type, int64_t row_length);
+
+/* What a session made with params.importance has collected about the index-th matrix that was multiplied with: its name,
+ * the energy of each input column (the sum of its squares over n_rows rows), which sessions add up over all their audio.
+ * PCR_END past the last. The pointers hold until the session's next call. */
+PCR_API pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** name, const double ** energies,
+                                  int64_t * n_columns, int64_t * n_rows);
 
 /* Converts a matrix [n_rows][row_length] of one type to another, on so many threads (0: all cores). importance, unless
  * NULL, weighs the columns [row_length] when rounding. On failure the reason is in message (cut to capacity). */

@@ -115,6 +115,44 @@ def int32(name: str, value: int) -> int:
     return value
 
 
+def row_bytes(kind: str, row_length: int) -> int:
+    """Bytes of a row of so many values in one of ggml's types; 0 where its blocks do not divide the row."""
+    _, lib = library()
+    return int(lib.pcr_row_bytes(kind.encode(), row_length))
+
+
+def convert_rows(
+    source: npt.NDArray[Any], from_type: str, to_type: str, row_length: int, importance: _Floats | None = None
+) -> npt.NDArray[np.uint8]:
+    """A matrix in another of ggml's types, computed on all cores.
+
+    Args:
+        source: Its rows in `from_type`; any shape and item type, contiguous.
+        from_type: ggml's name of the type: "f32", "f16", "bf16", "q8_0", "q4_k", ...
+        to_type: The same.
+        row_length: Values in a row.
+        importance: Weights of the columns when rounding, `[row_length]`, or None.
+
+    Returns:
+        The rows in `to_type`: bytes, `[rows, row_bytes]`.
+
+    Raises:
+        UnsupportedModelError: A type is not known, or its blocks do not divide the row.
+    """
+    ffi, lib = library()
+    from_bytes, to_bytes = row_bytes(from_type, row_length), row_bytes(to_type, row_length)
+    rows = source.nbytes // from_bytes if from_bytes else 1
+    target = np.empty((rows, to_bytes), np.uint8)
+    weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", np.ascontiguousarray(importance, np.float32))
+    message = ffi.new("char[512]")
+    status = lib.pcr_convert_rows(
+        from_type.encode(), ffi.from_buffer(np.ascontiguousarray(source)), to_type.encode(),
+        ffi.from_buffer(target) if target.size else message, rows, row_length, weights, 0, message, len(message),
+    )  # fmt: skip
+    _check(status, _text(ffi, message))
+    return target
+
+
 class NativeModel:
     """A `pcr_model`. Any thread may use it.
 
@@ -192,9 +230,18 @@ class NativeSession:
         threads: 0 for the default.
         max_new_tokens: Where the text is cut.
         sequences: KV caches for `decode` and `decode_step`.
+        importance: Collect what `importance` gives.
     """
 
-    def __init__(self, model: NativeModel, *, threads: int = 0, max_new_tokens: int = 512, sequences: int = 1) -> None:
+    def __init__(
+        self,
+        model: NativeModel,
+        *,
+        threads: int = 0,
+        max_new_tokens: int = 512,
+        sequences: int = 1,
+        importance: bool = False,
+    ) -> None:
         ffi, lib = self._ffi, self._lib = library()
         self._model = model
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
@@ -202,6 +249,7 @@ class NativeSession:
         params.threads = int32("threads", threads)
         params.max_new_tokens = int32("max_new_tokens", max_new_tokens)
         params.sequences = int32("sequences", sequences)
+        params.importance = importance
         status = lib.pcr_session_new(model.pointer, params, out)
         drain_log()
         self._pointer = out[0]
@@ -294,6 +342,20 @@ class NativeSession:
         where, what = self._ffi.new("int32_t[]", sequences), self._ffi.new("int32_t[]", tokens)
         self._check(self._lib.pcr_decode_step(self._pointer, where, what, len(tokens), self._output(out), out.size))
         return out
+
+    def importance(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
+        """For each matrix multiplied so far: the energy of its input columns `[columns]`, and how many rows gave it."""
+        ffi = self._ffi
+        name, energies = ffi.new("const char **"), ffi.new("const double **")
+        columns, rows = ffi.new("int64_t *"), ffi.new("int64_t *")
+        found: dict[str, tuple[npt.NDArray[np.float64], int]] = {}
+        while True:
+            status = self._lib.pcr_importance(self._pointer, len(found), name, energies, columns, rows)
+            self._check(status)
+            if status == self._lib.PCR_END:
+                return found
+            values = np.frombuffer(ffi.buffer(energies[0], columns[0] * 8), np.float64).copy()
+            found[_text(ffi, name[0])] = values, int(rows[0])
 
     def _input(self, array: _Floats) -> Any:
         return self._ffi.from_buffer("float[]", np.ascontiguousarray(array, dtype=np.float32))
