@@ -1,23 +1,14 @@
-"""What several test files use: small random models, and sounds."""
+"""What several test files use: a small random model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from generate_model import generate
 
 from pycrispasr import Model
-
-
-def make_sound(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise whose loudness changes like that of words: float32 `[n]` at 16 kHz."""
-    rng = np.random.default_rng(seed)
-    n = round(seconds * 16000)
-    loudness = np.repeat(rng.uniform(0.05, 1, n // 1600 + 1), 1600)[:n]
-    return (0.1 * loudness * rng.standard_normal(n)).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

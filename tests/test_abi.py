@@ -12,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 
 from pycrispasr import Device, InstallationError, Model, ModelInfo, _native
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 HEADER = (Path(__file__).parent.parent / "csrc" / "include" / "pycrispasr.h").read_text(encoding="utf-8")
 
@@ -40,7 +40,7 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
     with nano.session() as session:
         native = session._native
         assert native is not None
-        native.feed(make_sound(1))
+        native.feed(make_tones(1))
         native.end()
         stamps = {
             "pcr_model_params": lib.pcr_model_params_default,

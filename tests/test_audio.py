@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pycrispasr import AudioError, AudioNotFoundError, audio
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_channels_are_averaged_and_not_added() -> None:
 
 
 def test_one_channel_in_two_dimensions_and_strided_arrays_are_read() -> None:
-    sound = make_sound(0.5)
+    sound = make_tones(0.5)
     np.testing.assert_array_equal(audio.load(sound[:, None], sample_rate=16000), sound)
     np.testing.assert_array_equal(audio.load(np.repeat(sound, 2)[::2], sample_rate=16000), sound)
 
@@ -107,7 +107,7 @@ def test_a_file_at_any_rate_is_converted(tmp_path: Path, rate: int) -> None:
 
 def test_path_bytes_and_file_objects_give_the_same_samples(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
-    soundfile.write(path, make_sound(0.5), 16000)
+    soundfile.write(path, make_tones(0.5), 16000)
     wanted = audio.load(path)
     content = path.read_bytes()
 
@@ -126,7 +126,7 @@ def test_path_bytes_and_file_objects_give_the_same_samples(tmp_path: Path) -> No
 
 def test_file_names_may_hold_any_character(tmp_path: Path) -> None:
     path = tmp_path / "Ünïcode 语音 'quoted'.wav"
-    soundfile.write(path, make_sound(0.1), 16000)
+    soundfile.write(path, make_tones(0.1), 16000)
     assert len(audio.load(path)) == 1600
 
 
@@ -139,7 +139,7 @@ def test_a_file_s_own_rate_may_be_confirmed_but_not_contradicted(tmp_path: Path)
 
 
 def test_blocks_of_any_length_give_what_the_whole_gives() -> None:
-    sound = make_sound(3)
+    sound = make_tones(3)
     whole = audio.load(sound, sample_rate=44100)
     for block in (1, 1000, 4097):
         sound_in_use = sound[:5000] if block == 1 else sound
@@ -234,7 +234,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_file_cut_anywhere_is_read_or_refused(tmp_path: Path) -> None:
     for suffix in ("wav", "flac", "ogg", "mp3"):
         path = tmp_path / f"sound.{suffix}"
-        soundfile.write(path, make_sound(1), 16000)
+        soundfile.write(path, make_tones(1), 16000)
         content = path.read_bytes()
         for end in range(0, len(content), len(content) // 17):
             try:
@@ -259,12 +259,12 @@ def test_a_text_file_object_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_object_with_its_own_type_is_a_path(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", make_sound(0.1), 16000)
+    soundfile.write(tmp_path / "a.wav", make_tones(0.1), 16000)
     assert len(audio.load(pathlib.PurePath(tmp_path, "a.wav"))) == 1600
 
 
 def test_reading_leaves_the_caller_s_array_alone() -> None:
-    sound = make_sound(0.1)
+    sound = make_tones(0.1)
     before = sound.copy()
     audio.load(sound, sample_rate=16000)
     np.testing.assert_array_equal(sound, before)
@@ -293,7 +293,7 @@ def test_chunks_cover_all_samples_once_and_none_is_too_long_or_too_short(
 
 @pytest.mark.parametrize("pause", [20.5, 24, 29.3])
 def test_a_long_recording_is_cut_in_its_pause(pause: float) -> None:
-    samples = make_sound(45)
+    samples = make_tones(45)
     middle = round(pause * 16000)
     samples[middle - 4000 : middle + 4000] *= 0.01
     (_, cut), (start, _) = audio.plan_chunks(samples)
@@ -302,7 +302,7 @@ def test_a_long_recording_is_cut_in_its_pause(pause: float) -> None:
 
 
 def test_the_longest_clip_that_is_one_chunk_has_thirty_seconds() -> None:
-    assert audio.plan_chunks(make_sound(30)) == [(0, 480000)]
-    chunks = audio.plan_chunks(make_sound(30 + 1 / 16000))
+    assert audio.plan_chunks(make_tones(30)) == [(0, 480000)]
+    chunks = audio.plan_chunks(make_tones(30 + 1 / 16000))
     assert len(chunks) == 2
     assert chunks[1][1] - chunks[1][0] >= 16000

@@ -17,7 +17,7 @@ import pycrispasr
 from pycrispasr import Model, cli
 from pycrispasr.result import Token
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 COMMAND = (sys.executable, "-m", "pycrispasr")
 
@@ -34,7 +34,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("sounds")
     paths = [folder / "one.wav", folder / "two words.flac", folder / "three.wav"]
     for seed, path in enumerate(paths):
-        soundfile.write(path, make_sound(0.6, seed), 16000)
+        soundfile.write(path, make_tones(0.6, seed), 16000)
     return paths
 
 
@@ -161,8 +161,8 @@ def test_info_prints_metadata_sizes_types_and_memory(nano_path: Path) -> None:
     content = json.loads(done.stdout)
     assert content["metadata"]["general.architecture"] == "moss_transcribe"
     assert content["sizes"]["llm_hidden"] == content["metadata"]["moss_transcribe.llm.hidden_size"] == 64
-    assert sum(group["bytes"] for group in content["tensors"]) <= nano_path.stat().st_size
-    assert sum(group["parameters"] for group in content["tensors"]) >= content["sizes"]["parameters"]
+    assert sum(group["bytes"] for group in content["types"]) <= nano_path.stat().st_size
+    assert sum(group["parameters"] for group in content["types"]) >= content["sizes"]["parameters"]
     assert content["memory"]["weights"] == content["sizes"]["weight_bytes"]
 
 
@@ -181,7 +181,7 @@ def test_verbose_tells_times_on_stderr_only(nano: Model, nano_path: Path, sounds
 
 def test_a_reader_that_leaves_ends_the_command_quietly(nano_path: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.wav"
-    soundfile.write(long, np.tile(make_sound(10), 12), 16000)
+    soundfile.write(long, np.tile(make_tones(10), 12), 16000)
     with subprocess.Popen(
         [*COMMAND, "transcribe", "-m", nano_path, "--threads", "1", long],
         stdout=subprocess.PIPE,

@@ -14,8 +14,8 @@ from gguf import GGUFReader
 import pycrispasr
 from pycrispasr import Model, ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError
 
-from .conftest import make_sound
 from .gguf_edit import PREFIX, patch, rewrite, tensor
+from .sounds import make_tones
 
 Edit = Callable[[Path, Path], Path]
 
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_refused_by_what_is_wrong(damage: str, nano_path: Path
 def test_a_rewritten_sound_file_still_loads(nano_path: Path, tmp_path: Path) -> None:
     """So that the tests above fail for the damage, not for the copy."""
     with Model(rewrite(nano_path, tmp_path / "copy.gguf"), threads=1) as copy, Model(nano_path, threads=1) as original:
-        sound = make_sound(1)
+        sound = make_tones(1)
         wanted = original.transcribe(sound, sample_rate=16000, max_new_tokens=10)
         assert copy.transcribe(sound, sample_rate=16000, max_new_tokens=10).segments == wanted.segments
 
@@ -165,7 +165,7 @@ def test_random_damage_never_ends_the_process(nano_path: Path, tmp_path: Path) -
     header = int(GGUFReader(nano_path).data_offset)
     rng = np.random.default_rng(1)
     path = tmp_path / "random.gguf"
-    sound = make_sound(0.3)
+    sound = make_tones(0.3)
     for _ in range(300):
         damaged = bytearray(content)
         for place in rng.integers(0, header, rng.integers(1, 4)):
@@ -183,7 +183,7 @@ def test_weights_that_are_not_finite_are_told(nano_path: Path, tmp_path: Path) -
         nano_path, tmp_path / "nan.gguf"
     )
     with Model(nans, threads=1) as model, pytest.raises(PycrispasrError, match="finite"):
-        model.transcribe(make_sound(0.5), sample_rate=16000)
+        model.transcribe(make_tones(0.5), sample_rate=16000)
 
 
 @pytest.mark.parametrize(

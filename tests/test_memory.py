@@ -12,7 +12,7 @@ import psutil
 
 from pycrispasr import Model, ModelFormatError
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 MIB = 1 << 20
 
@@ -31,7 +31,7 @@ def growth(work: Callable[[], None], cycles: int) -> int:
 
 
 def test_200_times_open_transcribe_and_close_keep_memory_level(nano_path: Path) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
 
     def work() -> None:
         with Model(nano_path, threads=1) as model:
@@ -43,7 +43,7 @@ def test_200_times_open_transcribe_and_close_keep_memory_level(nano_path: Path) 
 
 
 def test_200_sessions_streams_and_errors_keep_memory_level(nano: Model) -> None:
-    sound = make_sound(2)
+    sound = make_tones(2)
 
     def work() -> None:
         next(nano.stream(sound, sample_rate=44100, max_new_tokens=5))
@@ -72,7 +72,7 @@ def test_files_that_fail_to_open_keep_memory_level(nano_path: Path, tmp_path: Pa
 
 
 def test_one_session_used_again_keeps_memory_level(nano: Model) -> None:
-    sounds = [make_sound(seconds) for seconds in (0.5, 3, 1)]
+    sounds = [make_tones(seconds) for seconds in (0.5, 3, 1)]
     with nano.session(max_new_tokens=5) as session:
 
         def work() -> None:

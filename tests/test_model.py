@@ -11,15 +11,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 import pycrispasr
-from pycrispasr import ClosedError, Model, UsageError
+from pycrispasr import ClosedError, Model, UsageError, _native
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 def test_a_transcript_s_parts_agree_with_each_other(nano: Model) -> None:
-    transcript = nano.transcribe(make_sound(2.5), sample_rate=16000, max_new_tokens=20)
+    transcript = nano.transcribe(make_tones(2.5), sample_rate=16000, max_new_tokens=20)
     (segment,) = transcript.segments
     assert transcript.duration == 2.5
     assert (segment.start, segment.end) == (0, 2.5)
@@ -45,7 +46,7 @@ def test_a_transcript_s_parts_agree_with_each_other(nano: Model) -> None:
 
 
 def test_timings_tell_every_stage_and_add_up(nano: Model) -> None:
-    transcript = nano.transcribe(make_sound(2), sample_rate=16000, max_new_tokens=20)
+    transcript = nano.transcribe(make_tones(2), sample_rate=16000, max_new_tokens=20)
     timings = transcript.timings
     stages = [timings.log_mel, timings.encoder, timings.adapter, timings.prefill, timings.decode]
     assert all(seconds > 0 for seconds in stages)
@@ -54,7 +55,7 @@ def test_timings_tell_every_stage_and_add_up(nano: Model) -> None:
 
 
 def test_every_form_of_the_same_audio_gives_the_same_transcript(nano: Model, tmp_path: Path) -> None:
-    sound = (make_sound(1.5) * 32767).astype(np.int16)
+    sound = (make_tones(1.5) * 32767).astype(np.int16)
     path = tmp_path / "sound.wav"
     soundfile.write(path, sound, 16000)
     wanted = nano.transcribe(sound, sample_rate=16000, max_new_tokens=10).segments
@@ -65,7 +66,7 @@ def test_every_form_of_the_same_audio_gives_the_same_transcript(nano: Model, tmp
 
 
 def test_a_long_recording_becomes_one_segment_for_each_stretch(nano: Model) -> None:
-    sound = make_sound(61)
+    sound = make_tones(61)
     transcript = nano.transcribe(sound, sample_rate=16000, max_new_tokens=5)
     segments = transcript.segments
     assert len(segments) == 3
@@ -82,7 +83,7 @@ def test_a_long_recording_becomes_one_segment_for_each_stretch(nano: Model) -> N
 def test_progress_tells_seconds_done_after_every_stretch(nano: Model) -> None:
     seen: list[tuple[float, float]] = []
     transcript = nano.transcribe(
-        make_sound(40), sample_rate=16000, max_new_tokens=2, progress=lambda *now: seen.append(now)
+        make_tones(40), sample_rate=16000, max_new_tokens=2, progress=lambda *now: seen.append(now)
     )
     assert seen == [(0, 40), *[(segment.end, 40) for segment in transcript.segments]]
 
@@ -92,11 +93,11 @@ def test_an_exception_in_progress_stops_and_reaches_the_caller(nano: Model) -> N
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        nano.transcribe(make_sound(1), sample_rate=16000, progress=fail)
+        nano.transcribe(make_tones(1), sample_rate=16000, progress=fail)
 
 
 def test_a_transcript_becomes_json_and_cannot_be_changed(nano: Model) -> None:
-    transcript = nano.transcribe(make_sound(1), sample_rate=16000, max_new_tokens=3)
+    transcript = nano.transcribe(make_tones(1), sample_rate=16000, max_new_tokens=3)
     content = json.loads(json.dumps(transcript.to_dict()))
     assert content["text"] == transcript.text
     assert content["segments"][0]["tokens"][0]["id"] == transcript.segments[0].tokens[0].id
@@ -106,7 +107,7 @@ def test_a_transcript_becomes_json_and_cannot_be_changed(nano: Model) -> None:
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.99, 1, 1.01, 8.01])
 def test_short_clips_of_any_length_are_transcribed(nano: Model, seconds: float) -> None:
-    transcript = nano.transcribe(make_sound(seconds), sample_rate=16000, max_new_tokens=3)
+    transcript = nano.transcribe(make_tones(seconds), sample_rate=16000, max_new_tokens=3)
     assert len(transcript.segments) == 1
 
 
@@ -121,17 +122,17 @@ def test_silence_is_transcribed_without_complaint(nano: Model) -> None:
 
 def test_unknown_options_are_type_errors(nano: Model, nano_path: Path) -> None:
     with pytest.raises(TypeError, match="beam_size"):
-        nano.transcribe(make_sound(1), sample_rate=16000, beam_size=5)  # type: ignore[call-arg]
+        nano.transcribe(make_tones(1), sample_rate=16000, beam_size=5)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="compute_type"):
         Model(nano_path, compute_type="int8")  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        nano.transcribe(make_sound(1), 16000)  # type: ignore[misc]
+        nano.transcribe(make_tones(1), 16000)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**31, 10**30])
 def test_limits_out_of_range_are_refused_by_value(nano: Model, nano_path: Path, value: int) -> None:
     with pytest.raises(UsageError, match=rf"max_new_tokens.*{value}"):
-        nano.transcribe(make_sound(1), sample_rate=16000, max_new_tokens=value)
+        nano.transcribe(make_tones(1), sample_rate=16000, max_new_tokens=value)
     with pytest.raises(UsageError, match=rf"threads.*{value}"):
         Model(nano_path, threads=value)
     with pytest.raises(TypeError, match="threads"):
@@ -144,8 +145,8 @@ def test_a_closed_model_says_so(nano_path: Path) -> None:
     assert model.closed
     model.close()
     for use in (
-        lambda: model.transcribe(make_sound(1), sample_rate=16000),
-        lambda: model.stream(make_sound(1), sample_rate=16000),
+        lambda: model.transcribe(make_tones(1), sample_rate=16000),
+        lambda: model.stream(make_tones(1), sample_rate=16000),
         lambda: model.session(),
         lambda: model.tokenize("hello"),
     ):
@@ -156,7 +157,7 @@ def test_a_closed_model_says_so(nano_path: Path) -> None:
 
 
 def test_a_session_outlives_its_model(nano_path: Path, nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     model = Model(nano_path, threads=1)
     session = model.session(max_new_tokens=5)
     model.close()
@@ -193,7 +194,7 @@ def test_devices_name_the_cpu() -> None:
 
 
 def test_one_call_opens_transcribes_and_closes(nano: Model, nano_path: Path) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     transcript = pycrispasr.transcribe(sound, model=nano_path, sample_rate=16000, max_new_tokens=4, threads=1)
     assert transcript.segments == nano.transcribe(sound, sample_rate=16000, max_new_tokens=4).segments
 
@@ -225,10 +226,34 @@ def test_the_package_writes_nothing_on_its_own(nano_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_library_s_messages_go_to_logging(nano_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="pycrispasr"), Model(nano_path, threads=1) as model:
-        model.transcribe(make_sound(0.5), sample_rate=16000, max_new_tokens=2)
-    assert all(record.name == "pycrispasr" for record in caplog.records)
+def test_the_library_s_messages_go_to_logging(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ffi, lib = _native.library()
+    waiting = [
+        (lib.PCR_LOG_DEBUG, b"1"),
+        (lib.PCR_LOG_WARNING, "zwei %s é".encode()),
+        (lib.PCR_LOG_ERROR, b"x" * 5000),
+    ]
+
+    class Library:
+        PCR_OK = lib.PCR_OK
+
+        @staticmethod
+        def pcr_take_log(level: Any, text: Any, capacity: int) -> int:
+            if not waiting:
+                return int(lib.PCR_END)
+            level[0], message = waiting.pop(0)
+            ffi.memmove(text, message[: capacity - 1] + b"\0", min(len(message), capacity - 1) + 1)
+            return int(lib.PCR_OK)
+
+    monkeypatch.setattr(_native, "library", lambda: (ffi, Library))
+    with caplog.at_level(logging.DEBUG, logger="pycrispasr"):
+        _native.drain_log()
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("pycrispasr", level) for level in ("DEBUG", "WARNING", "ERROR")
+    ]
+    assert [record.getMessage()[:9] for record in caplog.records] == ["1", "zwei %s é", "xxxxxxxxx"]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +264,9 @@ def test_the_library_s_messages_go_to_logging(nano_path: Path, caplog: pytest.Lo
         "stream = model.stream(sound, sample_rate=16000); next(stream)",
         "def work():\n"
         "    while True:\n"
-        "        model.transcribe(sound, sample_rate=16000, max_new_tokens=50)\n"
-        "threading.Thread(target=work, daemon=True).start()\n"
+        "        model.transcribe(sound, sample_rate=16000, max_new_tokens=1)\n"
+        "for _ in range(4):\n"
+        "    threading.Thread(target=work, daemon=True).start()\n"
         "time.sleep(0.5)",
         "a = [model]; a.append(a)",
     ],
@@ -248,7 +274,7 @@ def test_the_library_s_messages_go_to_logging(nano_path: Path, caplog: pytest.Lo
 def test_a_process_may_end_with_everything_open(nano_path: Path, ending: str) -> None:
     done = run_python(
         "import sys, threading, time, numpy, pycrispasr\n"
-        "model = pycrispasr.Model(sys.argv[1], threads=1)\n"
+        "model = pycrispasr.Model(sys.argv[1], threads=2)\n"
         "sound = numpy.random.default_rng(0).uniform(-0.1, 0.1, 480000)\n" + ending,
         nano_path,
     )

@@ -12,13 +12,13 @@ import pytest
 
 from pycrispasr import AudioError, BusyError, CancelledError, ClosedError, Model, Session, UsageError
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 8000])
 @pytest.mark.parametrize("block", [160, 1000, 16001])
 def test_feeding_in_parts_gives_what_feeding_at_once_gives(nano: Model, rate: int, block: int) -> None:
-    sound = make_sound(2)
+    sound = make_tones(2)
     wanted = nano.transcribe(sound, sample_rate=rate, max_new_tokens=8)
     with nano.session(max_new_tokens=8) as session:
         for start in range(0, len(sound), block):
@@ -29,7 +29,7 @@ def test_feeding_in_parts_gives_what_feeding_at_once_gives(nano: Model, rate: in
 
 
 def test_the_caller_may_fill_one_array_again_and_again(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     buffer = np.empty(1600, np.float32)
     with nano.session(max_new_tokens=5) as session:
         for start in range(0, len(sound), 1600):
@@ -40,7 +40,7 @@ def test_the_caller_may_fill_one_array_again_and_again(nano: Model) -> None:
 
 
 def test_any_type_and_stereo_can_be_fed(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     integers = (sound * 32768).astype(np.int16)
     wanted = nano.transcribe(integers, sample_rate=16000, max_new_tokens=5).segments
     for form in (integers, np.stack([integers, integers], axis=1), integers / 32768):
@@ -50,7 +50,7 @@ def test_any_type_and_stereo_can_be_fed(nano: Model) -> None:
 
 
 def test_feeding_no_samples_changes_nothing(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     with nano.session(max_new_tokens=5) as session:
         session.feed(np.zeros(0, np.float32))
         session.feed(sound)
@@ -59,7 +59,7 @@ def test_feeding_no_samples_changes_nothing(nano: Model) -> None:
 
 
 def test_a_bad_block_is_refused_and_the_others_stand(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     with nano.session(max_new_tokens=5) as session:
         session.feed(sound[:8000])
         for bad, rate in ((np.full(100, np.nan), 16000), (np.zeros(100, np.uint8), 16000), (sound, 8000), (sound, 0)):
@@ -73,7 +73,7 @@ def test_a_refused_first_block_does_not_fix_the_rate(nano: Model) -> None:
     with nano.session(max_new_tokens=2) as session:
         with pytest.raises(AudioError):
             session.feed(np.full(100, np.nan), sample_rate=8000)
-        session.feed(make_sound(1), sample_rate=48000)
+        session.feed(make_tones(1), sample_rate=48000)
         session.finish()
 
 
@@ -94,12 +94,12 @@ def test_too_little_audio_is_refused_every_time(nano: Model) -> None:
             with pytest.raises(AudioError, match="150 samples"):
                 session.finish()
         session.reset()
-        session.feed(make_sound(0.2))
+        session.feed(make_tones(0.2))
         session.finish()
 
 
 def test_tokens_can_be_left_and_finish_goes_on(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     wanted = nano.transcribe(sound, sample_rate=16000, max_new_tokens=12)
     with nano.session(max_new_tokens=12) as session:
         session.feed(sound)
@@ -112,7 +112,7 @@ def test_tokens_can_be_left_and_finish_goes_on(nano: Model) -> None:
 
 
 def test_after_the_end_nothing_can_be_fed_until_reset(nano: Model) -> None:
-    sound = make_sound(1)
+    sound = make_tones(1)
     with nano.session(max_new_tokens=5) as session:
         session.feed(sound)
         first = session.finish()
@@ -127,7 +127,7 @@ def test_after_the_end_nothing_can_be_fed_until_reset(nano: Model) -> None:
 
 
 def test_a_cancelled_transcription_gives_what_was_done(nano: Model) -> None:
-    sound = make_sound(40)
+    sound = make_tones(40)
     with nano.session(max_new_tokens=100) as session:
         session.feed(sound)
         tokens = session.tokens()
@@ -151,7 +151,7 @@ def test_a_cancelled_transcription_gives_what_was_done(nano: Model) -> None:
 
 def test_cancelling_from_another_thread_stops_a_running_call_soon(nano_path: object) -> None:
     with Model(nano_path, threads=1) as model, model.session(max_new_tokens=4000) as session:  # type: ignore[arg-type]
-        session.feed(make_sound(600))
+        session.feed(make_tones(600))
         timer = threading.Timer(0.3, session.cancel)
         timer.start()
         with pytest.raises(CancelledError):
@@ -164,7 +164,7 @@ def test_cancelling_from_another_thread_stops_a_running_call_soon(nano_path: obj
 
 def test_a_cancellation_between_two_stretches_is_not_lost(nano: Model) -> None:
     with nano.session(max_new_tokens=1) as session:
-        session.feed(make_sound(61))
+        session.feed(make_tones(61))
         with pytest.raises(CancelledError) as caught:
             session.finish(progress=lambda done, total: session.cancel() if done else None)
         assert [segment.status for segment in caught.value.partial.segments] == ["truncated"]
@@ -174,15 +174,15 @@ def test_cancelling_before_anything_was_fed_holds_until_reset(nano: Model) -> No
     with nano.session(max_new_tokens=2) as session:
         session.cancel()
         with pytest.raises(CancelledError) as caught:
-            session.feed(make_sound(1))
+            session.feed(make_tones(1))
         assert caught.value.partial.text == ""
         session.reset()
-        session.feed(make_sound(1))
+        session.feed(make_tones(1))
         session.finish()
 
 
 def test_a_second_thread_is_told_and_changes_nothing(nano: Model) -> None:
-    sound = make_sound(20)
+    sound = make_tones(20)
     wanted = nano.transcribe(sound, sample_rate=16000, max_new_tokens=300)
     inside = threading.Event()
     results: list[object] = []
@@ -209,7 +209,7 @@ def test_the_library_itself_refuses_a_second_thread(nano: Model) -> None:
     session = nano.session(max_new_tokens=4000)
     native = session._native
     assert native is not None
-    native.feed(make_sound(30))
+    native.feed(make_tones(30))
     native.end()
     seen: set[str] = set()
     stop = threading.Event()
@@ -237,7 +237,7 @@ def test_a_closed_session_says_so(nano: Model) -> None:
     session.close()
     session.close()
     session.cancel()
-    for use in (session.finish, session.reset, lambda: session.feed(make_sound(1)), lambda: next(iter(session))):
+    for use in (session.finish, session.reset, lambda: session.feed(make_tones(1)), lambda: next(iter(session))):
         with pytest.raises(ClosedError, match="closed"):
             use()
     assert session.closed
@@ -246,7 +246,7 @@ def test_a_closed_session_says_so(nano: Model) -> None:
 
 def test_closing_stops_the_call_of_another_thread(nano: Model) -> None:
     session = nano.session(max_new_tokens=4000)
-    session.feed(make_sound(600))
+    session.feed(make_tones(600))
     inside = threading.Event()
     caught: list[BaseException] = []
 
@@ -266,7 +266,7 @@ def test_closing_stops_the_call_of_another_thread(nano: Model) -> None:
 
 
 def test_sessions_of_one_model_do_not_disturb_each_other(nano: Model) -> None:
-    sounds = [make_sound(2, seed) for seed in range(4)]
+    sounds = [make_tones(2, seed) for seed in range(4)]
     wanted = [nano.transcribe(sound, sample_rate=16000, max_new_tokens=30).segments for sound in sounds]
     got: dict[int, object] = {}
 
@@ -301,7 +301,7 @@ def test_python_runs_while_the_library_works(nano: Model) -> None:
         done.set()
 
     with nano.session(max_new_tokens=200) as session:
-        session.feed(make_sound(60))
+        session.feed(make_tones(60))
         thread = threading.Thread(target=work, args=(session,))
         thread.start()
         while not done.wait(0.001):

@@ -9,18 +9,18 @@ import pytest
 from pycrispasr import AudioError, Model, UsageError
 from pycrispasr.session import _Chunk, _separator
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 
 def test_a_stream_gives_the_transcript_s_tokens(nano: Model) -> None:
-    sound = make_sound(40)
+    sound = make_tones(40)
     transcript = nano.transcribe(sound, sample_rate=16000, max_new_tokens=20)
     tokens = list(nano.stream(sound, sample_rate=16000, max_new_tokens=20))
     assert tokens == [token for segment in transcript.segments for token in segment.tokens]
 
 
 def test_the_first_token_comes_before_the_second_is_decoded(nano: Model) -> None:
-    stream = nano.stream(make_sound(1), sample_rate=16000, max_new_tokens=50)
+    stream = nano.stream(make_tones(1), sample_rate=16000, max_new_tokens=50)
     next(stream)
     session = inspect.getgeneratorlocals(stream)["session"]
     assert session._native.result()["n_tokens"] == 1
@@ -28,19 +28,19 @@ def test_the_first_token_comes_before_the_second_is_decoded(nano: Model) -> None
 
 def test_wrong_arguments_are_told_at_the_call(nano: Model) -> None:
     with pytest.raises(AudioError):
-        nano.stream(make_sound(1))
+        nano.stream(make_tones(1))
     with pytest.raises(UsageError):
-        nano.stream(make_sound(1), sample_rate=16000, max_new_tokens=0)
+        nano.stream(make_tones(1), sample_rate=16000, max_new_tokens=0)
 
 
 def test_leaving_a_stream_frees_its_session(nano: Model) -> None:
-    stream = nano.stream(make_sound(1), sample_rate=16000)
+    stream = nano.stream(make_tones(1), sample_rate=16000)
     next(stream)
     session = inspect.getgeneratorlocals(stream)["session"]
     stream.close()
     assert session.closed
 
-    stream = nano.stream(make_sound(1), sample_rate=16000)
+    stream = nano.stream(make_tones(1), sample_rate=16000)
     for _ in stream:
         break
     session = inspect.getgeneratorlocals(stream)["session"]
@@ -49,7 +49,7 @@ def test_leaving_a_stream_frees_its_session(nano: Model) -> None:
 
 
 def test_a_stream_may_never_be_started(nano: Model) -> None:
-    nano.stream(make_sound(1), sample_rate=16000).close()
+    nano.stream(make_tones(1), sample_rate=16000).close()
 
 
 def test_a_character_is_given_with_the_token_that_completes_it() -> None:

@@ -8,14 +8,14 @@ from generate_model import generate
 
 from pycrispasr import Model
 
-from .conftest import make_sound
+from .sounds import make_tones
 
 
 def test_transcripts_are_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
     for kind in ("f32", "q4_k"):
         path = tmp_path / f"{kind}.gguf"
         generate(path, preset="small", type=kind, all_matrices=True, seed=3)
-        sound = make_sound(1.5)
+        sound = make_tones(1.5)
         results = []
         for threads in (1, 2, 3, 4):
             with Model(path, threads=threads) as model:

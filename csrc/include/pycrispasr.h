@@ -14,6 +14,7 @@
  *              one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes nothing.
  *              pcr_session_cancel() is the exception: it may be called from any thread, at any time until
  *              pcr_session_free().
+ *              PCR_ERROR_BUSY leaves no message: pcr_session_error() is then the other thread's.
  *   Memory     Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
  *              PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
  *   Structs    The first member of a params struct is its size, set by its *_default() function. A struct of another
