@@ -1,0 +1,89 @@
+"""`diff` finds where two ways to compute a model differ, and only there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from generate_model import generate
+
+from pycrispasr import _crispasr, diff
+
+from . import gguf_edit
+from .sounds import make_tones
+
+needs_crispasr = pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("diff") / "model.gguf"
+    generate(path, preset="small", type="f32", seed=1)
+    return path
+
+
+def names_that_differ(stages: list[diff.Stage]) -> list[str]:
+    return [stage.name for stage in stages if not stage.passed]
+
+
+def test_a_file_does_not_differ_from_itself(model: Path) -> None:
+    stages = diff.diff(model, make_tones(2), model, sample_rate=16000, tolerance=0)
+    assert names_that_differ(stages) == []
+    assert [stage.name for stage in stages] == [
+        "log-mel",
+        "encoder layer 0",
+        "encoder",
+        "adapter",
+        "prompt embeddings",
+        "decoder layer 0",
+        "decoder layer 1",
+        "decoder layer 2",
+        "first logits",
+        "first token",
+        "whole transcript",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "stages"),
+    [
+        ("enc.proj2.weight", ["encoder"]),
+        ("adapter.down.weight", ["adapter"]),
+        ("llm.blk.1.ffn.down.weight", ["decoder layer 1", "decoder layer 2", "first logits"]),
+    ],
+)
+def test_a_changed_matrix_shows_in_its_own_stage(model: Path, tmp_path: Path, tensor: str, stages: list[str]) -> None:
+    changed = np.random.default_rng(0).permutation(gguf_edit.tensor(model, tensor))
+    other = gguf_edit.rewrite(model, tmp_path / "other.gguf", tensors={tensor: changed})
+    found = names_that_differ(diff.diff(other, make_tones(2), model, sample_rate=16000))
+    assert [name for name in found if name not in ("first token", "whole transcript")] == stages
+
+
+@needs_crispasr
+@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 3), ("q4_k", 3)])
+def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    generate(path, preset="vocab", type=kind, seed=seed)
+    stages = diff.diff(path, make_tones(9, seed=91), "crispasr", sample_rate=16000, max_new_tokens=20)
+    assert len(stages) >= 6
+    assert names_that_differ(stages) == []
+
+
+def test_the_command_fails_where_a_stage_differs_and_draws_it(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "tones.wav", make_tones(2), 16000)
+    other = tmp_path / "other.gguf"
+    generate(other, preset="small", type="f32", seed=2)
+    command = [sys.executable, "-m", "pycrispasr", "diff", str(model), str(tmp_path / "tones.wav"), "--against"]
+    same = subprocess.run([*command, str(model)], capture_output=True, text=True, check=False)
+    assert (same.returncode, same.stderr) == (0, "")
+    assert "DIFFERS" not in same.stdout
+    picture = tmp_path / "rows.png"
+    differs = subprocess.run([*command, str(other), "--plot", str(picture)], capture_output=True, text=True, check=False)
+    assert (differs.returncode, differs.stderr) == (1, "")
+    assert "DIFFERS" in differs.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
