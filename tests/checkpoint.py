@@ -15,7 +15,7 @@ NAMES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_mode
 
 def write_checkpoint(folder: Path, model: Path, n_shards: int = 2) -> None:
     """Writes the checkpoint of a model file whose matrices are BF16, its weights in BF16 in so many shards."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     values, tensors = gguf_file.load(model)
     metadata = {key.removeprefix(PREFIX): value.content for key, value in values.items()}
     write_json(folder / "config.json", config(metadata))

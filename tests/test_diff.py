@@ -13,6 +13,7 @@ from generate_model import generate
 from pycrispasr import _crispasr, diff
 
 from . import gguf_edit
+from .checkpoint import write_checkpoint
 from .sounds import make_tones
 
 needs_crispasr = pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
@@ -72,6 +73,20 @@ def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Pat
     assert names_that_differ(stages) == []
 
 
+@pytest.mark.reference
+def test_every_stage_passes_against_pytorch(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    path = tmp_path / "model.gguf"
+    generate(path, preset="small", type="bf16", all_matrices=True, seed=3)
+    write_checkpoint(tmp_path / "checkpoint", path)
+    stages = diff.diff(
+        path, make_tones(9), "reference", checkpoint=tmp_path / "checkpoint", sample_rate=16000, max_new_tokens=1
+    )
+    assert len(stages) == 11
+    assert names_that_differ(stages) == []
+
+
 def test_the_command_fails_where_a_stage_differs_and_draws_it(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     soundfile = pytest.importorskip("soundfile")
@@ -83,7 +98,8 @@ def test_the_command_fails_where_a_stage_differs_and_draws_it(model: Path, tmp_p
     assert (same.returncode, same.stderr) == (0, "")
     assert "DIFFERS" not in same.stdout
     picture = tmp_path / "rows.png"
-    differs = subprocess.run([*command, str(other), "--plot", str(picture)], capture_output=True, text=True, check=False)
+    command += [str(other), "--plot", str(picture)]
+    differs = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (differs.returncode, differs.stderr) == (1, "")
     assert "DIFFERS" in differs.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -35,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_thirty_seconds_take_at_most_500_MB_above_the_file(path: Path) -> None:
+def test_thirty_seconds_take_at_most_500_megabytes_above_the_file(path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", SCRIPT, path], capture_output=True, text=True, check=True)
     found = json.loads(run.stdout)
     print(found)

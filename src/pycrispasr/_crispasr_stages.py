@@ -1,7 +1,7 @@
 """MOSS-Transcribe in libcrispasr, stage by stage: a second opinion on every number.
 
-Its functions `moss_transcribe_*` give the stages of clips of one second and more; shorter ones it pads to a second. They
-write to stderr when a model is loaded.
+Its functions `moss_transcribe_*` give the stages of clips of one second and more; shorter ones it pads to a
+second. They write to stderr when a model is loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ void *moss_transcribe_init_from_file(const char *path, params params);
 void moss_transcribe_free(void *context);
 float *moss_transcribe_compute_mel(void *context, const float *samples, int n, int *n_mels, int *frames);
 float *moss_transcribe_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
-float *moss_transcribe_run_adapter(void *context, const float *rows, int n, int columns, int *out_rows, int *out_columns);
+float *moss_transcribe_run_adapter(void *context, const float *rows, int n, int columns, int *count, int *width);
 int moss_transcribe_build_prompt(void *context, int n_audio, int *ids, int capacity);
 float *moss_transcribe_embed_tokens(void *context, const int *ids, int n);
 bool moss_transcribe_kv_init(void *context, int rows);
@@ -42,7 +42,7 @@ void free(void *pointer);
 
 @functools.cache
 def _library() -> tuple[Any, Any, Any]:
-    """cffi's `ffi`, the library, and the C library that frees what it gives."""
+    """The `ffi` of cffi, the library, and the C library that frees what it gives."""
     import cffi
 
     path = _crispasr.find()
@@ -95,9 +95,7 @@ class Stages:
         """Encoder rows `[rows, encoder_output]` of a log-mel `[frames, n_mels]`."""
         rows, columns = self._ints(2)
         frames, n_mels = mel.shape
-        data = self._lib.moss_transcribe_run_encoder(
-            self._context, self._floats(mel.T), n_mels, frames, rows, columns
-        )
+        data = self._lib.moss_transcribe_run_encoder(self._context, self._floats(mel.T), n_mels, frames, rows, columns)
         return self._take(data, rows[0], columns[0])
 
     def adapt(self, rows: Samples) -> Samples:
@@ -125,9 +123,7 @@ class Stages:
     def logits(self, rows: Samples, n_past: int) -> Samples:
         """Logits `[llm_vocab]` after rows `[rows, llm_hidden]` behind `n_past` of the sequence."""
         count, vocab = self._ints(2)
-        data = self._lib.moss_transcribe_run_llm_kv(
-            self._context, self._floats(rows), len(rows), n_past, count, vocab
-        )
+        data = self._lib.moss_transcribe_run_llm_kv(self._context, self._floats(rows), len(rows), n_past, count, vocab)
         last: Samples = self._take(data, count[0], vocab[0])[-1]
         return last
 
@@ -152,7 +148,6 @@ class Stages:
         """A matrix that the library allocated, as an array of ours."""
         if not data:
             raise UnsupportedModelError("a stage of libcrispasr failed, and it does not say why")
-        values = np.frombuffer(self._ffi.buffer(data, 4 * rows * columns), np.float32).reshape(rows, columns).copy()
+        values: Samples = np.frombuffer(self._ffi.buffer(data, 4 * rows * columns), np.float32).copy()
         self._c.free(data)
-        return values
-
+        return values.reshape(rows, columns)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pycrispasr import _native
+from pycrispasr import _native, hub
 from pycrispasr.convert import read_safetensors
 from pycrispasr.diff import Chain, Floats, place_rows, shown_layers
 from pycrispasr.errors import InstallationError, ModelFormatError, UsageError
@@ -36,7 +36,7 @@ def chain(path: Path, checkpoint: str | os.PathLike[str] | None, samples: Floats
     if checkpoint is None:
         raise UsageError("the reference is computed from the original checkpoint: name it, e.g. --checkpoint FOLDER")
     torch = _import_torch()
-    folder = Path(checkpoint)
+    folder = hub.checkpoint(checkpoint)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arrays = read_safetensors(folder)  # mapped, not read
     with torch.inference_mode():
