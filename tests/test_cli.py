@@ -17,6 +17,7 @@ import pycrispasr
 from pycrispasr import Model, cli
 from pycrispasr.result import Token
 
+from . import gguf_edit
 from .sounds import make_tones
 
 COMMAND = (sys.executable, "-m", "pycrispasr")
@@ -138,7 +139,7 @@ def test_wrong_usage_exits_with_2_and_tells_on_stderr(arguments: tuple[str, ...]
 def test_help_names_every_command_and_option() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("transcribe", "info", "devices", "convert"):
+    for command in ("transcribe", "info", "devices", "convert", "quantize", "imatrix"):
         assert command in done.stdout
     done = run("transcribe", "--help")
     for option in ("--model", "--format", "--device", "--threads", "--max-new-tokens"):
@@ -164,6 +165,29 @@ def test_info_prints_metadata_sizes_types_and_memory(nano_path: Path) -> None:
     assert sum(group["bytes"] for group in content["types"]) <= nano_path.stat().st_size
     assert sum(group["parameters"] for group in content["types"]) >= content["sizes"]["parameters"]
     assert content["memory"]["weights"] == content["sizes"]["weight_bytes"]
+    assert 0 < content["memory"]["buffers"] < 20e6
+    assert len(content["tensors"]) == sum(group["count"] for group in content["types"])
+    assert content["checked"] == {"tensors": True, "finite": None}
+
+
+def test_info_lists_tensors_and_reads_all_of_them_when_asked(nano_path: Path, tmp_path: Path) -> None:
+    done = run("info", "--tensors", "--check", nano_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "llm.blk.1.ffn.down.weight        F32      (64, 160)                    40,960\n" in done.stdout
+    assert done.stdout.endswith("all values are finite\n")
+
+    matrix = gguf_edit.tensor(nano_path, "enc.proj1.weight")
+    matrix[5, 6] = np.nan
+    damaged = gguf_edit.rewrite(nano_path, tmp_path / "damaged.gguf", tensors={"enc.proj1.weight": matrix})
+    assert run("info", damaged).returncode == 0
+    done = run("info", "--check", damaged)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'enc.proj1.weight' of" in done.stderr
+    assert "not a finite number" in done.stderr
+    lacking = gguf_edit.rewrite(nano_path, tmp_path / "lacking.gguf", tensors={"enc.proj1.bias": None})
+    done = run("info", lacking)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'enc.proj1.bias'" in done.stderr
 
 
 def test_devices_are_listed() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -370,6 +371,24 @@ def _cut_short(folder: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
 
 
+def _cut_header(folder: Path) -> None:
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:100])
+
+
+def _twice_the_same_shard(folder: Path) -> None:
+    first, second = (folder / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    second.write_bytes(first.read_bytes())
+
+
+def _not_finite(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    weights = random_weights()
+    weights["model.language_model.norm.weight"][3] = np.nan
+    write_safetensors(folder / "model.safetensors", weights)
+
+
 def _no_weights(folder: Path) -> None:
     for path in folder.glob("model*"):
         path.unlink()
@@ -404,6 +423,9 @@ def _config(section: str | None = None, **changes: object):
         (_without_tensor, ModelFormatError, r"no tensor 'model.audio_model.ln_post.bias'"),
         (_in_float64, ModelFormatError, r"no tensor 'model.audio_model.conv2d1.weight' in F32, F16 or BF16"),
         (_cut_short, ModelFormatError, r"model-00002-of-00002.safetensors' is no complete safetensors file"),
+        (_cut_header, ModelFormatError, r"model-00001-of-00002.safetensors' is no complete safetensors file"),
+        (_twice_the_same_shard, ModelFormatError, r"no tensor 'model.*the checkpoint is incomplete"),
+        (_not_finite, ModelFormatError, r"'llm.final_norm.weight' has a value that is not a finite number"),
         (_too_large_for_f16, ModelFormatError, r"'enc.proj1.weight' has the value 131072.*bf16 or f32"),
         (_remove("tokenizer.json"), ModelFormatError, r"no tokenizer: download its tokenizer.json"),
         (lambda folder: write_tokenizer(folder, 100), ModelFormatError, r"364 tokens but .* vocab_size 300"),
@@ -423,13 +445,38 @@ def test_no_folder(tmp_path: Path) -> None:
         convert(tmp_path / "nowhere", tmp_path / "out.gguf")
 
 
+def test_a_repository_is_fetched_from_the_hub(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repo, allow_patterns))
+        if repo == "org/missing":
+            raise ConnectionError("no such repository")
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    convert("org/some-model", tmp_path / "a.gguf")
+    convert(checkpoint, tmp_path / "b.gguf", name="some-model")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    ((repo, patterns),) = asked
+    assert repo == "org/some-model"
+    files = ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert all(any(Path(file).match(pattern) for pattern in patterns) for file in [*files, "vocab.json", "merges.txt"])
+    assert not any(Path(file).match(pattern) for pattern in patterns for file in ("README.md", "pytorch_model.bin"))
+    with pytest.raises(ModelNotFoundError, match=r"org/missing is not in the cache and cannot be fetched"):
+        convert("org/missing", tmp_path / "c.gguf")
+    assert not (tmp_path / "c.gguf").exists()
+
+
 def test_unknown_type(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'q9_9': choose one of f32, f16, bf16, q8_0"):
         convert(checkpoint, tmp_path / "out.gguf", type="q9_9")
 
 
 def test_no_place_to_write(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(PycrispasrError, match=r"Cannot write .*nowhere.*writable folder"):
+    with pytest.raises(PycrispasrError, match=r"nowhere.*cannot be written.*writable folder"):
         convert(checkpoint, tmp_path / "nowhere" / "out.gguf")
 
 

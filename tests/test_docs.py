@@ -39,9 +39,21 @@ def test_every_command_of_the_readme_exists() -> None:
     commands = re.findall(
         r"pycrispasr (\w+)", "\n".join(re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
     )
-    assert {"transcribe", "info", "devices", "convert"} == set(commands)
+    assert {"transcribe", "info", "devices", "convert", "quantize"} == set(commands)
     for command in set(commands):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_every_command_and_option_of_the_page_on_models_exists() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:\$ )?pycrispasr (\w+)(.*)$", page, re.MULTILINE)
+    assert {"convert", "quantize", "imatrix", "info"} <= {command for command, _ in lines}
+    for command, rest in lines:
+        shown = CliRunner().invoke(app, [command, "--help"])
+        assert shown.exit_code == 0
+        assert set(re.findall(r" (--?[a-z][\w-]*)", rest.partition("#")[0])) <= set(
+            re.findall(r"--?[a-z][\w-]*", shown.stdout)
+        )
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -24,8 +24,8 @@ import gguf
 import numpy as np
 
 from pycrispasr.convert import (
+    TYPES,
     Metadata,
-    Tensor,
     from_array,
     mel_filters,
     mel_window,
@@ -33,6 +33,7 @@ from pycrispasr.convert import (
     tensor_type,
     write_gguf,
 )
+from pycrispasr.gguf_file import Tensor
 
 _NANO: Metadata = {
     "enc.num_mel_bins": 128,
@@ -102,7 +103,6 @@ PRESETS: dict[str, Metadata] = {
         "llm.tied_embeddings": True,
     },
 }
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 # Standard deviations of the values that a matrix makes of values of deviation 1; 1 where nothing is said.
 _GAINS = {
@@ -230,11 +230,11 @@ class _Weights:
         self._rng = rng
         self._largest = largest
         self._tile = rng.standard_normal(min(_TILE, largest), np.float32)
-        self._block_tiles: dict[gguf.GGMLQuantizationType, np.ndarray] = {}
+        self._block_tiles: dict[str, np.ndarray] = {}
 
-    def tensor(self, name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> Tensor:
+    def tensor(self, name: str, shape: tuple[int, ...], kind: str) -> Tensor:
         mean, deviation = _distribution(name, shape)
-        if kind.name in _SCALE_OFFSETS:
+        if kind in _SCALE_OFFSETS:
             return self._quantised(name, shape, kind, deviation)
         if prod(shape) <= len(self._tile):
             values = mean + deviation * self._rng.standard_normal(shape, np.float32)
@@ -250,17 +250,15 @@ class _Weights:
 
         return Tensor(name, shape, kind, blocks)
 
-    def _quantised(
-        self, name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, deviation: float
-    ) -> Tensor:
-        block_size = gguf.GGML_QUANT_SIZES[kind][0]
+    def _quantised(self, name: str, shape: tuple[int, ...], kind: str, deviation: float) -> Tensor:
+        block_size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
         if kind not in self._block_tiles:
             self._block_tiles[kind] = _random_blocks(self._rng, kind, min(_BLOCK_TILE, self._largest // block_size + 1))
         tile, first = self._block_tiles[kind], int(self._rng.integers(len(self._block_tiles[kind])))
 
         def blocks() -> Iterator[np.ndarray]:
             scaled = tile.copy()
-            for offset in _SCALE_OFFSETS[kind.name]:
+            for offset in _SCALE_OFFSETS[kind]:
                 _scale(scaled, offset)[:] *= deviation
             yield from _cut(scaled, first, prod(shape) // block_size)
 
@@ -285,18 +283,19 @@ def _distribution(name: str, shape: Sequence[int]) -> tuple[float, float]:
     return 0, gain * prod(shape[1:]) ** -0.5
 
 
-def _random_blocks(rng: np.random.Generator, kind: gguf.GGMLQuantizationType, count: int) -> np.ndarray:
+def _random_blocks(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
     """Random blocks, bytes `[count, block's bytes]`, whose values have mean 0 and standard deviation 1."""
-    blocks = rng.integers(0, 256, (count, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
-    if kind == gguf.GGMLQuantizationType.Q8_0:
+    ggml_type = gguf.GGMLQuantizationType[kind]
+    blocks = rng.integers(0, 256, (count, gguf.GGML_QUANT_SIZES[ggml_type][1]), np.uint8)
+    if kind == "Q8_0":
         blocks[blocks == 0x80] = 0x81  # a quantiser never writes -128
-    offsets = _SCALE_OFFSETS[kind.name]
+    offsets = _SCALE_OFFSETS[kind]
     sample = blocks[:1024].copy()
 
     def values(*scales: float) -> np.ndarray:
         for offset, scale in zip(offsets, scales, strict=True):
             _scale(sample, offset)[:] = scale
-        return gguf.dequantize(sample, kind)
+        return gguf.dequantize(sample, ggml_type)
 
     # Values are linear in the factors: choose the second for mean 0, then both for deviation 1. Half the blocks are
     # negated, for types that have no second factor.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         PycrispasrError,
         UnsupportedModelError,
+        UnsupportedOperationError,
         UsageError,
     )
     from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
@@ -60,6 +61,7 @@ __all__ = [
     "Token",
     "Transcript",
     "UnsupportedModelError",
+    "UnsupportedOperationError",
     "UsageError",
     "__version__",
     "audio",

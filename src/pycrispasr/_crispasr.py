@@ -196,8 +196,8 @@ class CrispasrModel:
             if kind is None:
                 raise ModelFormatError(f"{str(path)!r} is no model file that CrispASR's library can read")
             raise UnsupportedModelError(
-                f"{str(path)!r} holds a model of architecture {kind!r}, which CrispASR's library cannot load: it "
-                "does not know this architecture, or lacks a file that belongs to the model, or the file is damaged"
+                f"CrispASR's library cannot load {str(path)!r}, a model of architecture {kind!r}: it does not know "
+                "this architecture, or lacks a file that belongs to the model, or the file is damaged"
             )
         weakref.finalize(self, lib.crispasr_session_close, self._pointer).atexit = False
         self.backend = _text(ffi, lib.crispasr_session_backend(self._pointer))

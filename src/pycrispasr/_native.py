@@ -143,7 +143,9 @@ def convert_rows(
     from_bytes, to_bytes = row_bytes(from_type, row_length), row_bytes(to_type, row_length)
     rows = source.nbytes // from_bytes if from_bytes else 1
     target = np.empty((rows, to_bytes), np.uint8)
-    weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", np.ascontiguousarray(importance, np.float32))
+    weights = (
+        ffi.NULL if importance is None else ffi.from_buffer("float[]", np.ascontiguousarray(importance, np.float32))
+    )
     message = ffi.new("char[512]")
     status = lib.pcr_convert_rows(
         from_type.encode(), ffi.from_buffer(np.ascontiguousarray(source)), to_type.encode(),

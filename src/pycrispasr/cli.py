@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import io
 import json
 import logging
+import signal
 import sys
-from collections.abc import Iterable
-from typing import Annotated, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from pycrispasr import __version__, _native, audio, formats, gguf_file, hub
 from pycrispasr.errors import PycrispasrError
-from pycrispasr.model import Model
+from pycrispasr.model import Model, ModelInfo
 from pycrispasr.model import devices as list_devices
 from pycrispasr.result import Token
 
@@ -35,8 +38,20 @@ class Format(str, enum.Enum):
     json = "json"
 
 
+class Runtime(str, enum.Enum):
+    """What computes."""
+
+    auto = "auto"
+    pycrispasr = "pycrispasr"
+    crispasr = "crispasr"
+
+
 Device = Annotated[str, typer.Option(help='"auto", or a name that `pycrispasr devices` lists.')]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Kind = Annotated[str, typer.Option("--type", help="f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, ...")]
+AllMatrices = Annotated[
+    bool, typer.Option("--all-matrices", help="Quantise every matrix, not only the decoder's attention and FFN.")
+]
 
 
 def main() -> None:
@@ -74,6 +89,9 @@ def transcribe(
         Format, typer.Option("--format", "-f", help="txt: a line for each file; json: an object for each file.")
     ] = Format.txt,
     device: Device = "auto",
+    runtime: Annotated[
+        Runtime, typer.Option("--runtime", "-r", help="crispasr: CrispASR's library, which runs other models too.")
+    ] = Runtime.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is done.")] = False,
@@ -82,7 +100,7 @@ def transcribe(
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     failed = False
-    with Model(model, device=device, threads=threads) as opened:
+    with Model(model, device=device, threads=threads, runtime=runtime.value) as opened:
         for file in files:
             try:
                 _transcribe(opened, file, output, max_new_tokens, verbose)
@@ -95,14 +113,19 @@ def transcribe(
 
 def _transcribe(model: Model, file: str, output: Format, max_new_tokens: int, verbose: bool) -> None:
     source: str | BinaryIO = sys.stdin.buffer if file == "-" else file
-    with model.session(max_new_tokens=max_new_tokens) as session:
-        session.feed(audio.load(source))
+    if model.runtime == "crispasr":
+        transcript = model.transcribe(source, max_new_tokens=max_new_tokens)
         if output == Format.txt:
-            try:
-                _print_tokens(session)
-            finally:
-                print(flush=True)
-        transcript = session.finish()
+            print(formats.to_txt(transcript), flush=True)
+    else:
+        with model.session(max_new_tokens=max_new_tokens) as session:
+            session.feed(audio.load(source))
+            if output == Format.txt:
+                try:
+                    _print_tokens(session)
+                finally:
+                    print(flush=True)
+            transcript = session.finish()
     if output == Format.json:
         print(formats.to_json(transcript, audio=file), flush=True)
     truncated = sum(segment.status == "truncated" for segment in transcript.segments)
@@ -129,36 +152,62 @@ def _print_tokens(tokens: Iterable[Token]) -> None:
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A model, as for `transcribe -m`.")],
+    each: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all weights, and fail if one is no finite number.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's metadata, sizes and types, and the memory that it needs."""
+    """Check a model's file; print its metadata, sizes and types, and the memory that it needs."""
     path = hub.resolve(model)
-    with Model(path) as opened:
+    with Model(path, runtime="pycrispasr") as opened:  # fails where a tensor is missing or of a wrong shape or type
         sizes = opened.info
     metadata, groups = gguf_file.read(path)
+    _, tensors = gguf_file.load(path)
+    if check:
+        with _bar(str(path)) as progress:
+            gguf_file.check(path, progress=progress)
     # 30 s of audio, the prompt's few tokens, and the default limit of new ones
     rows = audio.CHUNK_SECONDS * sizes.sample_rate / sizes.hop_length * sizes.chunk_rows / sizes.chunk_frames
     cache = round(rows + 16 + 512) * sizes.kv_bytes_per_token
+    buffers = _working_bytes(sizes, metadata, round(rows + 16))
     if as_json:
         content = {
             "path": str(path),
             "metadata": metadata,
             "sizes": dataclasses.asdict(sizes),
-            "tensors": [dataclasses.asdict(group) for group in groups],
-            "memory": {"weights": sizes.weight_bytes, "cache": cache},
+            "types": [dataclasses.asdict(group) for group in groups],
+            "tensors": [dataclasses.asdict(tensor) for tensor in tensors],
+            "memory": {"weights": sizes.weight_bytes, "cache": cache, "buffers": buffers},
+            "checked": {"tensors": True, "finite": check or None},
         }
         print(json.dumps(content, ensure_ascii=False, indent=2))
         return
     print(f"{path}: {_bytes(sizes.file_bytes)}, {sizes.parameters / 1e6:,.1f} M parameters\n")
     for key, value in metadata.items():
         print(f"{key:<48} {value}")
+    if each:
+        print(f"\n{'tensor':<32} {'type':<8} {'shape':<20} {'bytes':>14}")
+        for tensor in tensors:
+            print(f"{tensor.name:<32} {tensor.type:<8} {tensor.shape!s:<20} {tensor.bytes:>14,}")
     print(f"\n{'type':<8} {'tensors':>8} {'parameters':>16} {'size':>10}")
     for group in groups:
         print(f"{group.type:<8} {group.count:>8} {group.parameters:>16,} {_bytes(group.bytes):>10}")
     print(
         f"\nmemory: {_bytes(sizes.weight_bytes)} of weights, {_bytes(cache)} of cache for 30 s of audio and 512 tokens"
-        ", and working buffers"
+        f", about {_bytes(buffers)} of working buffers"
     )
+    print(f"checked: every tensor is there, in a fitting shape and type{', and all values are finite' * check}")
+
+
+def _working_bytes(sizes: ModelInfo, metadata: Mapping[str, Any], prompt_rows: int) -> int:
+    """About what a session needs besides weights and cache: mostly the convolutions of a window of audio."""
+    channels = metadata["moss_transcribe.enc.downsample_hidden_size"]
+    bins = sizes.chunk_frames * sizes.n_mels * sizes.window_rows // sizes.chunk_rows  # of the window's log-mel
+    first, second = channels * bins // 4, channels * bins // 16  # values that the first two convolutions make
+    patches = 9 * second  # what the second one is multiplied with, in F32 and rounded
+    prompt = 3 * prompt_rows * metadata["moss_transcribe.llm.intermediate_size"]
+    return int(4 * (first + second + patches + patches // 2 + prompt))
 
 
 @app.command()
@@ -175,20 +224,122 @@ def devices(as_json: AsJson = False) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A folder with a checkpoint in Hugging Face's layout.")],
-    out: Annotated[str, typer.Argument(help="The GGUF file to write.")],
-    kind: Annotated[str, typer.Option("--type", help="f32, f16, bf16 or q8_0.")] = "f16",
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A checkpoint: a folder, or a Hugging Face repository as org/name.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The GGUF file to write.")],
+    kind: Kind = "f16",
+    all_matrices: AllMatrices = False,
 ) -> None:
     """Write a checkpoint as a GGUF file."""
     from pycrispasr.convert import convert as write
 
-    def progress(done: int, total: int) -> None:
-        print(f"\r{_bytes(done)} of {_bytes(total)}", end="", file=sys.stderr, flush=True)
+    with _writing(out) as progress:
+        write(source, out, type=kind, all_matrices=all_matrices, progress=progress)
 
-    on_terminal = sys.stderr.isatty()
-    write(source, out, type=kind, progress=progress if on_terminal else None)
-    if on_terminal:
-        print(file=sys.stderr)
+
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A model, as for `transcribe -m`.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The GGUF file to write.")],
+    kind: Kind,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TYPE", help="A type of their own for the matrices in whose name REGEX is found."),
+    ] = None,
+    imatrix: Annotated[str | None, typer.Option(metavar="FILE", help="What `pycrispasr imatrix` wrote.")] = None,
+    all_matrices: AllMatrices = False,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Allow a second rounding of what is quantised already.")
+    ] = False,
+) -> None:
+    """Write a model with its matrices in another type."""
+    from pycrispasr.quantize import quantize as write
+
+    overrides = []
+    for text in tensor or ():
+        pattern, equals, override = text.rpartition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text!r} has no type: write it as REGEX=TYPE", param_hint="--tensor")
+        overrides.append((pattern, override))
+    path = hub.resolve(source)
+    with _writing(out) as progress:
+        write(
+            path, out, type=kind, overrides=overrides, importance=imatrix, all_matrices=all_matrices,
+            requantize=requantize, progress=progress,
+        )  # fmt: skip
+
+
+@app.command()
+def imatrix(
+    model: Annotated[str, typer.Argument(help="The model to be quantised, as for `transcribe -m`.")],
+    files: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Speech like that which it will hear.")],
+    out: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+) -> None:
+    """Measure on real audio which columns of a model's matrices matter most, for `quantize --imatrix`."""
+    from pycrispasr.imatrix import collect
+
+    with _writing(out) as progress:
+        collect(model, files, out, threads=threads, max_new_tokens=max_new_tokens, progress=progress)
+
+
+@contextlib.contextmanager
+def _writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
+    """Around the making of a file: what shows its progress, a bar on stderr or nothing where that is no terminal.
+
+    A signal to stop goes the way of an exception, so that no unfinished file stays.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="pycrispasr: %(message)s")
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with _bar(out) as progress:
+        yield progress
+    _tell(f"{out}: {_bytes(Path(out).stat().st_size)}")
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
+    """What shows (done, total) on stderr, or None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def diff(
+    model: Annotated[str, typer.Argument(help='A GGUF file, or a name such as "tiny".')],
+    recording: Annotated[str, typer.Argument(metavar="AUDIO", help="What to transcribe; 30 s of it at most.")],
+    against: Annotated[
+        str, typer.Option(help='"crispasr", "reference" (PyTorch on the original checkpoint), or another GGUF file.')
+    ],
+    checkpoint: Annotated[str | None, typer.Option(help='The checkpoint\'s folder, for "reference".')] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="What 1 - cosine of a row may be; by default by type.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where both transcripts are cut.")] = 100,
+    picture: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Draw every row too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every stage with another runtime or another file; exit status 1 when one differs too much."""
+    from pycrispasr import diff as compare
+
+    stages = compare.diff(
+        model, recording, against, checkpoint=checkpoint, tolerance=tolerance, max_new_tokens=max_new_tokens
+    )
+    print(json.dumps(compare.as_json(stages), indent=2) if as_json else compare.table(stages))
+    if picture:
+        compare.plot(stages, Path(picture))
+    if not all(stage.passed for stage in stages):
+        raise typer.Exit(1)
 
 
 def _bytes(count: int) -> str:

@@ -1,8 +1,9 @@
 """A Hugging Face checkpoint of MOSS-Transcribe becomes one GGUF file.
 
-`convert` reads `config.json`, the (sharded) safetensors and the tokenizer of a checkpoint folder. `write_gguf` writes
-the file; `tensor_shapes`, `tensor_type` and `mel_filters` say what belongs in it. Shapes are NumPy's: rows first, so
-GGUF, which counts from the fastest dimension, lists them the other way round.
+`convert` reads `config.json`, the (sharded) safetensors and the tokenizer of a checkpoint. `write_gguf` writes the
+file; `tensor_shapes`, `tensor_type` and `mel_filters` say what belongs in it, and `recoded` brings a matrix from one
+type to another. Shapes are NumPy's: rows first, so GGUF, which counts from the fastest dimension, lists them the other
+way round.
 
 Needs the package `gguf`: `pip install 'pycrispasr[convert]'`.
 """
@@ -10,35 +11,29 @@ Needs the package `gguf`: `pip install 'pycrispasr[convert]'`.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pycrispasr.errors import (
-    InstallationError,
-    ModelFormatError,
-    ModelNotFoundError,
-    PycrispasrError,
-    UnsupportedModelError,
-    UsageError,
-)
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
+from pycrispasr import _native, gguf_file, hub
+from pycrispasr.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError, UsageError
+from pycrispasr.gguf_file import Progress, Tensor, Value
 
 ARCHITECTURE = "moss_transcribe"
-TYPES = ("f32", "f16", "bf16", "q8_0")
+FLOAT_TYPES = ("f32", "f16", "bf16")
+TYPES = (*FLOAT_TYPES, "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0")
 N_FFT = 400
 SAMPLE_RATE = 16000
 
+_logger = logging.getLogger("pycrispasr")
+
 # The decoder's matrices, the only ones that a quantised file quantises unless it is told to quantise them all.
 _DECODER_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
-_VALUES_AT_A_TIME = 8 << 20  # values converted at once: 32 MiB of float32
 
 # Metadata key: (section of config.json, key there, the transformers library's default, which it leaves out of the file)
 _CONFIG_KEYS: dict[str, tuple[str, str, int | float | None]] = {
@@ -120,18 +115,9 @@ _SOURCE_PARTS = {  # part of a tensor's name in the GGUF file -> in the checkpoi
     },
 }
 
+_DTYPES = {"f": "F32", "e": "F16", "H": "BF16"}  # type of an array's items -> of its values
+
 Metadata = dict[str, int | float | bool]
-Progress = Callable[[int, int], None]  # (bytes written, bytes in all)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor to be written: `blocks()` yields its rows, already in `type`, in as many pieces as it likes."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GGMLQuantizationType
-    blocks: Callable[[], Iterable[np.ndarray]]
 
 
 def convert(
@@ -143,48 +129,72 @@ def convert(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write the checkpoint in folder `source` as the GGUF file `out`.
+    """Writes a checkpoint as a GGUF file, tensor by tensor.
 
-    `type` is one of `TYPES`. `q8_0` quantises the decoder's attention and FFN matrices and keeps the rest in F16;
-    `all_matrices` quantises every matrix. `name` is the file's `general.name`, the folder's name by default.
-    `progress(done, total)` is called with bytes after each piece. `out` appears only when it is complete.
+    Args:
+        source: The checkpoint's folder, or its repository on the Hugging Face hub, "org/name".
+        out: The file. It appears under this name when it is complete.
+        type: One of `TYPES`. A quantised type is for the decoder's attention and FFN matrices; the other matrices, and
+            those whose rows its blocks do not divide, are F16 then.
+        all_matrices: Quantise every matrix.
+        name: The file's "general.name"; by default the folder's or the repository's.
+        progress: Called with bytes, done and in all, after each piece.
+
+    Raises:
+        ModelNotFoundError: There is no such checkpoint, or a file of it is missing.
+        ModelFormatError: The checkpoint is incomplete or contradicts itself, or a value is too large for the type.
+        UnsupportedModelError: It is of another architecture.
+        InstallationError: The package `gguf` is missing.
+        UsageError: There is no such type.
+        PycrispasrError: `out` cannot be written.
     """
-    _import_gguf()
-    if type not in TYPES:
-        raise UsageError(f"Cannot convert to type {type!r}: choose one of {', '.join(TYPES)}.")
-    source = Path(source)
-    if not source.is_dir():
-        raise ModelNotFoundError(f"There is no folder {str(source)!r}: give the folder of a Hugging Face checkpoint.")
-    config = _read_json(source / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
-    tokens, merges = read_tokenizer(source)
+    gguf_file.import_gguf()
+    kind = known_type(type)
+    folder = hub.checkpoint(source)
+    config = _read_json(folder / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
+    tokens, merges = read_tokenizer(folder)
     metadata = read_metadata(config, tokens)
     vocab_size = int(metadata["llm.vocab_size"])
     if len(tokens) > vocab_size:
         raise ModelFormatError(
-            f"The tokenizer in {str(source)!r} has {len(tokens)} tokens but config.json has vocab_size {vocab_size}: "
-            "they belong to different models; take both from one checkpoint."
+            f"the tokenizer in {str(folder)!r} has {len(tokens)} tokens but config.json has vocab_size {vocab_size}: "
+            "they belong to different models; take both from one checkpoint"
         )
     tokens = tokens + [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
 
-    arrays = read_safetensors(source)
+    arrays = read_safetensors(folder)
+    shapes = tensor_shapes(metadata)
+    types = {each: tensor_type(each, shape, kind, all_matrices=all_matrices) for each, shape in shapes.items()}
+    tell_undivided(shapes, types, kind)
     tensors = []
-    for tensor_name, shape in tensor_shapes(metadata).items():
-        tensor_kind = tensor_type(tensor_name, shape, type, all_matrices=all_matrices)
+    for tensor_name, shape in shapes.items():
         if tensor_name == "audio.mel_filters":
-            tensors.append(from_array(tensor_name, mel_filters(shape[1]), tensor_kind))
+            values = mel_filters(shape[1])
         elif tensor_name == "audio.mel_window":
-            tensors.append(from_array(tensor_name, mel_window(), tensor_kind))
+            values = mel_window()
         else:
-            tensors.append(from_array(tensor_name, _find(arrays, tensor_name, shape, source), tensor_kind))
+            values = _find(arrays, tensor_name, shape, folder)
+        tensors.append(from_array(tensor_name, values, types[tensor_name]))
     write_gguf(
         out,
         metadata,
         tokens,
         merges,
         tensors,
-        name=name if name is not None else source.resolve().name,
+        name=name if name is not None else Path(source).resolve().name,
         progress=progress,
     )
+
+
+def known_type(name: str) -> str:
+    """A type's name, in lower case.
+
+    Raises:
+        UsageError: There is no such type.
+    """
+    if name.lower() not in TYPES:
+        raise UsageError(f"there is no type {name!r}: choose one of {', '.join(TYPES)}")
+    return name.lower()
 
 
 def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
@@ -249,23 +259,42 @@ def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple
     return shapes
 
 
-def tensor_type(name: str, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> GGMLQuantizationType:
-    """The type that a tensor has in a file of `file_type`: any name of a ggml type, in lower case.
+def tensor_type(name: str, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> str:
+    """The name of the type, e.g. "Q4_K", that a tensor has in a file of `file_type`.
 
     Vectors are F32. Where the type is quantised, so are the decoder's matrices (`all_matrices`: every matrix) whose
     rows are whole blocks; all the rest, convolutions among them, is F16.
     """
-    gguf = _import_gguf()
-    types = gguf.GGMLQuantizationType
-    kind: GGMLQuantizationType = types[file_type.upper()]
     if len(shape) == 1 or name.startswith("audio."):
-        kind = types.F32
-    elif kind not in (types.F32, types.F16, types.BF16):
+        return "F32"
+    if file_type not in FLOAT_TYPES:
         is_decoder = name.startswith("llm.blk.") and name.removesuffix(".weight").split(".", 3)[3] in _DECODER_MATRICES
-        whole_blocks = len(shape) == 2 and shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        whole_blocks = len(shape) == 2 and _native.row_bytes(file_type, shape[-1]) > 0
         if not (whole_blocks and (is_decoder or all_matrices)):
-            kind = types.F16
-    return kind
+            return "F16"
+    return file_type.upper()
+
+
+def tell_undivided(shapes: Mapping[str, Sequence[int]], types: Mapping[str, str], file_type: str) -> None:
+    """Logs how many of the decoder's matrices are not of the file's type because of the length of their rows."""
+    block = block_length(file_type)
+    lengths = [
+        shapes[name][-1]
+        for name, kind in types.items()
+        if kind == "F16"
+        and shapes[name][-1] % block
+        and tensor_type(name, (*shapes[name][:-1], block), file_type) == file_type.upper()
+    ]
+    if lengths:
+        _logger.warning(
+            "%d matrices of the decoder stay F16: their rows, of %s values, are no multiple of %d",
+            len(lengths), " or ".join(map(str, sorted(set(lengths)))), block,
+        )  # fmt: skip
+
+
+def block_length(kind: str) -> int:
+    """Values in a block of a type."""
+    return next(length for length in (1, 32, 256) if _native.row_bytes(kind, length))
 
 
 def mel_filters(n_mels: int) -> np.ndarray:
@@ -290,26 +319,53 @@ def mel_window() -> np.ndarray:
     return window.astype(np.float32)
 
 
-def from_array(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> Tensor:
-    """A tensor whose rows are converted to `kind` a piece at a time. A `uint16` array holds the bits of bfloat16."""
-    gguf = _import_gguf()
+def from_array(name: str, values: npt.NDArray[Any], kind: str) -> Tensor:
+    """A tensor whose rows are converted to `kind`. A `uint16` array holds the bits of bfloat16."""
+    return recoded(name, values.shape, values.reshape(-1, values.shape[-1]), _DTYPES[values.dtype.char], kind)
 
-    def blocks() -> Iterator[np.ndarray]:
-        rows = values.reshape(-1, values.shape[-1])
-        step = max(1, _VALUES_AT_A_TIME // rows.shape[1])
-        for start in range(0, len(rows), step):
-            piece = rows[start : start + step]
-            if piece.dtype == np.uint16:
-                floats = (piece.astype(np.uint32) << 16).view(np.float32)
-            else:
-                floats = piece.astype(np.float32)
-            if kind == gguf.GGMLQuantizationType.F16 and (largest := np.abs(floats).max()) > np.finfo(np.float16).max:
+
+def recoded(
+    name: str,
+    shape: tuple[int, ...],
+    rows: npt.NDArray[Any],
+    from_type: str,
+    to_type: str,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> Tensor:
+    """A tensor whose rows are converted from one type to another, a piece at a time, on all cores.
+
+    Args:
+        name: Its name in the file.
+        shape: Its shape in the file.
+        rows: Its rows in `from_type`, `[rows, ...]`. Where they are mapped from a file, they are read without the map,
+            so that they do not stay in memory.
+        from_type: The name of a type, e.g. "BF16".
+        to_type: The same.
+        importance: Weights of the columns when rounding.
+
+    Returns:
+        A tensor whose `blocks` raise a ModelFormatError where a value is not finite, or too large for F16.
+    """
+
+    def blocks() -> Iterator[npt.NDArray[Any]]:
+        for piece in gguf_file.pieces(rows, shape[-1]):
+            if not gguf_file.is_finite(piece, from_type, shape[-1]):
                 raise ModelFormatError(
-                    f"Tensor {name!r} has the value {largest:g}, too large for F16: convert to bf16 or f32."
+                    f"tensor {name!r} has a value that is not a finite number: its file is damaged; fetch or make it "
+                    "again"
                 )
-            yield gguf.quantize(floats, kind)
+            if to_type == from_type:
+                yield piece
+                continue
+            converted = _native.convert_rows(piece, from_type, to_type, shape[-1], importance)
+            if to_type.lower() in FLOAT_TYPES and not gguf_file.is_finite(converted, to_type, shape[-1]):
+                largest = np.abs(_native.convert_rows(piece, from_type, "F32", shape[-1]).view(np.float32)).max()
+                raise ModelFormatError(
+                    f"tensor {name!r} has the value {largest:g}, too large for {to_type}: make it bf16 or f32"
+                )
+            yield converted
 
-    return Tensor(name, tuple(values.shape), kind, blocks)
+    return Tensor(name, shape, to_type, blocks)
 
 
 def write_gguf(
@@ -322,51 +378,21 @@ def write_gguf(
     name: str,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model file. It is made under another name beside `path` and renamed when it is complete.
+    """Writes a model file: see `gguf_file.write`.
 
     `metadata` has the hyperparameters and special ids without their common prefix; bool, int and float become the
     GGUF types bool, u32 and f32.
     """
-    gguf = _import_gguf()
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    total = sum(_n_bytes(tensor) for tensor in tensors)
-    try:
-        writer = gguf.GGUFWriter(part, ARCHITECTURE)
-        writer.add_string("general.name", name)
-        for key, value in metadata.items():
-            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}[value.__class__]
-            add(f"{ARCHITECTURE}.{key}", value)
-        writer.add_string("tokenizer.ggml.model", "gpt2")
-        writer.add_array("tokenizer.ggml.tokens", tokens)
-        writer.add_array("tokenizer.ggml.merges", merges)
-        for tensor in tensors:
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), _n_bytes(tensor), tensor.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        # The data go out piece by piece; GGUFWriter would take whole tensors only.
-        done = 0
-        with part.open("ab") as file:
-            for tensor in tensors:
-                file.write(bytes(-file.tell() % writer.data_alignment))
-                before = done
-                for block in tensor.blocks():
-                    file.write(np.ascontiguousarray(block).data)
-                    done += block.nbytes
-                    if progress is not None:
-                        progress(done, total)
-                if done - before != _n_bytes(tensor):
-                    raise ValueError(f"{tensor.name}: {done - before} bytes for {_n_bytes(tensor)}")
-            file.write(bytes(-file.tell() % writer.data_alignment))
-        part.replace(path)
-    except OSError as error:
-        raise PycrispasrError(
-            f"Cannot write {str(path)!r} ({error.strerror or error}): give a path in a writable folder with space left."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    kinds = {bool: gguf_file.BOOL, int: gguf_file.U32, float: gguf_file.F32}
+    values = {
+        "general.architecture": Value(gguf_file.STRING, ARCHITECTURE),
+        "general.name": Value(gguf_file.STRING, name),
+        **{f"{ARCHITECTURE}.{key}": Value(kinds[value.__class__], value) for key, value in metadata.items()},
+        "tokenizer.ggml.model": Value(gguf_file.STRING, "gpt2"),
+        "tokenizer.ggml.tokens": Value(gguf_file.ARRAY, list(tokens), gguf_file.STRING),
+        "tokenizer.ggml.merges": Value(gguf_file.ARRAY, list(merges), gguf_file.STRING),
+    }
+    gguf_file.write(path, values, tensors, progress=progress)
 
 
 def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
@@ -375,22 +401,22 @@ def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
     if architecture != ARCHITECTURE:
         raise UnsupportedModelError(
             f"config.json has model_type {architecture!r}: only checkpoints of MOSS-Transcribe ({ARCHITECTURE!r}) can "
-            "be converted."
+            "be converted"
         )
     sections: dict[str, Mapping[str, Any]] = {"": config}
     for section in ("audio_config", "language_config"):
         if not isinstance(config.get(section), Mapping):
-            raise ModelFormatError(f"config.json has no {section!r}: take it from the model's own repository.")
+            raise ModelFormatError(f"config.json has no {section!r}: take it from the model's own repository")
         sections[section] = config[section]
     for section, key, assumed in _ASSUMED:
         if sections[section].get(key, assumed) != assumed:
             raise UnsupportedModelError(
-                f"config.json has {section}.{key} = {sections[section][key]!r}: only {assumed!r} is supported."
+                f"config.json has {section}.{key} = {sections[section][key]!r}: only {assumed!r} is supported"
             )
     rope = sections["language_config"].get("rope_parameters") or sections["language_config"].get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UnsupportedModelError(
-            f"config.json has the RoPE type {rope.get('rope_type', rope.get('type'))!r}: only 'default' is supported."
+            f"config.json has the RoPE type {rope.get('rope_type', rope.get('type'))!r}: only 'default' is supported"
         )
 
     metadata: Metadata = {}
@@ -403,7 +429,7 @@ def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
         if not isinstance(value, int | float) or isinstance(value, bool):
             where = f"{section}.{key}".removeprefix(".")
             raise ModelFormatError(
-                f"config.json has {where} = {value!r}, not a number: take it from the model's repository."
+                f"config.json has {where} = {value!r}, not a number: take it from the model's repository"
             )
         metadata[name] = float(value) if name in _FLOAT_KEYS else int(value)
     tied = sections["language_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", True))
@@ -424,7 +450,7 @@ def _special_id(
         if candidate in tokens:
             return tokens.index(candidate)
     raise ModelFormatError(
-        f"config.json has no {name!r} and the tokenizer no {' or '.join(candidates)}: add the id to config.json."
+        f"config.json has no {name!r} and the tokenizer no {' or '.join(candidates)}: add the id to config.json"
     )
 
 
@@ -437,7 +463,7 @@ def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
         if model.get("type", "BPE") != "BPE" or "vocab" not in model or "merges" not in model:
             raise UnsupportedModelError(
                 f"{str(source / 'tokenizer.json')!r} holds a {model.get('type')!r} tokenizer: only byte-level BPE is "
-                "supported."
+                "supported"
             )
         vocabulary = dict(model["vocab"])
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -453,7 +479,7 @@ def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
             vocabulary |= _read_json(source / "added_tokens.json")
     else:
         raise ModelFormatError(
-            f"{str(source)!r} has no tokenizer: download its tokenizer.json, or its vocab.json and merges.txt."
+            f"{str(source)!r} has no tokenizer: download its tokenizer.json, or its vocab.json and merges.txt"
         )
     by_id = {i: token for token, i in vocabulary.items()}
     return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)], merges
@@ -470,13 +496,13 @@ def read_safetensors(source: Path) -> dict[str, np.ndarray]:
     else:
         names = sorted(path.name for path in source.glob("*.safetensors"))
     if not names:
-        raise ModelNotFoundError(f"{str(source)!r} has no *.safetensors file: download the model's weights too.")
+        raise ModelNotFoundError(f"{str(source)!r} has no *.safetensors file: download the model's weights too")
     arrays: dict[str, np.ndarray] = {}
     for name in names:
         path = source / name
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{str(source)!r} lacks {name!r}, which model.safetensors.index.json names: download that shard too."
+                f"{str(source)!r} lacks {name!r}, which model.safetensors.index.json names: download that shard too"
             )
         arrays |= _read_shard(path)
     return arrays
@@ -499,7 +525,7 @@ def _read_shard(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(name)
             arrays[name] = array
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ModelFormatError(f"{str(path)!r} is no complete safetensors file: download it again.") from None
+        raise ModelFormatError(f"{str(path)!r} is no complete safetensors file: download it again") from None
     return arrays
 
 
@@ -510,12 +536,12 @@ def _find(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], s
     if array is None:
         raise ModelFormatError(
             f"{str(source)!r} has no tensor 'model.{wanted}' in F32, F16 or BF16: the checkpoint is incomplete or of "
-            "another model; download all its files again."
+            "another model; download all its files again"
         )
     if array.shape != shape:
         raise ModelFormatError(
-            f"Tensor 'model.{wanted}' in {str(source)!r} has the shape {array.shape}, config.json asks for {shape}: "
-            "take both from one checkpoint."
+            f"tensor 'model.{wanted}' in {str(source)!r} has the shape {array.shape}, config.json asks for {shape}: "
+            "take both from one checkpoint"
         )
     return array
 
@@ -527,26 +553,13 @@ def _source_name(name: str) -> str:
     return ".".join(word for word in names if word)
 
 
-def _n_bytes(tensor: Tensor) -> int:
-    block, size = _import_gguf().GGML_QUANT_SIZES[tensor.type]
-    return prod(tensor.shape) // int(block) * int(size)
-
-
 def _read_json(path: Path, hint: str = "download the model's files again") -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelNotFoundError(f"There is no {path.name} in {str(path.parent)!r}: {hint}.") from None
+        raise ModelNotFoundError(f"there is no {path.name} in {str(path.parent)!r}: {hint}") from None
     except ValueError as error:
-        raise ModelFormatError(f"{str(path)!r} is not JSON ({error}): download it again.") from None
+        raise ModelFormatError(f"{str(path)!r} is not JSON ({error}): download it again") from None
     if not isinstance(document, dict):
-        raise ModelFormatError(f"{str(path)!r} holds no JSON object: download it again.")
+        raise ModelFormatError(f"{str(path)!r} holds no JSON object: download it again")
     return document
-
-
-def _import_gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise InstallationError("Converting needs the package gguf: pip install 'pycrispasr[convert]'.") from error
-    return gguf

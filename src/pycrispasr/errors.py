@@ -21,6 +21,7 @@ __all__ = [
     "OutOfMemoryError",
     "PycrispasrError",
     "UnsupportedModelError",
+    "UnsupportedOperationError",
     "UsageError",
 ]
 
@@ -47,6 +48,10 @@ class ModelFormatError(PycrispasrError, ValueError):
 
 class UnsupportedModelError(PycrispasrError, ValueError):
     """A sound GGUF file, but of another architecture or with tensor types that cannot be computed here."""
+
+
+class UnsupportedOperationError(PycrispasrError, NotImplementedError):
+    """The runtime that the model was opened with cannot do this."""
 
 
 class AudioError(PycrispasrError, ValueError):

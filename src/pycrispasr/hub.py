@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pycrispasr.errors import ModelNotFoundError
@@ -17,6 +20,8 @@ _MOSS_TYPES = ("q4_k", "q8_0", "f16")  # the first one is the default
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The file of a model, fetched from the Hugging Face hub at its first use.
+
+    A model in the hub's cache is used without the network. A download shows the hub's progress bar on a terminal.
 
     Args:
         name: One of
@@ -53,6 +58,28 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     return path
 
 
+def checkpoint(source: str | os.PathLike[str]) -> Path:
+    """The folder of an original checkpoint, fetched from the Hugging Face hub at its first use.
+
+    Args:
+        source: A folder, or "org/name" on the hub. Of a repository only what `convert` reads is fetched.
+
+    Raises:
+        ModelNotFoundError: There is no such folder or repository, or it cannot be fetched.
+    """
+    text = os.fsdecode(source)
+    if os.path.isdir(text):
+        return Path(text)
+    if isinstance(source, str) and _names_repo(text, "") and not os.path.exists(text):
+        from huggingface_hub import snapshot_download
+
+        with _from_hub(text):
+            return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
+    raise ModelNotFoundError(
+        f"there is no folder {text!r}: name the folder of a Hugging Face checkpoint, or its repository as org/name"
+    )
+
+
 def _names_repo(repo: str, file: str) -> bool:
     """Whether a name is meant as "org/repo" or "org/repo:file.gguf", rather than as a path that does not exist."""
     org, _, rest = repo.partition("/")
@@ -62,26 +89,22 @@ def _names_repo(repo: str, file: str) -> bool:
 
 def _fetch(repo: str, file: str) -> Path:
     """The file in the hub's cache, downloaded if it is not there."""
-    import huggingface_hub
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
+    with _from_hub(f"{repo}:{file}"):
         try:
-            return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
+            return Path(hf_hub_download(repo, file, local_files_only=True))
         except LocalEntryNotFoundError:
-            return Path(huggingface_hub.hf_hub_download(repo, file))
-    except Exception as error:  # the hub raises its HTTP client's errors, which change with its version
-        raise ModelNotFoundError(_cannot_fetch(f"{repo}:{file}", error)) from error
+            return Path(hf_hub_download(repo, file))
 
 
 def _only_gguf(repo: str) -> str:
     """The name of a repository's GGUF file."""
-    import huggingface_hub
+    from huggingface_hub import list_repo_files
 
-    try:
-        files = [file for file in huggingface_hub.list_repo_files(repo) if file.endswith(".gguf")]
-    except Exception as error:  # as above
-        raise ModelNotFoundError(_cannot_fetch(repo, error)) from error
+    with _from_hub(repo):
+        files = [file for file in list_repo_files(repo) if file.endswith(".gguf")]
     if len(files) != 1:
         raise ModelNotFoundError(
             f"{repo} has {len(files)} GGUF files, so name one as {repo}:FILE: {', '.join(files) or 'there is none'}"
@@ -89,9 +112,23 @@ def _only_gguf(repo: str) -> str:
     return files[0]
 
 
-def _cannot_fetch(what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return (
-        f"{what} is not in the cache and cannot be fetched ({reason[0]}): "
-        "check the name and the network, or download the file elsewhere and pass its path"
-    )
+@contextlib.contextmanager
+def _from_hub(what: str) -> Iterator[None]:
+    """Makes the hub's failures ours, and keeps its warnings about every retry off stderr."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except Exception as error:  # the hub raises its HTTP client's errors, which change with its version
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        raise ModelNotFoundError(
+            f"{what} is not in the cache and cannot be fetched ({reason}): "
+            "check the name and the network, or download the file elsewhere and pass its path"
+        ) from error
+    finally:
+        hub_logging.set_verbosity(verbosity)

@@ -6,16 +6,27 @@ import dataclasses
 import os
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pycrispasr import _native, audio, hub
+from pycrispasr import _crispasr, _native, audio, hub
 from pycrispasr.audio import Audio
-from pycrispasr.errors import ClosedError, UsageError
+from pycrispasr.errors import (
+    ClosedError,
+    ModelFormatError,
+    UnsupportedModelError,
+    UnsupportedOperationError,
+    UsageError,
+)
 from pycrispasr.result import Token, Transcript
 from pycrispasr.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Runtime = Literal["auto", "pycrispasr", "crispasr"]
+
+_OUR_ARCHITECTURE = "moss_transcribe"  # "general.architecture" of the files that our own runtime runs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +109,9 @@ class Model:
         device: "auto", or the name of one of `devices()`.
         threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
             result does not depend on it.
+        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
+            CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
+            whole recordings. "auto": the former where the file is of its architecture, else the latter.
 
     Raises:
         ModelNotFoundError: There is no such model, or it cannot be fetched or read.
@@ -105,17 +119,30 @@ class Model:
         UnsupportedModelError: The file is of another architecture, or has tensors of a type that cannot be computed.
         DeviceError: There is no such device, or it failed.
         OutOfMemoryError: An allocation failed.
-        UsageError: `threads` is not positive.
+        InstallationError: `runtime` is "crispasr", and its library is missing.
+        UsageError: `threads` is not positive, or there is no such runtime.
     """
 
     def __init__(
-        self, name: str | os.PathLike[str] = hub.DEFAULT, *, device: str = "auto", threads: int | None = None
+        self,
+        name: str | os.PathLike[str] = hub.DEFAULT,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        runtime: Runtime = "auto",
     ) -> None:
         self._native: _native.NativeModel | None = None
+        self._crispasr: _crispasr.CrispasrModel | None = None
+        self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
-        self._native = _native.NativeModel(hub.resolve(name), device)
-        self._info = ModelInfo(**self._native.info())
+        opened = _open(hub.resolve(name), device, self._threads, runtime)
+        if isinstance(opened, _native.NativeModel):
+            self._native = opened
+            self._info = ModelInfo(**opened.info())
+        else:
+            self._crispasr = opened
+        self._runtime: Runtime = "pycrispasr" if self._info else "crispasr"
 
     def transcribe(
         self,
@@ -143,6 +170,8 @@ class Model:
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
         """
+        if self._crispasr is not None:
+            return self._transcribe_whole(self._crispasr, audio, sample_rate, max_new_tokens, progress)
         with self._feed(audio, sample_rate, max_new_tokens) as session:
             return session.finish(progress=progress)
 
@@ -162,6 +191,7 @@ class Model:
             UsageError: As for `transcribe`.
             ClosedError: As for `transcribe`.
             OutOfMemoryError: As for `transcribe`.
+            UnsupportedOperationError: CrispASR's library runs the model.
         """
         return _drain(self._feed(audio, sample_rate, max_new_tokens))
 
@@ -175,6 +205,7 @@ class Model:
             UsageError: `max_new_tokens` is not positive.
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
+            UnsupportedOperationError: CrispASR's library runs the model.
         """
         limit = _positive("max_new_tokens", max_new_tokens)
         native = self._opened()
@@ -187,22 +218,35 @@ class Model:
 
         Raises:
             ClosedError: The model is closed.
+            UnsupportedOperationError: CrispASR's library runs the model.
         """
         return self._opened().tokenize(unicodedata.normalize("NFC", text).encode())
 
     @property
     def info(self) -> ModelInfo:
-        """The model's sizes. They can still be read after `close`."""
+        """The model's sizes. They can still be read after `close`.
+
+        Raises:
+            UnsupportedOperationError: CrispASR's library runs the model, which does not tell them.
+        """
+        if self._info is None:
+            raise _unsupported("the sizes of a model")
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """What computes: "pycrispasr" or "crispasr"."""
+        return self._runtime
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._native is None
+        return self._native is None and self._crispasr is None
 
     def close(self) -> None:
         """Gives the model's memory back, as soon as its last session is closed too. Closing twice is allowed."""
         self._native = None
+        self._crispasr = None
 
     def __enter__(self) -> Self:
         return self
@@ -211,11 +255,13 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"device={self._info.device!r}"
+        state = "closed" if self.closed else f"device={self._info.device!r}" if self._info else "runtime='crispasr'"
         return f"<pycrispasr.Model {self._name!r} {state}>"
 
     def _opened(self) -> _native.NativeModel:
         native = self._native
+        if self._crispasr is not None:
+            raise _unsupported("tokens one by one, audio in parts, or a tokenizer")
         if native is None:
             raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
         return native
@@ -225,6 +271,46 @@ class Model:
         session = self.session(max_new_tokens=max_new_tokens)
         session.feed(audio.load(recording, sample_rate=sample_rate))
         return session
+
+    def _transcribe_whole(
+        self,
+        runtime: _crispasr.CrispasrModel,
+        recording: Audio,
+        sample_rate: float | None,
+        max_new_tokens: int,
+        progress: Callable[[float, float], object] | None,
+    ) -> Transcript:
+        limit = _positive("max_new_tokens", max_new_tokens)
+        samples = audio.load(recording, sample_rate=sample_rate)
+        return runtime.transcribe(samples, max_new_tokens=limit, progress=progress)
+
+
+def _open(path: Path, device: str, threads: int, runtime: Runtime) -> _native.NativeModel | _crispasr.CrispasrModel:
+    """The model in the runtime that was asked for, or else in the one that runs it."""
+    if runtime not in ("auto", "pycrispasr", "crispasr"):
+        raise UsageError(f"there is no runtime {runtime!r}: choose 'auto', 'pycrispasr' or 'crispasr'")
+    if runtime == "crispasr":
+        return _crispasr.CrispasrModel(path, device, threads)
+    try:
+        return _native.NativeModel(path, device)
+    except (ModelFormatError, UnsupportedModelError) as error:
+        # Only now does anything else look into the file: it is sound, or no GGUF.
+        kind = None if runtime == "pycrispasr" else _crispasr.architecture(path)
+        if not kind or kind == _OUR_ARCHITECTURE:
+            raise
+        refusal = str(error)
+    if _crispasr.find() is None:
+        raise UnsupportedModelError(f"{refusal}; CrispASR's library may run it: {_crispasr.HOW}")
+    try:
+        return _crispasr.CrispasrModel(path, device, threads)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{refusal}; {error}") from error
+
+
+def _unsupported(what: str) -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        f"CrispASR's library, which runs this model, gives no {what}: it can only transcribe() a whole recording"
+    )
 
 
 def _drain(session: Session) -> Iterator[Token]:
@@ -249,6 +335,7 @@ def transcribe(
     model: str | os.PathLike[str] = hub.DEFAULT,
     device: str = "auto",
     threads: int | None = None,
+    runtime: Runtime = "auto",
     sample_rate: float | None = None,
     max_new_tokens: int = 512,
     progress: Callable[[float, float], object] | None = None,
@@ -262,6 +349,7 @@ def transcribe(
         model: See `Model`.
         device: See `Model`.
         threads: See `Model`.
+        runtime: See `Model`.
         sample_rate: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
         progress: See `Model.transcribe`.
@@ -269,5 +357,5 @@ def transcribe(
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
-    with Model(model, device=device, threads=threads) as opened:
+    with Model(model, device=device, threads=threads, runtime=runtime) as opened:
         return opened.transcribe(audio, sample_rate=sample_rate, max_new_tokens=max_new_tokens, progress=progress)

@@ -13,10 +13,10 @@ class Token:
     """One step of the decoder.
 
     Attributes:
-        id: Index in the model's vocabulary.
+        id: Index in the model's vocabulary, or -1 where the runtime does not tell it.
         text: The characters that became complete with this token. A token can end inside a UTF-8 character: that
             character is in the text of the token which completes it, and this text can be empty.
-        probability: Softmax of the decoder's logits at this token, 0 to 1.
+        probability: Softmax of the decoder's logits at this token, 0 to 1; NaN where the runtime does not tell it.
         start: Seconds from the beginning of the audio, or None where the model gives no times.
         end: Seconds from the beginning of the audio, or None.
     """
@@ -94,5 +94,9 @@ class Transcript:
     timings: Timings
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""
-        return dataclasses.asdict(self)
+        """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""
+        return dataclasses.asdict(self, dict_factory=_without_nan)
+
+
+def _without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in fields}
