@@ -266,6 +266,7 @@ def plot(stages: list[Stage], path: Path) -> None:
     for axes, stage in zip(np.atleast_1d(figure.subplots(len(shown), 1)), shown, strict=True):
         axes.semilogy(np.maximum(1 - stage.cosines, 1e-12), ".", markersize=3)
         axes.axhline(stage.tolerance, color="tab:red", linewidth=0.8)
+        axes.set_ylim(5e-13, 10 * max(stage.tolerance, 1 - stage.worst))
         axes.set_title(stage.name, loc="left", fontsize=9)
         axes.set_ylabel("1 - cosine", fontsize=8)
         axes.tick_params(labelsize=7)
