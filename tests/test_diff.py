@@ -11,6 +11,7 @@ import pytest
 from generate_model import generate
 
 from pycrispasr import _crispasr, diff
+from pycrispasr.errors import UnsupportedModelError
 
 from . import gguf_edit
 from .checkpoint import write_checkpoint
@@ -71,6 +72,12 @@ def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Pat
     stages = diff.diff(path, make_tones(9, seed=91), "crispasr", sample_rate=16000, max_new_tokens=20)
     assert len(stages) >= 6
     assert names_that_differ(stages) == []
+
+
+@needs_crispasr
+def test_a_small_vocabulary_is_an_error_and_not_the_end_of_the_process(model: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"1024 tokens.*151671"):
+        diff.diff(model, make_tones(2), "crispasr", sample_rate=16000)
 
 
 @pytest.mark.reference

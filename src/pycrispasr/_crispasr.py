@@ -74,6 +74,9 @@ void whisper_log_set(log_callback callback, void *data);
 """
 
 _LIBRARY_NAMES = {"win32": ("crispasr.dll", "libcrispasr.dll"), "darwin": ("libcrispasr.dylib",)}
+MOSS_VOCABULARY = 151671
+"""Tokens that a MOSS-Transcribe file must have: the library's prompt has fixed ids up to 151670."""
+
 _WHISPER_MAGIC = b"lmgg"  # begins the files of whisper.cpp, which are no GGUF
 _WHISPER_MULTILINGUAL_VOCABULARY = 51865
 
@@ -156,6 +159,23 @@ def architecture(path: Path) -> str | None:
         return None
 
 
+def check_vocabulary(path: Path) -> None:
+    """Refuses a MOSS-Transcribe file whose vocabulary lacks the ids that are fixed in the library.
+
+    Raises:
+        UnsupportedModelError: The library would end the process with it.
+    """
+    try:
+        tokens = gguf_file.read(path)[0].get("moss_transcribe.llm.vocab_size", MOSS_VOCABULARY)
+    except Exception:  # noqa: BLE001  a damaged file raises whatever its contents lead to; opening it tells more
+        return
+    if isinstance(tokens, int) and tokens < MOSS_VOCABULARY:
+        raise UnsupportedModelError(
+            f"{str(path)!r} has {tokens} tokens: CrispASR's library takes MOSS-Transcribe files with the published "
+            f"vocabulary only, of at least {MOSS_VOCABULARY}; use runtime='pycrispasr' for this one"
+        )
+
+
 def _whisper_vocabulary(path: Path) -> int:
     """The number of tokens that a file of whisper.cpp's own format tells; 0 for any other file."""
     try:
@@ -185,6 +205,7 @@ class CrispasrModel:
         ffi, lib = self._ffi, self._lib = library()
         if device not in ("auto", "cpu"):
             raise DeviceError(f"there is no device {device!r} for CrispASR's library: it takes 'auto' or 'cpu'")
+        check_vocabulary(path)
         params = ffi.new("open_params *")
         params.abi_version, params.flash_attn, params.n_gpu_layers = 2, 1, -1
         params.use_gpu = device == "auto"
