@@ -8,6 +8,7 @@ import generate_model
 import numpy as np
 import pytest
 
+from .checkpoint import pytorch_name
 from .reference import gguf_model
 from .reference import model as ref
 
@@ -103,33 +104,6 @@ def named(model, prefix):
         for name, values in model.weights.items()
         if name.split(".")[0] == prefix and "lm_head" not in name
     )
-
-
-def pytorch_name(name):
-    """A tensor's name in the transformers library's module."""
-    prefix, _, rest = name.partition(".")
-    in_encoder = prefix == "enc"
-    for ours, theirs in {
-        "conv1.": "conv2d1.",
-        "conv2.": "conv2d2.",
-        "conv3.": "conv2d3.",
-        "blk.": "layers.",
-        "embed.": "embed_tokens.",
-        "final_norm.": "norm.",
-        ".attn_norm.": ".self_attn_layer_norm." if in_encoder else ".input_layernorm.",
-        ".ffn_norm.": ".final_layer_norm." if in_encoder else ".post_attention_layernorm.",
-        ".attn.": ".self_attn.",
-        ".q.": ".q_proj.",
-        ".k.": ".k_proj.",
-        ".v.": ".v_proj.",
-        ".o.": ".out_proj." if in_encoder else ".o_proj.",
-        ".ffn.": "." if in_encoder else ".mlp.",
-        ".gate.": ".gate_proj.",
-        ".up.": ".up_proj.",
-        ".down.": ".down_proj.",
-    }.items():
-        rest = rest.replace(ours, theirs)
-    return rest
 
 
 def close(actual, expected, tolerance):
