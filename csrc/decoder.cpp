@@ -23,13 +23,12 @@ constexpr int64_t growth = 256;  // rows: caches grow in steps of this
 
 }  // namespace
 
-Decoder::Decoder(const Model & model_, Compute & compute_, int32_t n_sequences, Importance * importance)
-    : model(model_),
-      weights(model_.decoder),
+Decoder::Decoder(const Model & model, Compute & compute_, int32_t n_sequences, Importance * importance)
+    : weights(model.decoder),
       compute(compute_),
       lengths(static_cast<size_t>(n_sequences), 0),
-      prefill_workspace(compute_, node_count(model_.decoder), importance),
-      step_workspace(compute_, node_count(model_.decoder), importance) {}
+      prefill_workspace(compute_, node_count(model.decoder), importance),
+      step_workspace(compute_, node_count(model.decoder), importance) {}
 
 void Decoder::reserve(int64_t n_positions) {
     if (n_positions > weights.max_positions) {

@@ -54,7 +54,6 @@ private:
     // Fills the inputs that say where token i goes: behind what sequence_of(i) holds.
     void place_tokens(Pass & pass, const int32_t * sequences, bool one_each);
 
-    const Model &          model;
     const DecoderWeights & weights;
     Compute &              compute;
 

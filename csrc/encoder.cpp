@@ -32,11 +32,8 @@ size_t node_count(const EncoderWeights & w) {
 
 }  // namespace
 
-Encoder::Encoder(const Model & model_, Compute & compute_, Importance * importance)
-    : model(model_),
-      weights(model_.encoder),
-      compute(compute_),
-      workspace(compute_, node_count(model_.encoder), importance) {}
+Encoder::Encoder(const Model & model, Compute & compute, Importance * importance)
+    : weights(model.encoder), workspace(compute, node_count(model.encoder), importance) {}
 
 void Encoder::encode_window(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows) {
     const EncoderWeights & w        = weights;

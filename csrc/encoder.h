@@ -19,9 +19,7 @@ public:
     void adapt(const float * rows, int64_t n_rows, float * out);
 
 private:
-    const Model &          model;
     const EncoderWeights & weights;
-    Compute &              compute;
     Workspace              workspace;
     std::vector<float>     chunks;  // input of the conv stem
 };

@@ -16,7 +16,9 @@ public:
 };
 
 // printf into a std::string.
-#if defined(__GNUC__)
+#if defined(__MINGW32__)
+__attribute__((format(gnu_printf, 1, 2)))
+#elif defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))
 #endif
 std::string format(const char * pattern, ...);
