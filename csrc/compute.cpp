@@ -227,10 +227,6 @@ void Workspace::run(Graph & graph) {
     }
 }
 
-size_t Workspace::bytes() const {
-    return ggml_backend_sched_get_buffer_size(sched.get(), compute.backend());
-}
-
 void set(ggml_tensor * tensor, const void * data) {
     ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
 }

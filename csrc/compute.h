@@ -98,7 +98,6 @@ public:
     void run(Graph & graph);
 
     size_t max_nodes() const { return nodes; }
-    size_t bytes() const;
 
 private:
     Compute &              compute;

@@ -116,7 +116,6 @@ void Session::prefill() {
     const int64_t          n_frames = static_cast<int64_t>(frames.size()) / n_mels;
     const int64_t          hidden   = model.decoder.hidden;
 
-    done.n_samples       = static_cast<int64_t>(samples.size());
     done.n_frames        = n_frames;
     done.n_rows          = w.rows(n_frames);
     done.n_prompt_tokens = done.n_rows + static_cast<int64_t>(model.prompt_before.size() + model.prompt_after.size());

@@ -11,6 +11,7 @@ from generate_model import generate
 
 from pycrispasr import _crispasr, _native
 from pycrispasr._crispasr_stages import Stages
+from pycrispasr.diff import place_rows
 
 from .sounds import cosines, make_tones
 
@@ -62,9 +63,7 @@ def test_every_stage_agrees(both: Both, seconds: float) -> None:
     embeddings = session.embed(text)
     assert cosines(embeddings, both.crispasr.embed(text, embeddings.shape[1])).min() >= 1 - 1e-6
 
-    prompt = np.empty((len(ids), audio.shape[1]), np.float32)
-    prompt[np.array(ids) >= 0] = embeddings
-    prompt[np.array(ids) < 0] = audio
+    prompt = place_rows(ids, audio, session.embed)
     both.crispasr.start(len(ids) + 8)
     assert cosines(session.decode(prompt), both.crispasr.logits(prompt, 0)) >= 1 - both.tolerance
     step = session.embed([4711])
@@ -87,8 +86,6 @@ def test_the_tokens_are_the_same(both: Both, seconds: float) -> None:
     # Where a random model holds two tokens for equally likely, another processor's rounding may decide otherwise.
     audio = session.adapt(session.encode(session.log_mel(samples)))
     ids = both.native.prompt(len(audio))
-    prompt = np.empty((len(ids), audio.shape[1]), np.float32)
-    prompt[np.array(ids) >= 0] = session.embed([token for token in ids if token >= 0])
-    prompt[np.array(ids) < 0] = audio
+    prompt = place_rows(ids, audio, session.embed)
     logits = session.decode(np.concatenate([prompt, session.embed(ours[:same])]))
     assert abs(logits[ours[same]] - logits[theirs[same]]) <= 20 * both.tolerance * np.ptp(logits)
