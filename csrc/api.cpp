@@ -200,7 +200,7 @@ pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
 // ---- Model
 
 void pcr_model_params_default(pcr_model_params * params) {
-    *params = {sizeof(*params), "auto"};
+    *params = {sizeof(*params), "auto", "auto", "auto"};
 }
 
 pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pcr_model ** model) {
@@ -217,9 +217,9 @@ pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pc
         pcr_model_params_default(&defaults);
         params = params ? params : &defaults;
         require_size(params, "pcr_model_params");
-        require(params->device != nullptr, "the device is NULL");
+        require(params->device && params->precision && params->kernels, "a NULL in pcr_model_params");
         pcr::adopt_ggml_log();
-        (*model)->model = std::make_unique<pcr::Model>(path, params->device);
+        (*model)->model = std::make_unique<pcr::Model>(path, params->device, params->precision, params->kernels);
         return PCR_OK;
     });
 }
@@ -456,7 +456,11 @@ pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * emb
         require(n_layers <= d.n_layers, "the decoder has fewer layers");
         require_rows(n_rows, d.max_positions - n_past, n_layers < 0 ? d.vocab : d.hidden, capacity);
         s.decoder.rewind(sequence, n_past);
-        s.decoder.append(sequence, embeddings, n_rows, n_layers, out);
+        std::vector<float> row(static_cast<size_t>(s.model.decoder.hidden));
+        s.decoder.append(sequence, embeddings, n_rows, n_layers, n_layers < 0 ? row.data() : out);
+        if (n_layers < 0) {
+            s.head.logits(row.data(), 1, out);
+        }
         return PCR_OK;
     });
 }
@@ -473,7 +477,9 @@ pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, con
             require(s.decoder.length(sequences[i]) < d.max_positions, "a sequence is full");
             require(tokens[i] >= 0 && tokens[i] < d.vocab, "a token is outside the vocabulary");
         }
-        s.decoder.step(sequences, tokens, count, logits);
+        std::vector<float> rows(static_cast<size_t>(count) * static_cast<size_t>(s.model.decoder.hidden));
+        s.decoder.step(sequences, tokens, count, rows.data());
+        s.head.logits(rows.data(), count, logits);
         return PCR_OK;
     });
 }

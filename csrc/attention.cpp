@@ -7,90 +7,86 @@ namespace pcr {
 
 namespace {
 
-constexpr int64_t lanes        = 16;   // independent sums, so that the compiler may use vector registers
-constexpr int64_t max_head_dim = 512;  // the loader refuses more
-constexpr int64_t block        = 64;   // cache rows between two looks at the maximum
+struct Node {
+    Compute * compute;
+    Tickets   tickets{};
+};
 
-float dot(const float * a, const float * b, int64_t n) {
-    float   sums[lanes] = {};
-    int64_t i           = 0;
-    for (; i + lanes <= n; i += lanes) {
-        for (int64_t j = 0; j < lanes; j++) {
-            sums[j] += a[i + j] * b[i + j];
+// Calls with (first token, number of tokens) for each block of at most `most` neighbouring tokens of one sequence.
+template <typename Call> void each_block(const Span * spans, int64_t n_tokens, int64_t most, Call call) {
+    for (int64_t t = 0; t < n_tokens;) {
+        int64_t n = 1;
+        while (n < most && t + n < n_tokens && spans[t + n].first == spans[t].first) {
+            n++;
         }
-    }
-    for (int64_t j = 0; i + j < n; j++) {
-        sums[j] += a[i + j] * b[i + j];
-    }
-    for (int64_t width = lanes / 2; width > 0; width /= 2) {
-        for (int64_t j = 0; j < width; j++) {
-            sums[j] += sums[j + width];
-        }
-    }
-    return sums[0];
-}
-
-// One query head of one token: softmax over its span, block by block, keeping the running maximum and sum
-// (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
-void attend(const float * q, const float * k, const float * v, int64_t stride, int64_t count, int64_t head_dim,
-            float * out) {
-    const float scale   = 1.0f / std::sqrt(static_cast<float>(head_dim));
-    float       largest = -INFINITY, sum = 0.0f;
-    float       sums[max_head_dim] = {};
-    float       scores[block];
-    for (int64_t start = 0; start < count; start += block) {
-        const int64_t n           = std::min(block, count - start);
-        float         new_largest = largest;
-        for (int64_t i = 0; i < n; i++) {
-            scores[i]   = dot(q, k + (start + i) * stride, head_dim) * scale;
-            new_largest = std::max(new_largest, scores[i]);
-        }
-        const float shrink = std::exp(largest - new_largest);  // 0 in the first block
-        largest            = new_largest;
-        sum *= shrink;
-        for (int64_t d = 0; d < head_dim; d++) {
-            sums[d] *= shrink;
-        }
-        for (int64_t i = 0; i < n; i++) {
-            const float   weight = std::exp(scores[i] - largest);
-            const float * row    = v + (start + i) * stride;
-            sum += weight;
-            for (int64_t d = 0; d < head_dim; d++) {
-                sums[d] += weight * row[d];
-            }
-        }
-    }
-    for (int64_t d = 0; d < head_dim; d++) {
-        out[d] = sums[d] / sum;
+        call(t, n);
+        t += n;
     }
 }
 
-void compute(ggml_tensor * dst, int thread, int n_threads, void * /*user*/) {
+void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
+    Node &              node  = *static_cast<Node *>(user);
     const ggml_tensor * q     = dst->src[0];
     const ggml_tensor * k     = dst->src[1];
     const ggml_tensor * v     = dst->src[2];
     const Span *        spans = static_cast<const Span *>(dst->src[3]->data);
 
     const int64_t head_dim = q->ne[0], n_heads = q->ne[1], n_tokens = q->ne[2];
-    const int64_t stride = k->ne[0], group = n_heads / (stride / head_dim);
+    const int64_t n_kv_heads = k->ne[0] / head_dim, group = n_heads / n_kv_heads;
+    const int64_t width      = group_count(head_dim) * block_side;
+    const int64_t most       = std::max<int64_t>(1, attention_rows / group);  // tokens of a block
+    const float   scale      = 1.0f / std::sqrt(static_cast<float>(head_dim));
+    const size_t  head_bytes = static_cast<size_t>(head_dim) * ggml_type_size(k->type);
 
-    // Heads are dealt out in the outer loop, so that a thread reads one part of the cache again and again.
-    const int64_t tasks = n_heads * n_tokens;
-    for (int64_t task = tasks * thread / n_threads; task < tasks * (thread + 1) / n_threads; task++) {
-        const int64_t head = task / n_tokens, token = task % n_tokens;
-        const int64_t first = spans[token].first * stride + head / group * head_dim;
-        attend(static_cast<const float *>(q->data) + (token * n_heads + head) * head_dim,
-               static_cast<const float *>(k->data) + first, static_cast<const float *>(v->data) + first, stride,
-               spans[token].count, head_dim, static_cast<float *>(dst->data) + (token * n_heads + head) * head_dim);
+    float * const queries = reinterpret_cast<float *>(node.compute->scratch(thread));
+    float * const out     = queries + attention_rows * width;
+    float * const scratch = out + attention_rows * width;
+    int32_t       counts[attention_rows];
+
+    int64_t n_blocks = 0;
+    each_block(spans, n_tokens, most, [&](int64_t, int64_t) { n_blocks++; });
+    int64_t ticket = node.tickets.take(n_blocks * n_kv_heads, n_threads);
+    for (int64_t head = 0; head < n_kv_heads; head++) {
+        int64_t block = head * n_blocks;
+        each_block(spans, n_tokens, most, [&](int64_t token, int64_t n) {
+            if (block++ != ticket) {
+                return;
+            }
+            for (int64_t from = 0; from < group; from += attention_rows) {  // one turn, but for very many query heads
+                const int64_t heads  = std::min(group - from, attention_rows);
+                const int64_t n_rows = n * heads;
+                for (int64_t r = 0; r < n_rows; r++) {
+                    const int64_t at = token + r / heads, h = head * group + from + r % heads;
+                    const float * row = static_cast<const float *>(q->data) + (at * n_heads + h) * head_dim;
+                    counts[r]         = spans[at].count;
+                    std::transform(row, row + head_dim, queries + r * width, [scale](float x) { return x * scale; });
+                    std::fill(queries + r * width + head_dim, queries + (r + 1) * width, 0.0f);
+                }
+                const size_t at =
+                    static_cast<size_t>(spans[token].first) * k->nb[1] + static_cast<size_t>(head) * head_bytes;
+                node.compute->arithmetic.kernels->attend(
+                    queries, counts, n_rows, k->type, static_cast<const uint8_t *>(k->data) + at,
+                    static_cast<const uint8_t *>(v->data) + at, k->nb[1], head_dim, scratch, out);
+                for (int64_t r = 0; r < n_rows; r++) {
+                    const int64_t to = token + r / heads, h = head * group + from + r % heads;
+                    std::copy_n(out + r * width, head_dim,
+                                static_cast<float *>(dst->data) + (to * n_heads + h) * head_dim);
+                }
+            }
+            ticket = node.tickets.take(n_blocks * n_kv_heads, n_threads);
+        });
     }
 }
 
 }  // namespace
 
-ggml_tensor * attention(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * spans) {
+ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
+                        ggml_tensor * spans) {
+    const int64_t width = group_count(q->ne[0]) * block_side;
+    compute.reserve_scratch(2 * attention_rows * width + attention_scratch(q->ne[0]));
     ggml_tensor * args[] = {q, k, v, spans};
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, q->ne[0] * q->ne[1], q->ne[2], 1, 1, args, 4, compute, GGML_N_TASKS_MAX,
-                          nullptr);
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, q->ne[0] * q->ne[1], q->ne[2], 1, 1, args, 4, run,
+                          GGML_N_TASKS_MAX, &graph.keep<Node>(&compute));
 }
 
 }  // namespace pcr

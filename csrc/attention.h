@@ -1,7 +1,7 @@
 // Attention of new tokens over KV caches, as one graph node whose shape does not depend on how long the caches are.
 #pragma once
 
-#include "ggml.h"
+#include "compute.h"
 
 #include <cstdint>
 
@@ -14,10 +14,11 @@ struct Span {
 };
 
 // q:     F32 [head_dim, n_heads, n_tokens], contiguous
-// k, v:  F32 [head_dim * n_kv_heads, rows]: the caches of all sequences, one token's key or value a row
+// k, v:  F32 or F16 [head_dim * n_kv_heads, rows]: the caches of all sequences, one token's key or value a row
 // spans: I32 [2, n_tokens]: a Span for each token
 // gives  F32 [head_dim * n_heads, n_tokens]: softmax(q k^T / sqrt(head_dim)) v. Query head h reads the keys and values
 //        of head h / (n_heads / n_kv_heads). A token's result depends on neither its batch nor the number of threads.
-ggml_tensor * attention(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * spans);
+ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
+                        ggml_tensor * spans);
 
 }  // namespace pcr

@@ -118,7 +118,39 @@ void Graph::output(ggml_tensor * tensor) {
     ggml_build_forward_expand(graph, tensor);
 }
 
-Compute::Compute(ggml_backend_dev_t device, int threads) {
+Arithmetic Arithmetic::choose(const std::string & precision, const std::string & wanted) {
+    Arithmetic  how;
+    std::string names;
+    for (const Kernels * kernels : usable_kernels()) {
+        names += (names.empty() ? "'" : ", '") + std::string(kernels->name) + "'";
+        if (wanted == "auto" || wanted == "ggml" || wanted == kernels->name) {
+            how.kernels = kernels;
+        }
+    }
+    if (!how.kernels) {
+        throw Error(PCR_ERROR_ARGUMENT, "there are no kernels '" + wanted + "' here: give 'auto', 'ggml', " + names);
+    }
+    how.products    = wanted != "ggml";
+    const bool bf16 = how.products && how.kernels->bf16;
+    if (precision == "bf16" && !bf16) {
+        throw Error(PCR_ERROR_UNSUPPORTED, how.products ? "this processor has no BF16 instructions: use precision "
+                                                          "'auto' or 'f32'"
+                                                        : "ggml's kernels compute with precision 'auto' only");
+    }
+    if (precision == "f32" && !how.products) {
+        throw Error(PCR_ERROR_UNSUPPORTED, "ggml's kernels compute with precision 'auto' only");
+    }
+    if (precision != "auto" && precision != "f32" && precision != "bf16") {
+        throw Error(PCR_ERROR_ARGUMENT, "precision is '" + precision + "': give 'auto', 'f32' or 'bf16'");
+    }
+    how.exact     = precision == "f32";
+    how.number    = bf16 && !how.exact ? Number::bf16 : Number::f32;
+    how.quantised = how.exact || how.number == Number::bf16;  // else ggml's 8-bit products are the faster ones
+    return how;
+}
+
+Compute::Compute(ggml_backend_dev_t device, int threads, const Arithmetic & arithmetic_)
+    : arithmetic(arithmetic_), scratches(static_cast<size_t>(threads)) {
     back.reset(ggml_backend_dev_init(device, nullptr));
     if (!back) {
         throw Error(PCR_ERROR_DEVICE, std::string("the device '") + ggml_backend_dev_name(device) + "' does not start");
@@ -155,6 +187,14 @@ Compute::~Compute() {
     back.reset();
     if (pool) {
         free_pool(pool);
+    }
+}
+
+void Compute::reserve_scratch(int64_t words) {
+    for (auto & scratch : scratches) {
+        if (static_cast<int64_t>(scratch.size()) < words + block_side) {
+            scratch.resize(static_cast<size_t>(words + block_side));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "ggml-cpp.h"
+#include "kernels.h"
 
 #include <atomic>
 #include <functional>
@@ -29,6 +30,35 @@ std::string device_features(ggml_backend_dev_t device);
 // Physical cores that this process may use: its affinity and its container's quota counted.
 int usable_cores();
 
+// How products are computed.
+struct Arithmetic {
+    const Kernels * kernels   = nullptr;      // ours
+    Number          number    = Number::f32;  // what they hold a product's factors in
+    bool            products  = true;         // they multiply with the model's float matrices; else ggml does
+    bool            quantised = false;        // and with its quantised ones
+    bool            exact     = false;        // no factor is rounded below F32
+
+    // precision: "auto", "f32" or "bf16". kernels: "auto", or one of usable_kernels(), or "ggml" for its products.
+    static Arithmetic choose(const std::string & precision, const std::string & kernels);
+};
+
+// Hands out pieces of a node's work to its threads, first come, first served. After each run, and only then, it begins
+// anew by itself: every thread draws until it gets a number beyond the pieces, so a run draws pieces + threads in all.
+class Tickets {
+public:
+    int64_t take(int64_t pieces, int threads) {
+        return next.fetch_add(1, std::memory_order_relaxed) % (pieces + threads);
+    }
+
+private:
+    std::atomic<int64_t> next{0};
+};
+
+// Behind p, at the next multiple of 64 bytes. Tensors of words are that much larger than their words.
+inline uint32_t * align64(uint32_t * p) {
+    return reinterpret_cast<uint32_t *>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
+}
+
 // A graph of operations: nodes are added through ctx, its memory holds no data.
 class Graph {
 public:
@@ -42,10 +72,18 @@ public:
     // A node that must run although no output depends on it.
     void also(ggml_tensor * tensor) { ggml_build_forward_expand(graph, tensor); }
 
+    // What a node of ours needs while it runs.
+    template <typename T, typename... Args> T & keep(Args &&... args) {
+        auto kept_one = std::shared_ptr<T>(new T{std::forward<Args>(args)...});
+        kept.push_back(kept_one);
+        return *kept_one;
+    }
+
     ggml_cgraph * graph = nullptr;
 
 private:
-    ggml_context_ptr context;
+    ggml_context_ptr                   context;
+    std::vector<std::shared_ptr<void>> kept;
 };
 
 // How much each column of a matrix matters: the energy of what it was multiplied with, over all runs. For quantising.
@@ -68,7 +106,7 @@ public:
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {
 public:
-    Compute(ggml_backend_dev_t device, int threads);
+    Compute(ggml_backend_dev_t device, int threads, const Arithmetic & arithmetic);
     ~Compute();
     Compute(const Compute &)             = delete;
     Compute & operator=(const Compute &) = delete;
@@ -79,7 +117,15 @@ public:
 
     void throw_if_cancelled() const;
 
+    const Arithmetic arithmetic;
+
+    // Memory of one thread's own while a node runs; at least as many words as were ever reserved.
+    void       reserve_scratch(int64_t words);
+    uint32_t * scratch(int thread) { return align64(scratches[static_cast<size_t>(thread)].data()); }
+
 private:
+    std::vector<std::vector<uint32_t>> scratches;
+
     ggml_backend_ptr  back;
     ggml_threadpool_t pool               = nullptr;
     void (*free_pool)(ggml_threadpool_t) = nullptr;

@@ -4,6 +4,7 @@
 #include "decoder.h"
 
 #include "attention.h"
+#include "product.h"
 
 #include <algorithm>
 
@@ -26,6 +27,7 @@ constexpr int64_t growth = 256;  // rows: caches grow in steps of this
 Decoder::Decoder(const Model & model, Compute & compute_, int32_t n_sequences, Importance * importance)
     : weights(model.decoder),
       compute(compute_),
+      ggml_only(importance != nullptr),
       lengths(static_cast<size_t>(n_sequences), 0),
       prefill_workspace(compute_, node_count(model.decoder), importance),
       step_workspace(compute_, node_count(model.decoder), importance) {}
@@ -48,18 +50,19 @@ void Decoder::reserve(int64_t n_positions) {
     }
     std::vector<ggml_tensor *> new_keys, new_values;
     for (size_t i = 0; i < weights.layers.size(); i++) {
-        new_keys.push_back(ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weights.kv_dim(), rows * n));
-        new_values.push_back(ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weights.kv_dim(), rows * n));
+        new_keys.push_back(ggml_new_tensor_2d(context.get(), cache_type(), weights.kv_dim(), rows * n));
+        new_values.push_back(ggml_new_tensor_2d(context.get(), cache_type(), weights.kv_dim(), rows * n));
     }
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), compute.backend()));
     if (!buffer) {
         throw Error(PCR_ERROR_MEMORY,
                     format("no memory for a KV cache of %lld rows (%.0f MB)", static_cast<long long>(rows * n),
-                           double(rows * n * weights.kv_dim()) * 8e-6 * double(weights.layers.size())));
+                           double(rows * n * weights.kv_dim()) * 2e-6 * double(ggml_type_size(cache_type())) *
+                               double(weights.layers.size())));
     }
     std::vector<uint8_t> held;
     for (int32_t s = 0; s < n; s++) {
-        const size_t row = static_cast<size_t>(weights.kv_dim()) * sizeof(float);
+        const size_t row = static_cast<size_t>(weights.kv_dim()) * ggml_type_size(cache_type());
         held.resize(row * static_cast<size_t>(length(s)));
         for (size_t i = 0; i < keys.size() && !held.empty(); i++) {
             const size_t from = row * static_cast<size_t>(s * capacity), to = row * static_cast<size_t>(s * rows);
@@ -102,6 +105,7 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
     pass.positions = graph.input(GGML_TYPE_I32, n);
     pass.places    = graph.input(GGML_TYPE_I64, n);
     pass.spans     = graph.input(GGML_TYPE_I32, 2, n);
+    Products      products(graph, compute, n, /*each =*/from_tokens, ggml_only);
     ggml_tensor * x;
     if (from_tokens) {
         pass.tokens = graph.input(GGML_TYPE_I32, n);
@@ -119,12 +123,12 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
     for (int32_t i = 0; i < stop; i++) {
         const DecoderLayer & layer = w.layers[static_cast<size_t>(i)];
 
-        ggml_tensor * y = rms_norm(ctx, layer.attn_norm, x, w.norm_eps);
-        ggml_tensor * q = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, layer.q.weight, y), w.head_dim, w.n_heads, n);
-        ggml_tensor * k = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, layer.k.weight, y), w.head_dim, w.n_kv_heads, n);
-        ggml_tensor * v = ggml_mul_mat(ctx, layer.v.weight, y);  // [kv_dim, n]
-        q               = rope(rms_norm(ctx, layer.q_norm, q, w.norm_eps));
-        k               = rope(rms_norm(ctx, layer.k_norm, k, w.norm_eps));
+        Products::Factor y{rms_norm(ctx, layer.attn_norm, x, w.norm_eps)};
+        ggml_tensor *    q = ggml_reshape_3d(ctx, products.linear(layer.q, y), w.head_dim, w.n_heads, n);
+        ggml_tensor *    k = ggml_reshape_3d(ctx, products.linear(layer.k, y), w.head_dim, w.n_kv_heads, n);
+        ggml_tensor *    v = products.linear(layer.v, y);  // [kv_dim, n]
+        q                  = rope(rms_norm(ctx, layer.q_norm, q, w.norm_eps));
+        k                  = rope(rms_norm(ctx, layer.k_norm, k, w.norm_eps));
 
         // Write first, then read: the results of set_rows are the caches themselves.
         const size_t  at     = static_cast<size_t>(i);
@@ -135,30 +139,29 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
             graph.also(v_held);
             return;
         }
+        Products *       behind = &products;
+        Products         last_row(graph, compute, 1, /*each =*/from_tokens, ggml_only);
+        Products::Factor seen;
         if (i == stop - 1 && want == Want::last && n > 1) {
             // Behind the last layer's cache only the last row matters.
-            q = ggml_view_3d(ctx, q, w.head_dim, w.n_heads, 1, q->nb[1], q->nb[2], size_t(n - 1) * q->nb[2]);
-            x = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
+            behind = &last_row;
+            q      = ggml_view_3d(ctx, q, w.head_dim, w.n_heads, 1, q->nb[1], q->nb[2], size_t(n - 1) * q->nb[2]);
+            x      = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
             ggml_tensor * last =
                 ggml_view_2d(ctx, pass.spans, 2, 1, pass.spans->nb[1], size_t(n - 1) * pass.spans->nb[1]);
-            y = attention(ctx, q, k_held, v_held, last);
+            seen.rows = attention(graph, compute, q, k_held, v_held, last);
         } else {
-            y = attention(ctx, q, k_held, v_held, pass.spans);
+            seen.rows = attention(graph, compute, q, k_held, v_held, pass.spans);
         }
-        x = ggml_add(ctx, x, ggml_mul_mat(ctx, layer.o.weight, y));
+        x = behind->linear(layer.o, seen, Activation::none, x);
 
-        y = rms_norm(ctx, layer.ffn_norm, x, w.norm_eps);
-        y = ggml_swiglu_split(ctx, ggml_mul_mat(ctx, layer.gate.weight, y), ggml_mul_mat(ctx, layer.up.weight, y));
-        x = ggml_add(ctx, x, ggml_mul_mat(ctx, layer.down.weight, y));
+        Products::Factor z{rms_norm(ctx, layer.ffn_norm, x, w.norm_eps)};
+        x = behind->gated_mlp(layer.gate, layer.up, layer.down, z, x);
     }
     if (stop == 0) {
         x = ggml_view_2d(ctx, x, w.hidden, 1, x->nb[1], size_t(n - 1) * x->nb[1]);
     }
-    if (n_layers < 0) {
-        x = ggml_mul_mat(ctx, w.head, rms_norm(ctx, w.final_norm, x, w.norm_eps));  // [vocab, outputs]
-    } else {
-        x = ggml_cont(ctx, x);
-    }
+    x        = n_layers < 0 ? rms_norm(ctx, w.final_norm, x, w.norm_eps) : ggml_cont(ctx, x);  // [hidden, outputs]
     pass.out = x;
     graph.output(x);
 }
@@ -202,7 +205,7 @@ void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32
     }
 }
 
-void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * logits) {
+void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out) {
     for (int32_t i = 0; i < count; i++) {
         reserve(length(sequences[i]) + 1);
     }
@@ -218,7 +221,7 @@ void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t co
     for (int32_t i = 0; i < count; i++) {
         lengths[static_cast<size_t>(sequences[i])]++;
     }
-    get(step_pass->out, logits);
+    get(step_pass->out, out);
 }
 
 }  // namespace pcr

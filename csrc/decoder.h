@@ -1,4 +1,5 @@
-// Qwen3 decoder with a KV cache per sequence. Rows go in (embeddings of text, or the adapter's rows), logits come out.
+// Qwen3 decoder with a KV cache per sequence. Rows go in (embeddings of text, or the adapter's rows), rows for the head
+// come out.
 #pragma once
 
 #include "compute.h"
@@ -26,12 +27,12 @@ public:
     // Token embeddings: [count][hidden].
     void embed(const int32_t * tokens, int64_t count, float * out);
 
-    // Appends n_rows rows [n_rows][hidden] to a sequence. out, unless null, receives for the last row: the logits
-    // [vocab], or with n_layers >= 0 that row after so many layers [hidden].
+    // Appends n_rows rows [n_rows][hidden] to a sequence. out, unless null, receives the last row [hidden]: what the head
+    // reads, or with n_layers >= 0 the row after so many layers.
     void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out);
 
-    // Appends one token to each of count different sequences, as one batch. logits: [count][vocab].
-    void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * logits);
+    // Appends one token to each of count different sequences, as one batch. out: [count][hidden], what the head reads.
+    void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out);
 
 private:
     struct Pass {  // a graph with the tensors to fill and to read
@@ -44,7 +45,7 @@ private:
         ggml_tensor * positions = nullptr;  // I32 [n_tokens]
         ggml_tensor * places    = nullptr;  // I64 [n_tokens]: the caches' rows that are written
         ggml_tensor * spans     = nullptr;  // I32 [2, n_tokens]: the caches' rows that are read
-        ggml_tensor * out       = nullptr;  // F32 [vocab or hidden, outputs]
+        ggml_tensor * out       = nullptr;  // F32 [hidden, outputs]
     };
 
     // rows or tokens in; the last row or all rows out, or none.
@@ -54,17 +55,21 @@ private:
     // Fills the inputs that say where token i goes: behind what sequence_of(i) holds.
     void place_tokens(Pass & pass, const int32_t * sequences, bool one_each);
 
+    // F16 holds keys and values to 3 digits more than 8-bit products leave; F32 where nothing may be rounded.
+    ggml_type cache_type() const { return compute.arithmetic.exact ? GGML_TYPE_F32 : GGML_TYPE_F16; }
+
     const DecoderWeights & weights;
     Compute &              compute;
+    bool                   ggml_only;
 
-    std::vector<int64_t>       lengths;        // rows held, per sequence
-    int64_t                    capacity = 0;   // rows per sequence
+    std::vector<int64_t>       lengths;  // rows held, per sequence
+    int64_t                    capacity = 0;  // rows per sequence
     ggml_context_ptr           cache_context;
     ggml_backend_buffer_ptr    cache_buffer;
-    std::vector<ggml_tensor *> keys, values;   // per layer: F32 [kv_dim, capacity * n_sequences]
+    std::vector<ggml_tensor *> keys, values;  // per layer: [kv_dim, capacity * n_sequences]
 
     Workspace           prefill_workspace, step_workspace;
-    std::optional<Pass> step_pass;             // kept from token to token
+    std::optional<Pass> step_pass;  // kept from token to token
 
     std::vector<int32_t> positions;
     std::vector<int64_t> places;

@@ -4,15 +4,14 @@
 #include "encoder.h"
 
 #include "attention.h"
+#include "conv.h"
+#include "product.h"
+
+#include <algorithm>
 
 namespace pcr {
 
 namespace {
-
-ggml_tensor * linear(ggml_context * ctx, const Linear & l, ggml_tensor * x) {
-    x = ggml_mul_mat(ctx, l.weight, x);
-    return l.bias ? ggml_add(ctx, x, l.bias) : x;
-}
 
 ggml_tensor * layer_norm(ggml_context * ctx, const Norm & n, ggml_tensor * x, float eps) {
     return ggml_add(ctx, ggml_mul(ctx, ggml_norm(ctx, x, eps), n.weight), n.bias);
@@ -32,10 +31,13 @@ size_t node_count(const EncoderWeights & w) {
 
 }  // namespace
 
-Encoder::Encoder(const Model & model, Compute & compute, Importance * importance)
-    : weights(model.encoder), workspace(compute, node_count(model.encoder), importance) {}
+Encoder::Encoder(const Model & model, Compute & compute_, Importance * importance)
+    : weights(model.encoder),
+      compute(compute_),
+      workspace(compute_, node_count(model.encoder), importance),
+      ggml_only(importance != nullptr) {}
 
-void Encoder::encode_window(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows) {
+void Encoder::stem(const float * mel, int64_t n_frames, bool short_clip, float * rows) {
     const EncoderWeights & w        = weights;
     const int64_t          n_mels   = w.n_mels;
     const int64_t          d        = w.d_model;
@@ -55,37 +57,68 @@ void Encoder::encode_window(const float * mel, int64_t n_frames, bool short_clip
     Graph          graph(workspace.max_nodes());
     ggml_context * ctx   = graph.ctx();
     ggml_tensor *  input = graph.input(GGML_TYPE_F32, length, n_mels, 1, n_chunks);
+    ggml_tensor *  x;  // [channels * freq, rows, chunks], freq fastest; a chunk's rows count its padding
+    if (ggml_only || !compute.arithmetic.products) {
+        // All chunks at once. Between convolutions the channels go back behind time and frequency.
+        x = conv(ctx, w.conv[0], input);  // [C, time/2, freq/2, chunks]
+        x = conv(ctx, w.conv[1], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
+        x = conv(ctx, w.conv[2], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
+        x = ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));  // [freq, C, rows, chunks]
+        x = ggml_reshape_3d(ctx, x, w.conv_out.weight->ne[0], x->ne[2], n_chunks);
+    } else {
+        x = conv_stem(graph, compute, w, input);
+    }
+    const int64_t    t = x->ne[1];
+    Products         products(graph, compute, t * n_chunks, /*each =*/false, ggml_only);
+    Products::Factor flat{ggml_reshape_2d(ctx, x, x->ne[0], t * n_chunks)};
+    x = ggml_reshape_3d(ctx, products.linear(w.conv_out, flat), d, t, n_chunks);
+    x = ggml_add(ctx, x, ggml_view_2d(ctx, w.positions, d, t, w.positions->nb[1], 0));
+    graph.output(x);
+
+    workspace.place(graph);
+    set(input, chunks.data());
+    workspace.run(graph);
+    ggml_backend_tensor_get(x, rows, 0, static_cast<size_t>(n_rows) * x->nb[1]);  // the last chunk's padding falls off
+}
+
+void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows) {
+    const EncoderWeights & w      = weights;
+    const int64_t          d      = w.d_model;
+    const int64_t          n_rows = w.rows(n_frames);
+    stem_rows.resize(static_cast<size_t>(n_rows * d));
+    std::vector<Span> windows(static_cast<size_t>(n_rows));  // rows attend to those of their own window
+    for (int64_t first = 0, row = 0; first < n_frames; first += w.window_frames()) {
+        const int64_t frames = std::min(w.window_frames(), n_frames - first), count = w.rows(frames);
+        stem(mel + first * w.n_mels, frames, short_clip, stem_rows.data() + row * d);
+        std::fill_n(windows.begin() + row, count, Span{static_cast<int32_t>(row), static_cast<int32_t>(count)});
+        row += count;
+    }
+
+    Graph          graph(workspace.max_nodes());
+    ggml_context * ctx   = graph.ctx();
+    ggml_tensor *  input = graph.input(GGML_TYPE_F32, d, n_rows);
     ggml_tensor *  spans = graph.input(GGML_TYPE_I32, 2, n_rows);
+    Products       products(graph, compute, n_rows, /*each =*/false, ggml_only);
 
-    // Conv stem, all chunks at once. Between convolutions the channels go back behind time and frequency.
-    ggml_tensor * x = conv(ctx, w.conv[0], input);                              // [C, time/2, freq/2, chunks]
-    x               = conv(ctx, w.conv[1], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
-    x               = conv(ctx, w.conv[2], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
-    const int64_t t = x->ne[1];                                                 // rows of a chunk, padding counted
-    x               = ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));         // [freq, C, rows, chunks]
-    x               = ggml_reshape_3d(ctx, x, w.conv_out.weight->ne[0], t, n_chunks);
-    x               = linear(ctx, w.conv_out, x);                               // [d, rows, chunks]
-    x               = ggml_add(ctx, x, ggml_view_2d(ctx, w.positions, d, t, w.positions->nb[1], 0));
-    x               = ggml_view_2d(ctx, x, d, n_rows, x->nb[1], 0);             // the last chunk's padding falls off
-
+    ggml_tensor * x        = input;
     const int64_t head_dim = d / w.n_heads;
     const int32_t stop     = n_layers < 0 ? w.n_layers : n_layers;
     for (int32_t i = 0; i < stop; i++) {
         const EncoderLayer & layer = w.layers[static_cast<size_t>(i)];
 
-        ggml_tensor * y = layer_norm(ctx, layer.attn_norm, x, w.norm_eps);
-        ggml_tensor * q = ggml_reshape_3d(ctx, linear(ctx, layer.q, y), head_dim, w.n_heads, n_rows);
-        ggml_tensor * k = linear(ctx, layer.k, y);
-        ggml_tensor * v = linear(ctx, layer.v, y);
-        x               = ggml_add(ctx, x, linear(ctx, layer.o, attention(ctx, q, k, v, spans)));
+        Products::Factor y{layer_norm(ctx, layer.attn_norm, x, w.norm_eps)};
+        ggml_tensor *    q = ggml_reshape_3d(ctx, products.linear(layer.q, y), head_dim, w.n_heads, n_rows);
+        ggml_tensor *    k = products.linear(layer.k, y);
+        ggml_tensor *    v = products.linear(layer.v, y);
+        Products::Factor seen{attention(graph, compute, q, k, v, spans)};
+        x = products.linear(layer.o, seen, Activation::none, x);
 
-        y = layer_norm(ctx, layer.ffn_norm, x, w.norm_eps);
-        y = linear(ctx, layer.fc2, ggml_gelu_erf(ctx, linear(ctx, layer.fc1, y)));
-        x = ggml_add(ctx, x, y);
+        Products::Factor z{layer_norm(ctx, layer.ffn_norm, x, w.norm_eps)};
+        x = products.mlp(layer.fc1, layer.fc2, z, x);
     }
     if (n_layers < 0) {
-        x = layer_norm(ctx, w.ln_post, x, w.norm_eps);
-        x = linear(ctx, w.proj2, ggml_gelu_erf(ctx, linear(ctx, w.proj1, x)));  // [output_dim, n_rows]
+        Products::Factor y{layer_norm(ctx, w.ln_post, x, w.norm_eps)};
+        x = products.mlp(w.proj1, w.proj2, y, nullptr);  // [output_dim, n_rows]
     } else {
         x = ggml_cont(ctx, x);
     }
@@ -93,26 +126,24 @@ void Encoder::encode_window(const float * mel, int64_t n_frames, bool short_clip
     graph.also(spans);  // has its place even when no layer reads it
 
     workspace.place(graph);
-    set(input, chunks.data());
-    const std::vector<Span> whole(static_cast<size_t>(n_rows), Span{0, static_cast<int32_t>(n_rows)});
-    set(spans, whole.data());
+    set(input, stem_rows.data());
+    set(spans, windows.data());
     workspace.run(graph);
     get(x, rows);
 }
 
 void Encoder::adapt(const float * rows, int64_t n_rows, float * out) {
-    Graph          graph(workspace.max_nodes());
-    ggml_context * ctx   = graph.ctx();
-    ggml_tensor *  input = graph.input(GGML_TYPE_F32, weights.output_dim, n_rows);
-
-    ggml_tensor * gated = ggml_swiglu_split(ctx, linear(ctx, weights.gate, input), linear(ctx, weights.up, input));
-    ggml_tensor * x     = linear(ctx, weights.down, gated);  // [hidden, n_rows]
-    graph.output(x);
+    Graph            graph(workspace.max_nodes());
+    ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.output_dim, n_rows);
+    Products         products(graph, compute, n_rows, /*each =*/false, ggml_only);
+    Products::Factor x{input};
+    ggml_tensor *    y = products.gated_mlp(weights.gate, weights.up, weights.down, x, nullptr);  // [hidden, n_rows]
+    graph.output(y);
 
     workspace.place(graph);
     set(input, rows);
     workspace.run(graph);
-    get(x, out);
+    get(y, out);
 }
 
 }  // namespace pcr

@@ -10,18 +10,24 @@ class Encoder {
 public:
     Encoder(const Model & model, Compute & compute, Importance * importance);
 
-    // Rows of one attention window: n_frames frames [n_frames][n_mels], normalized, at most window_frames() of them.
-    // n_layers < 0: everything, rows of output_dim; otherwise the rows after so many layers, of d_model.
-    // A window that is the whole clip and shorter than one chunk is not padded to the chunk: short_clip.
-    void encode_window(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows);
+    // Rows of frames [n_frames][n_mels], normalized: whole attention windows, of which the clip's last one may be
+    // shorter. n_layers < 0: everything, rows of output_dim; otherwise the rows after so many layers, of d_model. A
+    // clip shorter than one chunk is not padded to the chunk: short_clip.
+    void encode(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows);
 
     // The adapter: [n_rows][output_dim] -> [n_rows][hidden].
     void adapt(const float * rows, int64_t n_rows, float * out);
 
 private:
+    // Conv stem of one window, with positions: rows [n][d_model].
+    void stem(const float * mel, int64_t n_frames, bool short_clip, float * rows);
+
     const EncoderWeights & weights;
+    Compute &              compute;
     Workspace              workspace;
-    std::vector<float>     chunks;  // input of the conv stem
+    bool                   ggml_only;
+    std::vector<float>     chunks;     // input of the conv stem
+    std::vector<float>     stem_rows;  // its output
 };
 
 }  // namespace pcr

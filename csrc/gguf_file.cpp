@@ -246,4 +246,18 @@ const uint8_t * GgufFile::bytes(const ggml_tensor * tensor) const {
     return file.data + gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id);
 }
 
+void GgufFile::release(const uint8_t * bytes_, size_t count) const {
+#if !defined(_WIN32)
+    const uintptr_t page  = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes_) + page - 1) / page * page;
+    const uintptr_t end   = (reinterpret_cast<uintptr_t>(bytes_) + count) / page * page;
+    if (begin < end) {
+        madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);  // advice: a refusal costs memory only
+    }
+#else
+    (void)bytes_;
+    (void)count;
+#endif
+}
+
 }  // namespace pcr

@@ -47,6 +47,9 @@ public:
     // The tensor's bytes in the mapping; its whole extent lies inside the file.
     const uint8_t * bytes(const ggml_tensor * tensor) const;
 
+    // Gives back the memory that these bytes of the mapping take; they are read from the file again when needed.
+    void release(const uint8_t * bytes, size_t count) const;
+
     size_t       size() const { return file.size; }
     const void * base() const { return file.data; }
 

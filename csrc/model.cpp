@@ -1,6 +1,7 @@
 #include "model.h"
 
-#include "compute.h"
+#include "conv.h"
+#include "head.h"
 #include "log.h"
 
 #include <algorithm>
@@ -70,8 +71,12 @@ int64_t EncoderWeights::rows(int64_t n_frames) const {
     return n_frames / chunk_frames * chunk_rows + conv_rows(n_frames % chunk_frames);
 }
 
-Model::Model(const std::string & path, const std::string & device_wanted)
-    : device_name(device_wanted), device(find_device(device_name)), file(path) {
+Model::Model(const std::string & path, const std::string & device_wanted, const std::string & precision,
+             const std::string & kernels)
+    : device_name(device_wanted),
+      device(find_device(device_name)),
+      arithmetic(Arithmetic::choose(precision, kernels)),
+      file(path) {
     const std::string found = file.string("general.architecture", "");
     if (found != arch) {
         throw Error(PCR_ERROR_UNSUPPORTED, "'" + path + "' holds a model of architecture '" + found +
@@ -93,6 +98,16 @@ Model::Model(const std::string & path, const std::string & device_wanted)
     load_log_mel();
     load_vocabulary();
     make_positions();
+}
+
+Model::~Model() = default;
+
+const Screen & Model::screen(Compute & compute) const {
+    const std::lock_guard<std::mutex> lock(screen_mutex);
+    if (!head_screen) {
+        head_screen = std::make_unique<Screen>(make_screen(decoder.head.weight, file, compute));
+    }
+    return *head_screen;
 }
 
 void Model::load_encoder() {
@@ -131,6 +146,7 @@ void Model::load_encoder() {
         const std::string conv = "enc.conv" + std::to_string(i + 1);
         e.conv[i].weight       = weight(conv + ".weight", {3, 3, i == 0 ? 1 : e.conv_channels, e.conv_channels});
         e.conv[i].bias         = vector(conv + ".bias", e.conv_channels);
+        e.conv_columns[i]      = conv_columns(arithmetic, e.conv[i].weight);
     }
     e.conv_out = linear("enc.conv_out", int64_t(e.conv_channels) * e.conv_freq, e.d_model, false);
     e.layers.resize(static_cast<size_t>(e.n_layers));
@@ -173,7 +189,7 @@ void Model::load_decoder() {
     }
 
     d.embed = matrix("llm.embed.weight", d.hidden, d.vocab);
-    d.head =
+    d.head.weight =
         file.boolean(key("llm.tied_embeddings").c_str()) ? d.embed : matrix("llm.lm_head.weight", d.hidden, d.vocab);
     const int64_t q_dim = int64_t(d.n_heads) * d.head_dim;
     d.layers.resize(static_cast<size_t>(d.n_layers));

@@ -1,11 +1,13 @@
 // A loaded model: its sizes, its weights where the device can read them, its vocabulary. Immutable.
 #pragma once
 
+#include "compute.h"
 #include "gguf_file.h"
 #include "mel.h"
 #include "tokenizer.h"
 
 #include <initializer_list>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -36,6 +38,7 @@ struct EncoderWeights {
     int32_t conv_freq;       // mel bins left after the conv stem
 
     Linear                    conv[3];      // weight [3, 3, in, out] with time fastest
+    std::vector<uint32_t>     conv_columns[3];  // for our kernels
     Linear                    conv_out;     // columns (channel, freq), freq fastest
     ggml_tensor *             positions;    // [d_model, chunk_rows], sinusoidal
     std::vector<EncoderLayer> layers;
@@ -59,22 +62,37 @@ struct DecoderWeights {
     float   rope_theta, norm_eps;
 
     ggml_tensor *             embed;  // [hidden, vocab]
-    ggml_tensor *             head;   // [hidden, vocab]: embed when tied
+    Linear                    head;   // [hidden, vocab]: embed when tied
     std::vector<DecoderLayer> layers;
     Norm                      final_norm;
 
     int64_t kv_dim() const { return int64_t(n_kv_heads) * head_dim; }
 };
 
+struct Screen;
+
 class Model {
 public:
-    Model(const std::string & path, const std::string & device);
+    // precision, kernels: see Arithmetic::choose.
+    Model(const std::string & path, const std::string & device, const std::string & precision,
+          const std::string & kernels);
+
+    ~Model();
+
+    // The head's copy for choosing tokens (head.h), made by the first session that asks, with its threads.
+    const Screen & screen(Compute & compute) const;
+
+    // Gives back the memory that a weight of the file takes.
+    void release(const ggml_tensor * weight) const {
+        file.release(static_cast<const uint8_t *>(weight->data), ggml_nbytes(weight));
+    }
 
     // The prompt: tokens before the audio rows, tokens after them.
     std::vector<int32_t> prompt_before, prompt_after;
 
     std::string        name, device_name;
     ggml_backend_dev_t device = nullptr;
+    Arithmetic         arithmetic;
     EncoderWeights     encoder{};
     DecoderWeights     decoder{};
     LogMel             log_mel;
@@ -102,6 +120,9 @@ private:
     ggml_backend_buffer_ptr mapped;           // the file's weights
     ggml_context_ptr        computed_context;  // what is computed once at load
     ggml_backend_buffer_ptr computed;
+
+    mutable std::mutex              screen_mutex;
+    mutable std::unique_ptr<Screen> head_screen;
 };
 
 }  // namespace pcr

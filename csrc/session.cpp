@@ -8,6 +8,8 @@ namespace pcr {
 
 namespace {
 
+constexpr int64_t windows_at_once = 4;  // attention windows that go through encoder and decoder as one batch
+
 // Adds the time until the end of a block to a counter of seconds.
 class Stopwatch {
 public:
@@ -40,26 +42,12 @@ void check_length(int64_t n_samples) {
 
 }  // namespace
 
-pcr_token most_probable(const std::vector<float> & logits) {
-    const auto best = std::max_element(logits.begin(), logits.end(),
-                                       [](float a, float b) { return a < b || (std::isnan(a) && !std::isnan(b)); });
-    if (!std::isfinite(*best)) {
-        throw Error(PCR_ERROR_INTERNAL,
-                    "the model's logits are not finite: the file's weights are damaged, or its f16 matrices overflow; "
-                    "try a bf16, q8_0 or f32 file of the same model");
-    }
-    double sum = 0.0;
-    for (const float logit : logits) {
-        sum += double(std::exp(logit - *best));
-    }
-    return {sizeof(pcr_token), static_cast<int32_t>(best - logits.begin()), static_cast<float>(1.0 / sum)};
-}
-
 Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
-      compute(model_.device, params.threads > 0 ? params.threads : usable_cores()),
+      compute(model_.device, params.threads > 0 ? params.threads : usable_cores(), model_.arithmetic),
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
       decoder(model_, compute, params.sequences, importance.get()),
+      head(model_, compute, importance.get()),
       encoder(model_, compute, importance.get()),
       max_new_tokens(params.max_new_tokens) {}
 
@@ -108,8 +96,8 @@ void Session::extend_log_mel(bool last) {
     largest = std::max(largest, *std::max_element(frames.begin() + first * n_mels, frames.end()));
 }
 
-// Encodes the audio window by window and appends each window's rows to the KV cache as one block, the opening prompt
-// before the first, the closing prompt behind the last.
+// Encodes the audio some windows at a time and appends their rows to the KV cache, the opening prompt before the first,
+// the closing prompt behind the last.
 void Session::prefill() {
     const EncoderWeights & w        = model.encoder;
     const int64_t          n_mels   = w.n_mels;
@@ -123,8 +111,8 @@ void Session::prefill() {
     decoder.reserve(std::min<int64_t>(done.n_prompt_tokens + max_new_tokens + 1, model.decoder.max_positions));
 
     std::vector<float> mel, rows, block;
-    for (int64_t first = 0; first < n_frames; first += w.window_frames()) {
-        const int64_t count  = std::min(w.window_frames(), n_frames - first);
+    for (int64_t first = 0; first < n_frames; first += windows_at_once * w.window_frames()) {
+        const int64_t count  = std::min(windows_at_once * w.window_frames(), n_frames - first);
         const int64_t n_rows = w.rows(count);
         mel.resize(static_cast<size_t>(count * n_mels));
         std::transform(frames.begin() + first * n_mels, frames.begin() + (first + count) * n_mels, mel.begin(),
@@ -132,7 +120,7 @@ void Session::prefill() {
         rows.resize(static_cast<size_t>(n_rows * w.output_dim));
         {
             const Stopwatch watch(done.encoder);
-            encoder.encode_window(mel.data(), count, n_frames < w.chunk_frames, -1, rows.data());
+            encoder.encode(mel.data(), count, n_frames < w.chunk_frames, -1, rows.data());
         }
 
         const size_t before = first == 0 ? model.prompt_before.size() : 0;
@@ -151,9 +139,9 @@ void Session::prefill() {
         }
         if (after) {
             decoder.embed(model.prompt_after.data(), static_cast<int64_t>(after), audio + n_rows * hidden);
-            logits.resize(static_cast<size_t>(model.decoder.vocab));
+            row.resize(static_cast<size_t>(hidden));
         }
-        decoder.append(0, block.data(), static_cast<int64_t>(total), -1, after ? logits.data() : nullptr);
+        decoder.append(0, block.data(), static_cast<int64_t>(total), -1, after ? row.data() : nullptr);
     }
 }
 
@@ -167,6 +155,7 @@ pcr_status Session::next(pcr_token & token) {
     if (state == State::complete) {
         return PCR_END;
     }
+    Choice choice;
     try {
         compute.throw_if_cancelled();
         if (state == State::heard) {
@@ -175,12 +164,14 @@ pcr_status Session::next(pcr_token & token) {
         } else if (decoder.length(0) < model.decoder.max_positions) {
             const Stopwatch watch(done.decode);
             const int32_t   sequence = 0;
-            decoder.step(&sequence, &last_token, 1, logits.data());
+            decoder.step(&sequence, &last_token, 1, row.data());
         } else {
             done.truncated = 1;
             state          = State::complete;
             return PCR_END;
         }
+        const Stopwatch watch(done.decode);
+        head.choose(row.data(), 1, &choice);
     } catch (const Error & error) {
         state   = State::failed;
         failure = error.status;
@@ -190,7 +181,7 @@ pcr_status Session::next(pcr_token & token) {
         failure = PCR_ERROR_MEMORY;
         throw;
     }
-    token = most_probable(logits);
+    token = {sizeof(token), choice.token, choice.probability};
     if (token.id == model.eos_token || done.n_tokens == max_new_tokens) {
         done.ended     = token.id == model.eos_token;
         done.truncated = !done.ended;
@@ -242,9 +233,9 @@ void Session::encode(const float * mel, int64_t n_frames, int32_t n_layers, floa
     forget();
     const EncoderWeights & w       = model.encoder;
     const int64_t          columns = n_layers < 0 ? w.output_dim : w.d_model;
-    for (int64_t first = 0; first < n_frames; first += w.window_frames()) {
-        const int64_t count = std::min(w.window_frames(), n_frames - first);
-        encoder.encode_window(mel + first * w.n_mels, count, n_frames < w.chunk_frames, n_layers, rows);
+    for (int64_t first = 0; first < n_frames; first += windows_at_once * w.window_frames()) {
+        const int64_t count = std::min(windows_at_once * w.window_frames(), n_frames - first);
+        encoder.encode(mel + first * w.n_mels, count, n_frames < w.chunk_frames, n_layers, rows);
         rows += w.rows(count) * columns;
     }
 }

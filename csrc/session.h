@@ -3,6 +3,7 @@
 
 #include "decoder.h"
 #include "encoder.h"
+#include "head.h"
 
 namespace pcr {
 
@@ -30,6 +31,7 @@ private:
 public:
     const std::unique_ptr<Importance> importance;  // what was collected, or none
     Decoder                           decoder;
+    Head                              head;
 
 private:
     enum class State { listening, heard, decoding, complete, failed };
@@ -46,12 +48,9 @@ private:
     std::vector<float> samples;
     std::vector<float> frames;           // log10 mel powers, not yet normalized: [n_frames][n_mels]
     float              largest = -10.0f;  // of all frames; log10 of the floor
-    std::vector<float> logits;           // of the next token
+    std::vector<float> row;              // of the last layer, at the last position
     int32_t            last_token = -1;  // given, but not yet appended to the cache
     pcr_result         done{};
 };
-
-// The most probable token and its softmax probability. An Error(PCR_ERROR_INTERNAL) when no logit is a number.
-pcr_token most_probable(const std::vector<float> & logits);
 
 }  // namespace pcr

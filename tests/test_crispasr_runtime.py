@@ -68,7 +68,9 @@ def test_both_runtimes_give_the_same_text(moss_path: Path, seconds: int, monkeyp
     samples = make_tones(seconds, seed=10 * seconds + 1)
     transcripts = []
     for runtime in ("pycrispasr", "crispasr"):
-        with Model(moss_path, threads=1, runtime=runtime) as model:
+        # Random weights hesitate between tokens: what is rounded would decide.
+        precision = "f32" if runtime == "pycrispasr" else "auto"
+        with Model(moss_path, threads=1, precision=precision, runtime=runtime) as model:
             assert model.runtime == runtime
             transcripts.append(model.transcribe(samples, sample_rate=16000, max_new_tokens=12))
     ours, theirs = transcripts

@@ -65,11 +65,11 @@ def test_a_changed_matrix_shows_in_its_own_stage(model: Path, tmp_path: Path, te
 
 
 @needs_crispasr
-@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 3), ("q4_k", 3)])
+@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 3), ("q4_k", 5)])
 def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     generate(path, preset="vocab", type=kind, seed=seed)
-    stages = diff.diff(path, make_tones(9, seed=91), "crispasr", sample_rate=16000, max_new_tokens=20)
+    stages = diff.diff(path, make_tones(9, seed=91), "crispasr", precision="f32", sample_rate=16000, max_new_tokens=20)
     assert len(stages) >= 6
     assert names_that_differ(stages) == []
 

@@ -59,7 +59,7 @@ def test_every_matrix_but_convolutions_is_measured(small: Path, measured: Path) 
 
 def test_the_numbers_are_mean_squares(small: Path, sounds: list[Path], tmp_path: Path) -> None:
     """The adapter's input are the encoder's rows."""
-    session = _native.NativeSession(_native.NativeModel(small, "cpu"), threads=1)
+    session = _native.NativeSession(_native.NativeModel(small, kernels="ggml"), threads=1)
     samples, _ = soundfile.read(sounds[0], dtype="float32")
     rows = session.encode(session.log_mel(samples))
     imatrix.collect(small, sounds[:1], tmp_path / "m.gguf", threads=1, max_new_tokens=1)

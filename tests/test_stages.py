@@ -31,7 +31,7 @@ class Pair:
 
     def __init__(self, path: Path) -> None:
         self.reference = gguf_model.load(path)
-        self.native = _native.NativeModel(path, "cpu")
+        self.native = _native.NativeModel(path, "cpu", "f32")
         self.session = _native.NativeSession(self.native, threads=1)
 
 

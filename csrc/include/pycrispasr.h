@@ -103,7 +103,12 @@ typedef struct pcr_session pcr_session;
 
 typedef struct pcr_model_params {
     size_t       size;
-    const char * device;   /* "auto" or a name from pcr_device_get()    */
+    const char * device;    /* "auto" or a name from pcr_device_get()                                                */
+    const char * precision; /* what products with the file's matrices are computed in: "f32", with nothing rounded;
+                               "bf16", both factors rounded to BF16, sums in F32; "auto": BF16 where the processor has
+                               instructions for it, else F32 for float matrices and 8-bit integers for quantised ones.
+                               Products of a single token with quantised matrices take 8-bit integers but for "f32"  */
+    const char * kernels;   /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare */
 } pcr_model_params;
 
 PCR_API void pcr_model_params_default(pcr_model_params * params);

@@ -161,16 +161,18 @@ class NativeModel:
     Args:
         path: The GGUF file.
         device: "auto" or a device's name.
+        precision: "auto", "f32" or "bf16".
+        kernels: "auto", one of `kernels()`, or "ggml": for comparisons.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str = "auto", precision: str = "auto", kernels: str = "auto") -> None:
         ffi, lib = self._ffi, self._lib = library()
         level = _logger.getEffectiveLevel()
         lib.pcr_set_log_level(max(lib.PCR_LOG_DEBUG, min(lib.PCR_LOG_ERROR, (level - 1) // 10)))
         params, out = ffi.new("pcr_model_params *"), ffi.new("pcr_model **")
         lib.pcr_model_params_default(params)
-        device_name = ffi.new("char[]", device.encode())
-        params.device = device_name
+        names = [ffi.new("char[]", name.encode()) for name in (device, precision, kernels)]
+        params.device, params.precision, params.kernels = names
         status = lib.pcr_model_load(os.fsencode(path), params, out)
         drain_log()
         self.pointer = out[0]

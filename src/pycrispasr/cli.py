@@ -46,7 +46,18 @@ class Runtime(str, enum.Enum):
     crispasr = "crispasr"
 
 
+class Precision(str, enum.Enum):
+    """What products with the model's matrices are computed in."""
+
+    auto = "auto"
+    f32 = "f32"
+    bf16 = "bf16"
+
+
 Device = Annotated[str, typer.Option(help='"auto", or a name that `pycrispasr devices` lists.')]
+ComputedIn = Annotated[
+    Precision, typer.Option("--precision", help="f32: nothing is rounded; bf16; auto: the fastest with the same texts.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Kind = Annotated[str, typer.Option("--type", help="f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, ...")]
 AllMatrices = Annotated[
@@ -92,6 +103,7 @@ def transcribe(
     runtime: Annotated[
         Runtime, typer.Option("--runtime", "-r", help="crispasr: CrispASR's library, which runs other models too.")
     ] = Runtime.auto,
+    precision: ComputedIn = Precision.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is done.")] = False,
@@ -100,7 +112,7 @@ def transcribe(
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     failed = False
-    with Model(model, device=device, threads=threads, runtime=runtime.value) as opened:
+    with Model(model, device=device, threads=threads, precision=precision.value, runtime=runtime.value) as opened:
         for file in files:
             try:
                 _transcribe(opened, file, output, max_new_tokens, verbose)
@@ -319,9 +331,14 @@ def diff(
     model: Annotated[str, typer.Argument(help='A GGUF file, or a name such as "tiny".')],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="What to transcribe; 30 s of it at most.")],
     against: Annotated[
-        str, typer.Option(help='"crispasr", "reference" (PyTorch on the original checkpoint), or another GGUF file.')
+        str,
+        typer.Option(
+            help='"crispasr", "reference" (PyTorch on the original checkpoint), "f32" (this runtime, nothing rounded), '
+            "or another GGUF file."
+        ),
     ],
     checkpoint: Annotated[str | None, typer.Option(help='The checkpoint\'s folder, for "reference".')] = None,
+    precision: ComputedIn = Precision.auto,
     tolerance: Annotated[
         float | None, typer.Option(help="What 1 - cosine of a row may be; by default by type.")
     ] = None,
@@ -333,7 +350,13 @@ def diff(
     from pycrispasr import diff as compare
 
     stages = compare.diff(
-        model, recording, against, checkpoint=checkpoint, tolerance=tolerance, max_new_tokens=max_new_tokens
+        model,
+        recording,
+        against,
+        checkpoint=checkpoint,
+        precision=precision.value,
+        tolerance=tolerance,
+        max_new_tokens=max_new_tokens,
     )
     print(json.dumps(compare.as_json(stages), indent=2) if as_json else compare.table(stages))
     if picture:

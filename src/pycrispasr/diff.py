@@ -21,6 +21,7 @@ from pycrispasr.errors import AudioError
 
 if TYPE_CHECKING:
     from pycrispasr.audio import Audio
+    from pycrispasr.model import Precision
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,16 +82,19 @@ class Stage:
         return 1 - self.worst <= self.tolerance
 
 
-def native_chain(path: Path, samples: Floats, *, max_new_tokens: int, given: Chain | None = None) -> Chain:
+def native_chain(
+    path: Path, samples: Floats, *, max_new_tokens: int, precision: Precision = "auto", given: Chain | None = None
+) -> Chain:
     """The stages of the runtime on one file.
 
     Args:
         path: The model.
         samples: Mono at 16 kHz, `[n]`.
         max_new_tokens: Where the tokens are cut.
+        precision: See `Model`.
         given: Take every stage's input from this chain instead of the stage before.
     """
-    model = _native.NativeModel(path, "auto")
+    model = _native.NativeModel(path, "auto", precision)
     session = _native.NativeSession(model, max_new_tokens=max_new_tokens)
     info = model.info()
     mel = session.log_mel(samples)
@@ -183,6 +187,7 @@ def diff(
     against: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    precision: Precision = "auto",
     tolerance: float | None = None,
     max_new_tokens: int = 100,
     sample_rate: float | None = None,
@@ -193,8 +198,10 @@ def diff(
         model: The GGUF file, or a name that `Model` takes.
         recording: What to transcribe: see `pycrispasr.audio.load`. At most 30 seconds of it are used.
         against: "crispasr": libcrispasr on the same file (extra `[crispasr]`). "reference": PyTorch and transformers on
-            the checkpoint (extra `[reference]`). Otherwise another GGUF file, or its name.
+            the checkpoint (extra `[reference]`). "f32": this runtime on the same file with nothing rounded, which shows
+            what `precision` costs. Otherwise another GGUF file, or its name.
         checkpoint: The folder or Hugging Face repository of the checkpoint, for "reference".
+        precision: What the compared runtime computes in: see `Model`.
         tolerance: What `1 - cosine` of a row may be. None: by the matrices' types, see `default_tolerance`.
         max_new_tokens: Where both transcripts are cut.
         sample_rate: Samples per second of an array.
@@ -213,12 +220,15 @@ def diff(
         from pycrispasr import reference
 
         other = reference.chain(path, checkpoint, samples, max_new_tokens=max_new_tokens)
+    elif against == "f32":
+        other = native_chain(path, samples, max_new_tokens=max_new_tokens, precision="f32")
     else:
         files.append(hub.resolve(against))
-        other = native_chain(files[1], samples, max_new_tokens=max_new_tokens)
+        other = native_chain(files[1], samples, max_new_tokens=max_new_tokens, precision=precision)
     if tolerance is None:
-        tolerance = default_tolerance(files, same_weights=against == "crispasr")
-    return compare(native_chain(path, samples, max_new_tokens=max_new_tokens, given=other), other, tolerance)
+        tolerance = default_tolerance(files, same_weights=against in ("crispasr", "f32"))
+    ours = native_chain(path, samples, max_new_tokens=max_new_tokens, precision=precision, given=other)
+    return compare(ours, other, tolerance)
 
 
 def default_tolerance(paths: list[Path], *, same_weights: bool) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Runtime = Literal["auto", "pycrispasr", "crispasr"]
+Precision = Literal["auto", "f32", "bf16"]
 
 _OUR_ARCHITECTURE = "moss_transcribe"  # "general.architecture" of the files that our own runtime runs
 
@@ -109,6 +110,11 @@ class Model:
         device: "auto", or the name of one of `devices()`.
         threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
             result does not depend on it.
+        precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
+            file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
+            F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has instructions for it,
+            else F32 for float matrices and 8-bit integers for quantised ones. Products of single tokens with quantised
+            matrices take 8-bit integers unless "f32" is asked for.
         runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
             CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
             whole recordings. "auto": the former where the file is of its architecture, else the latter.
@@ -120,7 +126,8 @@ class Model:
         DeviceError: There is no such device, or it failed.
         OutOfMemoryError: An allocation failed.
         InstallationError: `runtime` is "crispasr", and its library is missing.
-        UsageError: `threads` is not positive, or there is no such runtime.
+        UsageError: `threads` is not positive, or there is no such runtime or precision.
+        UnsupportedOperationError: The processor has no instructions for this precision, or the runtime no choice of it.
     """
 
     def __init__(
@@ -129,6 +136,7 @@ class Model:
         *,
         device: str = "auto",
         threads: int | None = None,
+        precision: Precision = "auto",
         runtime: Runtime = "auto",
     ) -> None:
         self._native: _native.NativeModel | None = None
@@ -136,7 +144,7 @@ class Model:
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
-        opened = _open(hub.resolve(name), device, self._threads, runtime)
+        opened = _open(hub.resolve(name), device, self._threads, precision, runtime)
         if isinstance(opened, _native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
@@ -285,14 +293,22 @@ class Model:
         return runtime.transcribe(samples, max_new_tokens=limit, progress=progress)
 
 
-def _open(path: Path, device: str, threads: int, runtime: Runtime) -> _native.NativeModel | _crispasr.CrispasrModel:
+def _open(
+    path: Path, device: str, threads: int, precision: Precision, runtime: Runtime
+) -> _native.NativeModel | _crispasr.CrispasrModel:
     """The model in the runtime that was asked for, or else in the one that runs it."""
     if runtime not in ("auto", "pycrispasr", "crispasr"):
         raise UsageError(f"there is no runtime {runtime!r}: choose 'auto', 'pycrispasr' or 'crispasr'")
+    if precision not in ("auto", "f32", "bf16"):
+        raise UsageError(f"there is no precision {precision!r}: choose 'auto', 'f32' or 'bf16'")
     if runtime == "crispasr":
+        if precision != "auto":
+            raise UnsupportedOperationError(
+                f"CrispASR's library offers no choice of precision: leave out precision={precision!r}"
+            )
         return _crispasr.CrispasrModel(path, device, threads)
     try:
-        return _native.NativeModel(path, device)
+        return _native.NativeModel(path, device, precision)
     except (ModelFormatError, UnsupportedModelError) as error:
         # Only now does anything else look into the file: it is sound, or no GGUF.
         kind = None if runtime == "pycrispasr" else _crispasr.architecture(path)
@@ -335,6 +351,7 @@ def transcribe(
     model: str | os.PathLike[str] = hub.DEFAULT,
     device: str = "auto",
     threads: int | None = None,
+    precision: Precision = "auto",
     runtime: Runtime = "auto",
     sample_rate: float | None = None,
     max_new_tokens: int = 512,
@@ -349,6 +366,7 @@ def transcribe(
         model: See `Model`.
         device: See `Model`.
         threads: See `Model`.
+        precision: See `Model`.
         runtime: See `Model`.
         sample_rate: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
@@ -357,5 +375,5 @@ def transcribe(
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
-    with Model(model, device=device, threads=threads, runtime=runtime) as opened:
+    with Model(model, device=device, threads=threads, precision=precision, runtime=runtime) as opened:
         return opened.transcribe(audio, sample_rate=sample_rate, max_new_tokens=max_new_tokens, progress=progress)

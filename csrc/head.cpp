@@ -1,0 +1,235 @@
+#include "head.h"
+
+#include "product.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pcr {
+
+namespace {
+
+constexpr float  slack     = 1e-5f;  // of a product's rounding in F32, relative to the lengths of its factors
+constexpr float  far       = 7.0f;   // a logit so far below the largest weighs less than 0.1 % of it in the sum
+constexpr size_t some_rows = 64;     // of the largest that are exact in any case, for the sum's sake
+constexpr size_t most_rows = 4096;   // beyond so many, exact products of scattered rows are no gain
+
+struct ScreenNode {
+    Compute *        compute;
+    Screen *         screen;
+    const GgufFile * file;
+    Tickets          tickets{};
+};
+
+constexpr int64_t panel = 256;  // rows that a thread takes at once
+
+void run_screen(ggml_tensor * dst, int thread, int n_threads, void * user) {
+    ScreenNode &        node = *static_cast<ScreenNode *>(user);
+    const ggml_tensor * head = dst->src[0];
+    const int64_t       n = head->ne[0], vocab = head->ne[1], panels = (vocab + panel - 1) / panel;
+    const size_t        bytes = ggml_row_size(GGML_TYPE_Q8_0, n);
+    float * const       row   = reinterpret_cast<float *>(node.compute->scratch(thread));
+    const Kernels &     ours  = *node.compute->arithmetic.kernels;
+    for (int64_t p; (p = node.tickets.take(panels, n_threads)) < panels;) {
+        const int64_t end = std::min(panel * (p + 1), vocab);
+        for (int64_t i = panel * p; i < end; i++) {
+            const size_t at = static_cast<size_t>(i);
+            ours.to_float(head->type, static_cast<const uint8_t *>(head->data) + at * head->nb[1], n, row);
+            ours.to_q8_0(row, n, node.screen->rows.get() + at * bytes, &node.screen->error[at], &node.screen->norm[at]);
+        }
+        node.file->release(static_cast<const uint8_t *>(head->data) + static_cast<size_t>(panel * p) * head->nb[1],
+                           static_cast<size_t>(end - panel * p) * head->nb[1]);
+    }
+}
+
+struct ScoreNode {
+    Compute *           compute;
+    const Screen *      screen;
+    const ggml_tensor * head;
+    int64_t             count;
+    Tickets             tickets{};
+};
+
+void run_screened(ggml_tensor * dst, int thread, int n_threads, void * user) {
+    ScoreNode &     node = *static_cast<ScoreNode *>(user);
+    const Kernels & ours = *node.compute->arithmetic.kernels;
+    const int64_t   n = node.head->ne[0], vocab = node.head->ne[1], panels = (vocab + panel - 1) / panel;
+    const size_t    bytes = ggml_row_size(GGML_TYPE_Q8_0, n);
+    auto * const    x     = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
+    for (int64_t j = 0; j < node.count; j++) {
+        ours.to_bytes(static_cast<const float *>(dst->src[0]->data) + j * n, n, x + size_t(j) * column_bytes(n));
+    }
+    for (int64_t p; (p = node.tickets.take(panels, n_threads)) < panels;) {
+        const int64_t first = panel * p;
+        ours.dot_bytes(GGML_TYPE_Q8_0, node.screen->rows.get() + static_cast<size_t>(first) * bytes, bytes,
+                       std::min(panel, vocab - first), n, x, node.count, static_cast<float *>(dst->data) + first,
+                       vocab);
+    }
+}
+
+float length(const float * x, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += double(x[i]) * double(x[i]);
+    }
+    return static_cast<float>(std::sqrt(sum) * 1.0001);
+}
+
+}  // namespace
+
+Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & compute) {
+    Screen          screen;
+    const Kernels & ours = *compute.arithmetic.kernels;
+    const int64_t   n    = head->ne[0];
+    if (compute.arithmetic.exact || !ours.takes_bytes || !ours.takes_bytes(GGML_TYPE_Q8_0, n) ||
+        ggml_blck_size(head->type) != 1) {
+        return screen;
+    }
+    const size_t vocab = static_cast<size_t>(head->ne[1]);
+    screen.rows.reset(new uint8_t[vocab * ggml_row_size(GGML_TYPE_Q8_0, n)]);
+    screen.error.resize(vocab);
+    screen.norm.resize(vocab);
+
+    compute.reserve_scratch(n);
+    Graph         graph(4);
+    Workspace     workspace(compute, 4, nullptr);
+    ggml_tensor * args[] = {const_cast<ggml_tensor *>(head)};
+    graph.output(ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, 1, 1, 1, 1, args, 1, run_screen, GGML_N_TASKS_MAX,
+                                &graph.keep<ScreenNode>(&compute, &screen, &file)));
+    workspace.place(graph);
+    workspace.run(graph);
+    screen.most_error = *std::max_element(screen.error.begin(), screen.error.end());
+    screen.most_norm  = *std::max_element(screen.norm.begin(), screen.norm.end());
+    return screen;
+}
+
+Head::Head(const Model & model_, Compute & compute_, Importance * importance)
+    : weights(model_.decoder),
+      model(model_),
+      compute(compute_),
+      ggml_only(importance != nullptr),
+      workspace(compute_, 16, importance) {}
+
+void Head::logits(const float * rows, int64_t count, float * out) {
+    Graph            graph(workspace.max_nodes());
+    ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.hidden, count);
+    Products         products(graph, compute, count, /*each =*/true, ggml_only);
+    Products::Factor x{input};
+    ggml_tensor *    y = products.linear(weights.head, x);  // [vocab, count]
+    graph.output(y);
+    workspace.place(graph);
+    set(input, rows);
+    workspace.run(graph);
+    get(y, out);
+}
+
+void Head::choose(const float * rows, int64_t count, Choice * out) {
+    const Screen & screen = model.screen(compute);
+    const int64_t  vocab  = weights.vocab;
+    scores.resize(static_cast<size_t>(count * vocab));
+    exact_rows = 0;
+    if (!screen.rows || ggml_only) {
+        logits(rows, count, scores.data());
+        exact_rows = count * vocab;
+        for (int64_t j = 0; j < count; j++) {
+            out[j] = most_probable(scores.data() + j * vocab);
+        }
+        return;
+    }
+    compute.reserve_scratch(static_cast<int64_t>(column_bytes(weights.hidden) / sizeof(uint32_t)) * count);
+    Graph         graph(workspace.max_nodes());
+    ggml_tensor * input = graph.input(GGML_TYPE_F32, weights.hidden, count);
+    ggml_tensor * y =
+        ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, vocab, count, 1, 1, &input, 1, run_screened, GGML_N_TASKS_MAX,
+                       &graph.keep<ScoreNode>(&compute, &screen, weights.head.weight, count));
+    graph.output(y);
+    workspace.place(graph);
+    set(input, rows);
+    workspace.run(graph);
+    get(y, scores.data());
+    for (int64_t j = 0; j < count; j++) {
+        out[j] = choose_screened(rows + j * weights.hidden, scores.data() + j * vocab);
+    }
+}
+
+// An exact logit differs from its score by no more than, by Cauchy and Schwarz,
+//   |w x - w' x'| <= |w - w'| |x| + |w'| |x - x'|,
+// where w' and x' are what the 8-bit integers stand for.
+Choice Head::choose_screened(const float * row, float * score) {
+    const Screen &  screen = model.screen(compute);
+    const Kernels & ours   = *compute.arithmetic.kernels;
+    const int64_t   n = weights.hidden, vocab = weights.vocab;
+
+    column.resize(column_bytes(n));
+    ours.to_bytes(row, n, column.data());
+    std::vector<float> & rest = rounded_away;
+    rest.resize(static_cast<size_t>(n));
+    const auto * const bytes  = reinterpret_cast<const int8_t *>(column.data());
+    const auto * const scales = reinterpret_cast<const float *>(column.data() + 3 * n);
+    for (int64_t i = 0; i < n; i++) {
+        rest[static_cast<size_t>(i)] = row[i] - static_cast<float>(bytes[i]) * scales[i / 32];
+    }
+    const float size = length(row, n), lost = length(rest.data(), n) + slack * size;
+    const auto  bound = [&](float error, float norm) { return error * (size + slack * size) + norm * lost; };
+
+    const float top = ours.most(score, vocab);
+    if (!std::isfinite(size) || !std::isfinite(top)) {
+        return most_probable(score);  // which says what is wrong
+    }
+    const float lowest = top - std::max(2.0f * bound(screen.most_error, screen.most_norm), far);
+    likely.clear();
+    for (int64_t i = 0; i < vocab; i++) {
+        if (score[i] >= lowest) {
+            likely.push_back(static_cast<int32_t>(i));
+        }
+    }
+    float sure = -INFINITY;  // what the largest logit is at least
+    for (const int32_t i : likely) {
+        const size_t at = static_cast<size_t>(i);
+        sure            = std::max(sure, score[at] - bound(screen.error[at], screen.norm[at]));
+    }
+    // Those which may be the largest, and some_rows in any case.
+    const auto in_question = std::partition(likely.begin(), likely.end(), [&](int32_t i) {
+        const size_t at = static_cast<size_t>(i);
+        return score[at] + bound(screen.error[at], screen.norm[at]) >= sure;
+    });
+    const auto larger      = [&](int32_t a, int32_t b) { return score[a] > score[b]; };
+    const auto wanted      = likely.begin() + static_cast<std::ptrdiff_t>(std::min(some_rows, likely.size()));
+    if (wanted > in_question) {
+        std::partial_sort(in_question, wanted, likely.end(), larger);
+    }
+    likely.erase(std::max(in_question, wanted), likely.end());
+    if (likely.size() > most_rows) {
+        logits(row, 1, score);
+        exact_rows += vocab;
+        return most_probable(score);
+    }
+    const ggml_tensor * head = weights.head.weight;
+    for (const int32_t i : likely) {
+        ours.dot_rows(head->type, static_cast<const uint8_t *>(head->data) + static_cast<size_t>(i) * head->nb[1],
+                      head->nb[1], 1, n, row, 1, score + i, vocab);
+    }
+    exact_rows += static_cast<int64_t>(likely.size());
+    touched += likely.size();
+    if (touched > 512) {  // each brings its neighbours into memory
+        model.release(head);
+        touched = 0;
+    }
+    return most_probable(score);
+}
+
+Choice Head::most_probable(const float * logits_) const {
+    const Kernels & ours  = *compute.arithmetic.kernels;
+    const int64_t   vocab = weights.vocab;
+    const float     top   = ours.most(logits_, vocab);
+    const double    sum   = ours.sum_of_exponentials(logits_, vocab, top);
+    const auto      best  = std::find(logits_, logits_ + vocab, top) - logits_;
+    if (best == vocab || !std::isfinite(top) || !std::isfinite(sum)) {
+        throw Error(PCR_ERROR_INTERNAL,
+                    "the model's logits are not finite: the file's weights are damaged, or its numbers overflow; try "
+                    "precision 'f32', or a bf16, q8_0 or f32 file of the same model");
+    }
+    return {static_cast<int32_t>(best), static_cast<float>(1.0 / sum)};
+}
+
+}  // namespace pcr

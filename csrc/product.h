@@ -1,0 +1,52 @@
+// Products of rows with the model's matrices, as nodes of a graph: by our own kernels (kernels.h) where they are
+// faster, else by ggml.
+//
+// Our kernels read a matrix as it lies in the file, decode it panel by panel into the cache, and multiply each panel
+// with all rows, so a matrix costs its reading once whatever its type is, and nothing is stored beside the file.
+#pragma once
+
+#include "compute.h"
+#include "model.h"
+
+namespace pcr {
+
+// What the rows of one graph are multiplied with.
+class Products {
+public:
+    // n_rows: rows of every product in this graph. each: compute each row by itself, which is fast for one or a few;
+    // else all of them with a panel of the matrix at a time. The two round differently, so the choice is the caller's and
+    // never depends on n_rows: then a row's result does not depend on what is computed beside it. ggml_only: for
+    // Importance, which looks at ggml's nodes.
+    Products(Graph & graph, Compute & compute, int64_t n_rows, bool each, bool ggml_only);
+
+    // Rows of a product, F32 [n, n_rows], and their form for our kernels, made when it is first needed.
+    struct Factor {
+        ggml_tensor * rows    = nullptr;
+        ggml_tensor * columns = nullptr;
+    };
+
+    // activation(weight x + bias) + residual: [out, n_rows]. residual may be null.
+    ggml_tensor * linear(const Linear & l, Factor & x, Activation activation = Activation::none,
+                         ggml_tensor * residual = nullptr);
+
+    // second(gelu(first x)) + residual
+    ggml_tensor * mlp(const Linear & first, const Linear & second, Factor & x, ggml_tensor * residual);
+
+    // down(silu(gate x) * up x) + residual; residual may be null.
+    ggml_tensor * gated_mlp(const Linear & gate, const Linear & up, const Linear & down, Factor & x,
+                            ggml_tensor * residual);
+
+private:
+    bool          packed(const Linear & l) const;   // by our kernels for many rows
+    bool          few(const Linear & l) const;      // by our kernels for few rows
+    ggml_tensor * columns_of(Factor & x);
+    ggml_tensor * hidden(const Linear & l, const Linear * gate, Factor & x, Activation activation);
+    ggml_tensor * rows_out(const Linear & l, ggml_tensor * columns, Activation activation, ggml_tensor * residual);
+
+    Graph &   graph;
+    Compute & compute;
+    int64_t   n_rows;
+    bool      each, ggml_only;
+};
+
+}  // namespace pcr
