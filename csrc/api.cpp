@@ -24,7 +24,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 1;
+constexpr int32_t abi_version = 2;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -77,6 +77,15 @@ void require_rows(int64_t n_rows, int64_t most, int64_t out_values, size_t capac
     if (static_cast<uint64_t>(out_values) > capacity) {
         throw Error(PCR_ERROR_ARGUMENT, format("the result has %lld values, there is room for %zu",
                                                static_cast<long long>(out_values), capacity));
+    }
+}
+
+// One or more of the session's sequences, each at most once.
+void require_sequences(const pcr::Session & s, const int32_t * sequences, int32_t count) {
+    require(count > 0 && count <= s.decoder.n_sequences(), "so many sequences the session does not have");
+    for (int32_t i = 0; i < count; i++) {
+        require(sequences[i] >= 0 && sequences[i] < s.decoder.n_sequences(), "no such sequence");
+        require(std::find(sequences, sequences + i, sequences[i]) == sequences + i, "a sequence stands twice");
     }
 }
 
@@ -353,25 +362,36 @@ const char * pcr_session_error(const pcr_session * session) {
     return session ? session->error.c_str() : "the session is NULL";
 }
 
-pcr_status pcr_session_feed(pcr_session * session, const float * samples, int64_t n_samples) {
+pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples) {
     return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
         require(n_samples >= 0 && (samples || n_samples == 0), "no samples, or a negative number of them");
-        s.feed(samples, n_samples);
+        s.feed(sequence, samples, n_samples);
         return PCR_OK;
     });
 }
 
-pcr_status pcr_session_end(pcr_session * session) {
-    return in_session(session, [](pcr::Session & s) {
-        s.end();
-        return PCR_OK;
-    });
-}
-
-pcr_status pcr_session_next(pcr_session * session, pcr_token * token) {
+pcr_status pcr_session_end(pcr_session * session, int32_t sequence) {
     return in_session(session, [&](pcr::Session & s) {
-        require(token != nullptr, "NULL");
-        return s.next(*token);
+        require_sequences(s, &sequence, 1);
+        s.end(sequence);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, int32_t count, pcr_token * tokens) {
+    return in_session(session, [&](pcr::Session & s) {
+        require(sequences && tokens, "NULL");
+        require_sequences(s, sequences, count);
+        return s.next(sequences, count, tokens);
+    });
+}
+
+pcr_status pcr_session_clear(pcr_session * session, int32_t sequence) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        s.clear(sequence);
+        return PCR_OK;
     });
 }
 
@@ -388,10 +408,11 @@ pcr_status pcr_session_reset(pcr_session * session) {
     });
 }
 
-pcr_status pcr_session_result(pcr_session * session, pcr_result * result) {
+pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_result * result) {
     return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
         require(result != nullptr, "NULL");
-        *result = s.result();
+        *result = s.result(sequence);
         return PCR_OK;
     });
 }
@@ -451,7 +472,7 @@ pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * emb
     return in_session(session, [&](pcr::Session & s) {
         const pcr::DecoderWeights & d = s.model.decoder;
         require(embeddings && out, "NULL");
-        require(sequence >= 0 && sequence < s.decoder.n_sequences(), "no such sequence");
+        require_sequences(s, &sequence, 1);
         require(n_past >= 0 && n_past <= s.decoder.length(sequence), "the cache holds fewer rows than n_past");
         require(n_layers <= d.n_layers, "the decoder has fewer layers");
         require_rows(n_rows, d.max_positions - n_past, n_layers < 0 ? d.vocab : d.hidden, capacity);
@@ -470,10 +491,9 @@ pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, con
     return in_session(session, [&](pcr::Session & s) {
         const pcr::DecoderWeights & d = s.model.decoder;
         require(sequences && tokens && logits, "NULL");
+        require_sequences(s, sequences, count);
         require_rows(count, s.decoder.n_sequences(), int64_t(count) * d.vocab, capacity);
         for (int32_t i = 0; i < count; i++) {
-            require(sequences[i] >= 0 && sequences[i] < s.decoder.n_sequences(), "no such sequence");
-            require(std::find(sequences, sequences + i, sequences[i]) == sequences + i, "a sequence stands twice");
             require(s.decoder.length(sequences[i]) < d.max_positions, "a sequence is full");
             require(tokens[i] >= 0 && tokens[i] < d.vocab, "a token is outside the vocabulary");
         }

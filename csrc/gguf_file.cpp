@@ -81,7 +81,7 @@ MappedFile::~MappedFile() {
 
 MappedFile::MappedFile(const std::string & path) {
     // O_NONBLOCK: opening a FIFO must not wait for its writer.
-    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
         io_error(path, errno, "open");
     }
@@ -97,13 +97,12 @@ MappedFile::MappedFile(const std::string & path) {
     }
     size = static_cast<size_t>(status.st_size);
     if (size == 0) {
-        close(descriptor);
         return;
     }
-    void *    address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    const int code    = errno;
-    close(descriptor);
+    void * address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (address == MAP_FAILED) {
+        const int code = errno;
+        close(descriptor);
         io_error(path, code, "map");
     }
     data = static_cast<const uint8_t *>(address);
@@ -113,9 +112,20 @@ MappedFile::~MappedFile() {
     if (data) {
         munmap(const_cast<uint8_t *>(data), size);
     }
+    close(descriptor);
 }
 
 #endif
+
+void MappedFile::read(const uint8_t * bytes, size_t count, void * out) const {
+#if !defined(_WIN32)
+    const ssize_t got = pread(descriptor, out, count, static_cast<off_t>(bytes - data));
+    if (got == static_cast<ssize_t>(count)) {
+        return;
+    }
+#endif
+    std::memcpy(out, bytes, count);
+}
 
 GgufFile::GgufFile(const std::string & path) : file(path) {
     if (file.size == 0) {

@@ -19,10 +19,16 @@ public:
     MappedFile(const MappedFile &)             = delete;
     MappedFile & operator=(const MappedFile &) = delete;
 
+    // Copies bytes of the mapping without making them part of this process's memory, where the system can.
+    void read(const uint8_t * bytes, size_t count, void * out) const;
+
     const uint8_t * data = nullptr;
     size_t          size = 0;
 
 private:
+#if !defined(_WIN32)
+    int descriptor = -1;
+#endif
 #if defined(_WIN32)
     void * file    = nullptr;
     void * mapping = nullptr;
@@ -46,6 +52,9 @@ public:
 
     // The tensor's bytes in the mapping; its whole extent lies inside the file.
     const uint8_t * bytes(const ggml_tensor * tensor) const;
+
+    // Copies bytes of the mapping; large matrices of which few rows are read do not come into memory by it.
+    void read(const uint8_t * bytes, size_t count, void * out) const { file.read(bytes, count, out); }
 
     // Gives back the memory that these bytes of the mapping take; they are read from the file again when needed.
     void release(const uint8_t * bytes, size_t count) const;

@@ -147,6 +147,11 @@ void Head::choose(const float * rows, int64_t count, Choice * out) {
     set(input, rows);
     workspace.run(graph);
     get(y, scores.data());
+    chosen += count;
+    if (chosen >= 32 && weights.head.weight == weights.embed) {
+        model.release(weights.embed);  // every embedding that is looked up brings its neighbours into memory
+        chosen = 0;
+    }
     for (int64_t j = 0; j < count; j++) {
         out[j] = choose_screened(rows + j * weights.hidden, scores.data() + j * vocab);
     }
@@ -205,16 +210,12 @@ Choice Head::choose_screened(const float * row, float * score) {
         return most_probable(score);
     }
     const ggml_tensor * head = weights.head.weight;
+    matrix_row.resize(head->nb[1]);
     for (const int32_t i : likely) {
-        ours.dot_rows(head->type, static_cast<const uint8_t *>(head->data) + static_cast<size_t>(i) * head->nb[1],
-                      head->nb[1], 1, n, row, 1, score + i, vocab);
+        model.read_row(head, i, matrix_row.data());
+        ours.dot_rows(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
     }
     exact_rows += static_cast<int64_t>(likely.size());
-    touched += likely.size();
-    if (touched > 512) {  // each brings its neighbours into memory
-        model.release(head);
-        touched = 0;
-    }
     return most_probable(score);
 }
 

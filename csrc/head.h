@@ -50,7 +50,8 @@ private:
     std::vector<uint8_t>   column;  // one row in 8-bit integers
     std::vector<float>     rounded_away;
     std::vector<int32_t>   likely;
-    size_t                 touched = 0;  // rows of the matrix that were read since its memory was given back
+    std::vector<uint8_t>   matrix_row;
+    int64_t                chosen = 0;  // since memory was given back
 };
 
 // Makes the copy with a session's threads and gives the matrix's memory back to its file meanwhile. Without rows where

@@ -82,6 +82,11 @@ public:
     // The head's copy for choosing tokens (head.h), made by the first session that asks, with its threads.
     const Screen & screen(Compute & compute) const;
 
+    // Copies a row of a weight of the file, without bringing its neighbours into memory.
+    void read_row(const ggml_tensor * weight, int64_t row, void * out) const {
+        file.read(static_cast<const uint8_t *>(weight->data) + static_cast<size_t>(row) * weight->nb[1], weight->nb[1], out);
+    }
+
     // Gives back the memory that a weight of the file takes.
     void release(const ggml_tensor * weight) const {
         file.release(static_cast<const uint8_t *>(weight->data), ggml_nbytes(weight));

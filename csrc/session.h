@@ -11,12 +11,15 @@ class Session {
 public:
     Session(const Model & model, const pcr_session_params & params);
 
-    void       feed(const float * samples, int64_t n_samples);
-    void       end();
-    pcr_status next(pcr_token & token);  // PCR_OK or PCR_END
+    // Each sequence holds one clip: its audio, then its text.
+    void       feed(int32_t sequence, const float * samples, int64_t n_samples);
+    void       end(int32_t sequence);
+    // The next token of each of count different sequences, -1 where the text is complete. PCR_END: everywhere.
+    pcr_status next(const int32_t * sequences, int32_t count, pcr_token * tokens);
+    void       clear(int32_t sequence);  // forgets its clip
     void       cancel() { compute.cancelled.store(true); }
-    void       reset();
-    pcr_result result() const;
+    void       reset();                  // forgets every clip and the cancellation
+    pcr_result result(int32_t sequence) const;
 
     // The stages on their own. They forget what was fed.
     int64_t log_mel(const float * samples, int64_t n_samples, float * mel);  // normalized, [frames][n_mels]
@@ -36,21 +39,29 @@ public:
 private:
     enum class State { listening, heard, decoding, complete, failed };
 
-    void extend_log_mel(bool last);
-    void prefill();
+    struct Clip {
+        State              state   = State::listening;
+        pcr_status         failure = PCR_OK;
+        std::vector<float> samples;
+        std::vector<float> frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
+        float              largest = -10.0f;  // of all frames; log10 of the floor
+        int32_t            last_token = -1;   // given, but not yet appended to the cache
+        pcr_result         done{};
+    };
+
+    Clip &       at(int32_t sequence) { return clips[static_cast<size_t>(sequence)]; }
+    const Clip & at(int32_t sequence) const { return clips[static_cast<size_t>(sequence)]; }
+
+    void extend_log_mel(Clip & clip, bool last);
+    void prefill(int32_t sequence, float * row);
     void forget();
 
-    Encoder       encoder;
-    const int32_t max_new_tokens;
-
-    State              state   = State::listening;
-    pcr_status         failure = PCR_OK;
-    std::vector<float> samples;
-    std::vector<float> frames;           // log10 mel powers, not yet normalized: [n_frames][n_mels]
-    float              largest = -10.0f;  // of all frames; log10 of the floor
-    std::vector<float> row;              // of the last layer, at the last position
-    int32_t            last_token = -1;  // given, but not yet appended to the cache
-    pcr_result         done{};
+    Encoder              encoder;
+    const int32_t        max_new_tokens;
+    std::vector<Clip>    clips;  // one for each sequence
+    std::vector<int32_t> stepping, step_tokens;
+    std::vector<float>   last_rows;  // of the last layer: [count][hidden]
+    std::vector<Choice>  choices;
 };
 
 }  // namespace pcr

@@ -24,3 +24,10 @@ def nano(nano_path: Path) -> Iterator[Model]:
     """The random model, opened once for all tests that leave it open."""
     with Model(nano_path, threads=1) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[Model]:
+    """The bundled model."""
+    with Model("tiny") as model:
+        yield model

@@ -47,8 +47,8 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
             "pcr_session_params": lib.pcr_session_params_default,
             "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
             "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
-            "pcr_token": lambda struct: lib.pcr_session_next(native._pointer, struct),
-            "pcr_result": lambda struct: lib.pcr_session_result(native._pointer, struct),
+            "pcr_token": lambda struct: lib.pcr_session_next(native._pointer, [0], 1, struct),
+            "pcr_result": lambda struct: lib.pcr_session_result(native._pointer, 0, struct),
         }
         for name, stamp in stamps.items():
             struct = ffi.new(f"{name} *")
@@ -76,8 +76,8 @@ def test_null_is_refused_and_may_be_freed() -> None:
     assert lib.pcr_model_load(null, null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_model_get_info(null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_session_new(null, null, null) == lib.PCR_ERROR_ARGUMENT
-    assert lib.pcr_session_feed(null, null, 0) == lib.PCR_ERROR_ARGUMENT
-    assert lib.pcr_session_next(null, null) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_session_feed(null, 0, null, 0) == lib.PCR_ERROR_ARGUMENT
+    assert lib.pcr_session_next(null, null, 0, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_take_log(null, null, 0) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_token_bytes(null, 0, null) == null
     out = ffi.new("pcr_model **")

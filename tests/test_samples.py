@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,6 @@ from pycrispasr import Model
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 RECORDINGS = sorted(path for path in SAMPLES.glob("*") if path.suffix in (".wav", ".mp3"))
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Model]:
-    with Model("tiny") as model:
-        yield model
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)

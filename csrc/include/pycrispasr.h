@@ -167,7 +167,7 @@ typedef struct pcr_session_params {
     size_t  size;
     int32_t threads;          /* 0: the number of physical cores that this process may use       */
     int32_t max_new_tokens;   /* the text is cut there, with pcr_result.truncated set. Default 512 */
-    int32_t sequences;        /* KV caches for pcr_decode() and pcr_decode_step(). Default 1     */
+    int32_t sequences;        /* clips that are held at once, each with a KV cache. Default 1 */
     int32_t importance;       /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
 } pcr_session_params;
 
@@ -183,21 +183,29 @@ typedef struct pcr_token {
     float   probability; /* softmax of the logits at this token, 0..1                      */
 } pcr_token;
 
-/* Appends mono samples at 16 kHz, nominally in [-1, 1]. Any count. PCR_ERROR_AUDIO for a sample that is not finite:
- * then none of this call's samples is taken. */
-PCR_API pcr_status pcr_session_feed(pcr_session * session, const float * samples, int64_t n_samples);
+/* A session holds params.sequences clips, numbered from 0, whose texts are decoded side by side: one reading of the
+ * weights serves all. What a clip's text is does not depend on the others. */
+
+/* Appends mono samples at 16 kHz to a clip, nominally in [-1, 1]. Any count. PCR_ERROR_AUDIO for a sample that is not
+ * finite: then none of this call's samples is taken. */
+PCR_API pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples);
 
 /* No more samples will come. PCR_ERROR_AUDIO when there are too few or too many for this model. */
-PCR_API pcr_status pcr_session_end(pcr_session * session);
+PCR_API pcr_status pcr_session_end(pcr_session * session, int32_t sequence);
 
-/* The next token of the text. PCR_END when the text is complete. Before pcr_session_end(): PCR_ERROR_ARGUMENT.
- * After PCR_ERROR_CANCELLED the tokens given so far stand, and only pcr_session_reset() goes on. */
-PCR_API pcr_status pcr_session_next(pcr_session * session, pcr_token * token);
+/* The next token of each of count different sequences, tokens[i].id -1 where the text is complete. PCR_END when all of
+ * them are. Before pcr_session_end(): PCR_ERROR_ARGUMENT. After PCR_ERROR_CANCELLED the tokens given so far stand, and
+ * only pcr_session_reset() goes on. */
+PCR_API pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, int32_t count,
+                                    pcr_token * tokens);
+
+/* Forgets a clip and its text, and makes room for another. */
+PCR_API pcr_status pcr_session_clear(pcr_session * session, int32_t sequence);
 
 /* Makes the call that is running in this session, or else the next one, return PCR_ERROR_CANCELLED soon. Any thread. */
 PCR_API void pcr_session_cancel(pcr_session * session);
 
-/* Forgets audio, text and a cancellation; keeps the buffers. */
+/* Forgets every clip and a cancellation; keeps the buffers. */
 PCR_API pcr_status pcr_session_reset(pcr_session * session);
 
 typedef struct pcr_result {
@@ -216,8 +224,8 @@ typedef struct pcr_result {
     double  decode;
 } pcr_result;
 
-/* What has been done so far. */
-PCR_API pcr_status pcr_session_result(pcr_session * session, pcr_result * result);
+/* What has been done so far for a clip. Time that a batch took is divided among its clips. */
+PCR_API pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_result * result);
 
 /* ---- The stages one by one, for comparison with a reference ------------------------------------------------------
  * They use the session's threads and buffers and forget the audio and text fed to it. */

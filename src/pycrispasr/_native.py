@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The `pcr_abi_version` this module is written for."""
 
 _logger = logging.getLogger("pycrispasr")
@@ -233,7 +233,7 @@ class NativeSession:
         model: Stays alive as long as this session.
         threads: 0 for the default.
         max_new_tokens: Where the text is cut.
-        sequences: KV caches for `decode` and `decode_step`.
+        sequences: Clips that are held at once.
         importance: Collect what `importance` gives.
     """
 
@@ -248,6 +248,7 @@ class NativeSession:
     ) -> None:
         ffi, lib = self._ffi, self._lib = library()
         self._model = model
+        self.sequences = sequences
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
         lib.pcr_session_params_default(params)
         params.threads = int32("threads", threads)
@@ -264,33 +265,40 @@ class NativeSession:
             free()
             _check(status, message)
 
-    def feed(self, samples: _Floats) -> None:
-        """Appends mono samples at 16 kHz."""
-        self._check(self._lib.pcr_session_feed(self._pointer, self._input(samples), len(samples)))
+    def feed(self, samples: _Floats, sequence: int = 0) -> None:
+        """Appends mono samples at 16 kHz to a clip."""
+        self._check(self._lib.pcr_session_feed(self._pointer, sequence, self._input(samples), len(samples)))
 
-    def end(self) -> None:
-        """No more samples will come."""
-        self._check(self._lib.pcr_session_end(self._pointer))
+    def end(self, sequence: int = 0) -> None:
+        """No more samples of this clip will come."""
+        self._check(self._lib.pcr_session_end(self._pointer, sequence))
 
     def next(self) -> tuple[int, float] | None:
-        """The next token and its probability, or None when the text is complete."""
-        token = self._ffi.new("pcr_token *")
-        status = self._lib.pcr_session_next(self._pointer, token)
-        self._check(status)
-        return None if status == self._lib.PCR_END else (token.id, token.probability)
+        """The first clip's next token and its probability, or None when the text is complete."""
+        return self.next_of([0])[0]
+
+    def next_of(self, sequences: list[int]) -> list[tuple[int, float] | None]:
+        """The same for several clips, as one batch."""
+        tokens = self._ffi.new("pcr_token[]", len(sequences))
+        self._check(self._lib.pcr_session_next(self._pointer, sequences, len(sequences), tokens))
+        return [(token.id, token.probability) if token.id >= 0 else None for token in tokens]
 
     def cancel(self) -> None:
         """Makes the running call, or else the next one, raise `Cancelled`."""
         self._lib.pcr_session_cancel(self._pointer)
 
+    def clear(self, sequence: int) -> None:
+        """Forgets a clip and its text."""
+        self._check(self._lib.pcr_session_clear(self._pointer, sequence))
+
     def reset(self) -> None:
-        """Forgets audio, text and a cancellation."""
+        """Forgets every clip, and a cancellation."""
         self._check(self._lib.pcr_session_reset(self._pointer))
 
-    def result(self) -> dict[str, Any]:
-        """`pcr_result`'s fields: what has been done so far."""
+    def result(self, sequence: int = 0) -> dict[str, Any]:
+        """`pcr_result`'s fields: what has been done so far for a clip."""
         result = self._ffi.new("pcr_result *")
-        self._check(self._lib.pcr_session_result(self._pointer, result))
+        self._check(self._lib.pcr_session_result(self._pointer, sequence, result))
         return _fields(self._ffi, result)
 
     # The stages one by one, for comparison with a reference.

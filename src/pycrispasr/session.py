@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +47,7 @@ class Session:
         self._cancel_asked = False
         self._resampler: audio.Resampler | None = None
         self._fed: list[audio.Samples] = []
-        self._samples: audio.Samples | None = None  # all of the audio, once it has ended
-        self._plan: list[tuple[int, int]] = []
-        self._segments: list[Segment] = []
-        self._chunk: _Chunk | None = None
-        self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
+        self._work: tuple[Recording, Batch] | None = None  # once the audio has ended
         self._seconds = 0.0
 
     def feed(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE) -> None:
@@ -71,7 +68,7 @@ class Session:
         """
         with self._inside():
             self._check_cancelled()
-            if self._samples is not None:
+            if self._work is not None:
                 raise UsageError("no samples can be fed after the audio has ended: call reset() for another recording")
             resampler = self._resampler or audio.Resampler(sample_rate)
             if sample_rate != resampler.sample_rate:
@@ -110,12 +107,16 @@ class Session:
             OutOfMemoryError: An allocation failed.
         """
         with self._inside() as native:
-            total = len(self._end_audio()) / audio.SAMPLE_RATE
+            recording, batch = self._end_audio(native)
+            total = recording.seconds
             if progress:
-                progress(self._segments[-1].end if self._segments else 0.0, total)
-            while (step := self._step(native)) is not None:
-                if progress and isinstance(step, Segment):
-                    progress(step.end, total)
+                progress(recording.seconds_done, total)
+            done = recording.seconds_done
+            while steps := batch.advance(recording, native.sequences):
+                for segment in (step for step in steps if isinstance(step, Segment)):
+                    done += segment.end - segment.start
+                    if progress:
+                        progress(done, total)
             return self._transcript()
 
     def cancel(self) -> None:
@@ -170,8 +171,6 @@ class Session:
         try:
             yield native
         except _native.Cancelled:
-            if self._chunk:
-                self._count(native)
             raise self._cancelled() from None
         finally:
             self._seconds += time.perf_counter() - self._entered
@@ -182,86 +181,182 @@ class Session:
             raise self._cancelled()
 
     def _cancelled(self) -> CancelledError:
+        done, planned = (len(self._work[0].segments), len(self._work[0].plan)) if self._work else (0, 0)
         return CancelledError(
-            f"the transcription was cancelled with {len(self._segments)} of {len(self._plan)} segments done: "
+            f"the transcription was cancelled with {done} of {planned} segments done: "
             "the text until then is in .partial, and reset() makes the session usable again",
             self._transcript(),
         )
 
-    def _end_audio(self) -> audio.Samples:
-        """All of the audio. The first call plans the work."""
-        if self._samples is None:
+    def _end_audio(self, native: _native.NativeSession) -> tuple[Recording, Batch]:
+        """All of the audio, and what works on it. The first call plans the work."""
+        if self._work is None:
             self._check_cancelled()
             if self._resampler is None:
                 raise AudioError("no audio was fed: call feed() before tokens() or finish()")
             self._fed.append(self._resampler.finish())
-            self._samples = np.concatenate(self._fed)
+            self._work = Recording(np.concatenate(self._fed)), Batch(native, self._token_bytes)
             self._fed = []
-            self._plan = audio.plan_chunks(self._samples)
-        if not self._plan:
-            raise AudioError("the audio is empty: all that was fed are 0 samples")
-        return self._samples
-
-    def _step(self, native: _native.NativeSession) -> Token | Segment | None:
-        """The next thing that came about: a token, or the segment that it ended, or None when all is done."""
-        samples = self._end_audio()
-        if self._chunk is None:
-            if len(self._segments) == len(self._plan):
-                return None
-            start, end = self._plan[len(self._segments)]
             native.reset()
             self._check_cancelled()  # the reset forgot a cancellation that came just before it
-            native.feed(samples[start:end])
-            native.end()
-            self._chunk = _Chunk(start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, _join(self._segments))
-        step = native.next()
-        if step is not None:
-            return self._chunk.add(*step, self._token_bytes(step[0]))
-        segment = self._chunk.segment("truncated" if self._count(native) else "ok")
-        self._segments.append(segment)
-        self._chunk = None
-        return segment
+        if not self._work[0].plan:
+            raise AudioError("the audio is empty: all that was fed are 0 samples")
+        return self._work
 
     def _next_token(self) -> Token | None:
         with self._inside() as native:
-            while isinstance(step := self._step(native), Segment):
-                pass
-            return step
-
-    def _count(self, native: _native.NativeSession) -> bool:
-        """Adds the present stretch's work to the timings. True when its text was cut."""
-        result = native.result()
-        for name in self._work:
-            self._work[name] += result[name]
-        return bool(result["truncated"])
+            recording, batch = self._end_audio(native)
+            while steps := batch.advance(recording, 1):
+                for step in steps:
+                    if isinstance(step, Token):
+                        return step
+            return None
 
     def _transcript(self) -> Transcript:
         """What has been done: all of it, or what a cancellation left."""
-        segments = [*self._segments, *([self._chunk.segment("cancelled")] if self._chunk else [])]
-        n_samples = sum(map(len, self._fed)) if self._samples is None else len(self._samples)
-        work = dict(self._work)
+        seconds = self._seconds + time.perf_counter() - self._entered
+        if self._work:
+            return self._work[0].transcript(seconds, self._work[1])
+        fed = np.concatenate([*self._fed, np.empty(0, np.float32)])
+        return dataclasses.replace(Recording(fed).transcript(seconds), complete=False)
+
+
+class Recording:
+    """A recording on its way to a transcript: its plan, and what is done of it.
+
+    Args:
+        samples: All of it, mono at 16 kHz.
+    """
+
+    def __init__(self, samples: audio.Samples) -> None:
+        self.samples = samples
+        self.plan = audio.plan_chunks(samples)
+        self.seconds = len(samples) / audio.SAMPLE_RATE
+        self.segments: dict[int, Segment] = {}  # by their place in the plan, in any order
+        self.started = 0  # stretches
+        self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
+
+    @property
+    def more(self) -> bool:
+        """True while a stretch has not been started."""
+        return self.started < len(self.plan)
+
+    @property
+    def finished(self) -> bool:
+        """True when every stretch is done."""
+        return len(self.segments) == len(self.plan)
+
+    @property
+    def seconds_done(self) -> float:
+        """Seconds of audio in stretches that are done."""
+        return sum(segment.end - segment.start for segment in self.segments.values())
+
+    def next_stretch(self) -> tuple[_Chunk, audio.Samples]:
+        """What comes next, and its samples. Its text is told apart from the one before where that is known already."""
+        start, end = self.plan[self.started]
+        before = ""
+        if len(self.segments) == self.started:
+            before = _join([self.segments[i] for i in range(self.started)])
+        return _Chunk(start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, before), self.samples[start:end]
+
+    def keep(self, place: int, segment: Segment, result: dict[str, Any]) -> None:
+        """Takes a stretch that has ended, and the library's result for it."""
+        self.segments[place] = segment
+        for name in self._work:
+            self._work[name] += result[name]
+
+    def transcript(self, seconds: float, batch: Batch | None = None) -> Transcript:
+        """What has been done: all of it, or, with what a batch still works on, what a cancellation left."""
+        parts, work = dict(self.segments), dict(self._work)
+        for sequence, running in batch.running.items() if batch else ():
+            if batch and running.recording is self:
+                parts[running.place] = running.chunk.segment("cancelled")
+                result = batch.native.result(sequence)
+                for name in work:
+                    work[name] += result[name]
+        segments, text = [], ""
+        for place in sorted(parts):
+            segments.append(_separated(parts[place], text))
+            text += _separator(text, parts[place].text) + parts[place].text
         return Transcript(
-            text=_join(segments),
+            text=text,
             segments=tuple(segments),
-            duration=n_samples / audio.SAMPLE_RATE,
+            duration=self.seconds,
             language=None,
-            complete=len(self._segments) == len(self._plan) and all(part.status == "ok" for part in segments),
+            complete=self.finished and all(part.status == "ok" for part in segments),
             timings=Timings(
                 prompt_tokens=int(work.pop("n_prompt_tokens")),
                 tokens=int(work.pop("n_tokens")),
-                total=self._seconds + time.perf_counter() - self._entered,
+                total=seconds,
                 **work,
             ),
         )
 
 
+class _Running(NamedTuple):
+    recording: Recording
+    place: int  # in its plan
+    chunk: _Chunk
+
+
+class Batch:
+    """Stretches that are decoded side by side, one in each of a session's sequences.
+
+    Args:
+        native: The session.
+        decode: A token's bytes.
+    """
+
+    def __init__(self, native: _native.NativeSession, decode: Callable[[int], bytes]) -> None:
+        self.native = native
+        self.running: dict[int, _Running] = {}  # by sequence
+        self._token_bytes = decode
+
+    @property
+    def full(self) -> bool:
+        """True when no sequence is free."""
+        return len(self.running) == self.native.sequences
+
+    def start(self, recording: Recording) -> None:
+        """Puts a recording's next stretch into a free sequence."""
+        sequence = next(i for i in range(self.native.sequences) if i not in self.running)
+        chunk, samples = recording.next_stretch()
+        self.native.clear(sequence)
+        self.native.feed(samples, sequence)
+        self.native.end(sequence)
+        self.running[sequence] = _Running(recording, recording.started, chunk)
+        recording.started += 1
+
+    def advance(self, recording: Recording, width: int) -> list[Token | Segment]:
+        """A step with up to so many of a recording's stretches."""
+        while len(self.running) < width and recording.more:
+            self.start(recording)
+        return self.step()
+
+    def step(self) -> list[Token | Segment]:
+        """The next token of every stretch, or the segment that has ended. None when nothing runs."""
+        sequences = list(self.running)
+        steps: list[Token | Segment] = []
+        for sequence, step in zip(sequences, self.native.next_of(sequences) if sequences else (), strict=True):
+            recording, place, chunk = self.running[sequence]
+            if step is not None:
+                steps.append(chunk.add(*step, self._token_bytes(step[0])))
+                continue
+            result = self.native.result(sequence)
+            segment = chunk.segment("truncated" if result["truncated"] else "ok")
+            recording.keep(place, segment, result)
+            del self.running[sequence]
+            steps.append(segment)
+        return steps
+
+
 class _Chunk:
-    """The stretch of audio that is being decoded.
+    """A stretch of audio that is being decoded.
 
     Args:
         start: Seconds.
         end: Seconds.
-        before: The text of the recording up to here.
+        before: The text of the recording up to here, as far as it is known.
     """
 
     def __init__(self, start: float, end: float, before: str) -> None:
@@ -291,6 +386,18 @@ def _join(segments: list[Segment]) -> str:
     for segment in segments:
         text += _separator(text, segment.text) + segment.text
     return text
+
+
+def _separated(segment: Segment, before: str) -> Segment:
+    """The segment whose first text begins with what separates it from the text before it."""
+    for i, token in enumerate(segment.tokens):
+        if token.text:
+            between = _separator(before, token.text)
+            if not between:
+                return segment
+            first = dataclasses.replace(token, text=between + token.text)
+            return dataclasses.replace(segment, tokens=(*segment.tokens[:i], first, *segment.tokens[i + 1 :]))
+    return segment
 
 
 def _separator(before: str, after: str) -> str:
