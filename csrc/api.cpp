@@ -2,6 +2,7 @@
 
 #include "compute.h"
 #include "log.h"
+#include "product.h"
 #include "quantize.h"
 #include "session.h"
 
@@ -57,6 +58,15 @@ template <typename F> pcr_status guarded(std::string & error, F f) noexcept {
 void require(bool condition, const char * message) {
     if (!condition) {
         throw Error(PCR_ERROR_ARGUMENT, message);
+    }
+}
+
+// For functions without a handle.
+void store_text(const std::string & text, char * out, size_t capacity) {
+    if (out && capacity > 0) {
+        const size_t length = std::min(text.size(), capacity - 1);
+        std::memcpy(out, text.data(), length);
+        out[length] = '\0';
     }
 }
 
@@ -521,6 +531,34 @@ pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** na
     });
 }
 
+// ---- Kernels
+
+const char * pcr_kernels_name(int32_t index) {
+    const auto & usable = pcr::usable_kernels();
+    return index >= 0 && static_cast<size_t>(index) < usable.size() ? usable[static_cast<size_t>(index)]->name : nullptr;
+}
+
+pcr_status pcr_product(const char * kernels, const char * precision, int32_t each, const char * type,
+                       const void * matrix, int64_t n_out, int64_t n_in, const float * rows, int64_t n_rows, float * out,
+                       int32_t threads, int32_t repeats, double * seconds, char * message, size_t message_capacity) {
+    std::string      error;
+    const pcr_status status = guarded(error, [&] {
+        require(kernels && precision && type && matrix && rows && out && seconds, "NULL");
+        constexpr int64_t most = 1 << 24;
+        require(n_out > 0 && n_in > 0 && n_rows > 0 && n_out <= most && n_in <= most && n_rows <= most && threads > 0 &&
+                    threads <= 1024 && repeats > 0,
+                "a size is out of range");
+        const ggml_type as = pcr::type_named(type);
+        require(pcr::row_bytes(as, n_in) > 0, "the type's blocks do not divide the matrix's rows");
+        pcr::adopt_ggml_log();
+        *seconds = pcr::multiply_once(pcr::Arithmetic::choose(precision, kernels), each != 0, as, matrix, n_out, n_in, rows,
+                                      n_rows, out, threads, repeats);
+        return PCR_OK;
+    });
+    store_text(error, message, message_capacity);
+    return status;
+}
+
 // ---- Matrix types
 
 size_t pcr_row_bytes(const char * type, int64_t row_length) {
@@ -546,11 +584,7 @@ pcr_status pcr_convert_rows(const char * from, const void * source, const char *
                           threads > 0 ? threads : pcr::usable_cores());
         return PCR_OK;
     });
-    if (message && capacity > 0) {
-        const size_t length = std::min(error.size(), capacity - 1);
-        std::memcpy(message, error.data(), length);
-        message[length] = '\0';
-    }
+    store_text(error, message, capacity);
     return status;
 }
 

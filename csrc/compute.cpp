@@ -133,12 +133,12 @@ Arithmetic Arithmetic::choose(const std::string & precision, const std::string &
     how.products    = wanted != "ggml";
     const bool bf16 = how.products && how.kernels->bf16;
     if (precision == "bf16" && !bf16) {
-        throw Error(PCR_ERROR_UNSUPPORTED, how.products ? "this processor has no BF16 instructions: use precision "
+        throw Error(PCR_ERROR_DEVICE, how.products ? "this processor has no BF16 instructions: use precision "
                                                           "'auto' or 'f32'"
                                                         : "ggml's kernels compute with precision 'auto' only");
     }
     if (precision == "f32" && !how.products) {
-        throw Error(PCR_ERROR_UNSUPPORTED, "ggml's kernels compute with precision 'auto' only");
+        throw Error(PCR_ERROR_DEVICE, "ggml's kernels compute with precision 'auto' only");
     }
     if (precision != "auto" && precision != "f32" && precision != "bf16") {
         throw Error(PCR_ERROR_ARGUMENT, "precision is '" + precision + "': give 'auto', 'f32' or 'bf16'");

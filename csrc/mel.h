@@ -41,8 +41,6 @@ private:
         std::vector<float> weights;  // of the bins from first on
     };
 
-    void power(const double * frame, double * bins) const;
-
     std::vector<double>               window;
     std::vector<Filter>               mels;
     std::vector<std::complex<double>> roots_half;  // exp(-2 pi i k / 200)

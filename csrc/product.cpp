@@ -1,7 +1,9 @@
 #include "product.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <limits>
 
 namespace pcr {
 
@@ -237,6 +239,46 @@ ggml_tensor * Products::gated_mlp(const Linear & gate, const Linear & up, const 
     }
     Factor y{ggml_swiglu_split(graph.ctx(), linear(gate, x), linear(up, x))};
     return linear(down, y, Activation::none, residual);
+}
+
+double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out, int64_t n_in,
+                     const float * rows, int64_t n_rows, float * out, int threads, int repeats) {
+    std::string device = "cpu";
+    Compute     compute(find_device(device), threads, how);
+    Workspace   workspace(compute, 16, nullptr);
+    Graph       graph(16);
+
+    ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    Linear linear;
+    linear.weight      = ggml_new_tensor_2d(context.get(), type, n_in, n_out);
+    const size_t bytes = ggml_nbytes(linear.weight);
+    // ggml wants its matrices aligned.
+    std::vector<uint8_t> held(bytes + 64);
+    void * const         aligned = align64(reinterpret_cast<uint32_t *>(held.data()));
+    std::memcpy(aligned, matrix, bytes);
+    const ggml_backend_buffer_ptr buffer(ggml_backend_cpu_buffer_from_ptr(aligned, bytes));
+    if (!buffer || ggml_backend_tensor_alloc(buffer.get(), linear.weight, aligned) != GGML_STATUS_SUCCESS) {
+        throw std::bad_alloc();
+    }
+
+    ggml_tensor *    input = graph.input(GGML_TYPE_F32, n_in, n_rows);
+    Products         products(graph, compute, n_rows, each, /*ggml_only =*/false);
+    Products::Factor x{input};
+    ggml_tensor *    y = products.linear(linear, x);
+    graph.output(y);
+    workspace.place(graph);
+    set(input, rows);
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < repeats; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        workspace.run(graph);
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    get(y, out);
+    return best;
 }
 
 }  // namespace pcr

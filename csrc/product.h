@@ -49,4 +49,9 @@ private:
     bool      each, ggml_only;
 };
 
+// One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transposed matrix
+// [n_out][n_in]. each: see Products. Gives the seconds of the fastest of so many runs.
+double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out, int64_t n_in,
+                     const float * rows, int64_t n_rows, float * out, int threads, int repeats);
+
 }  // namespace pcr

@@ -29,9 +29,9 @@ MODELS = {
 class Pair:
     """One file in the runtime and in NumPy."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, precision: str = "f32", kernels: str = "auto") -> None:
         self.reference = gguf_model.load(path)
-        self.native = _native.NativeModel(path, "cpu", "f32")
+        self.native = _native.NativeModel(path, "cpu", precision, kernels)
         self.session = _native.NativeSession(self.native, threads=1)
 
 
@@ -45,6 +45,30 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> None:
+    check_stages(pair, seconds, 0.99999)
+
+
+@pytest.mark.parametrize("name", ["plain", "odd heads"])
+@pytest.mark.parametrize("kernels", [*_native.kernels()[:-1], "ggml"])
+def test_every_processor_s_kernels_agree_with_the_reference(name: str, kernels: str, tmp_path: Path) -> None:
+    hyperparameters, seed, options = MODELS[name]
+    generate(tmp_path / "model.gguf", hyperparameters=hyperparameters, type="f32", seed=seed, **options)
+    pair = Pair(tmp_path / "model.gguf", "auto" if kernels == "ggml" else "f32", kernels)
+    for seconds in (0.3, 8.01):
+        # ggml keeps the cache in F16 too.
+        check_stages(pair, seconds, 0.999 if kernels == "ggml" else 0.99999)
+
+
+@pytest.mark.parametrize("kernels", [name for name in _native.kernels() if name in ("avx512_bf16", "amx")])
+def test_bf16_rounds_every_stage_a_little(kernels: str, tmp_path: Path) -> None:
+    generate(tmp_path / "model.gguf", type="bf16")
+    pair = Pair(tmp_path / "model.gguf", "bf16", kernels)
+    for seconds in (0.3, 8.01):
+        check_stages(pair, seconds, 0.9995)
+
+
+def check_stages(pair: Pair, seconds: float, least: float) -> None:
+    """No row's cosine with the reference's is below least."""
     reference, session = pair.reference, pair.session
     samples = make_tones(seconds, seed=int(seconds * 100))
 
@@ -60,10 +84,10 @@ def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> No
         rows = model.encode(reference, mel, n_layers)
         got = session.encode(frames, -1 if n_layers is None else n_layers)
         assert got.shape == rows.shape
-        assert cosines(got, rows).min() >= 0.99999
+        assert cosines(got, rows).min() >= least
 
     audio = model.adapt(reference, rows)
-    assert cosines(session.adapt(rows.astype(np.float32)), audio).min() >= 0.99999
+    assert cosines(session.adapt(rows.astype(np.float32)), audio).min() >= least
 
     ids = model.prompt_ids(reference, len(audio))
     assert pair.native.prompt(len(audio)) == ids
@@ -73,10 +97,10 @@ def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> No
 
     for n_layers in (0, 1, reference.hparams.llm_num_layers):
         row = model.decode(reference, prompt, n_layers=n_layers)[-1]
-        assert cosines(session.decode(prompt.astype(np.float32), n_layers=n_layers), row) >= 0.99999
+        assert cosines(session.decode(prompt.astype(np.float32), n_layers=n_layers), row) >= least
     logits = model.logits(reference, model.decode(reference, prompt)[-1:])[0]
     got = session.decode(prompt.astype(np.float32))
-    assert np.abs(got - logits).max() <= 1e-3 * (logits.max() - logits.min())
+    assert np.abs(got - logits).max() <= (1e-3 if least > 0.9999 else 0.03) * (logits.max() - logits.min())
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 8.01, 30])

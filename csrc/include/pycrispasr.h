@@ -256,6 +256,20 @@ PCR_API pcr_status pcr_decode(pcr_session * session, int32_t sequence, const flo
 PCR_API pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens,
                                    int32_t count, float * logits, size_t capacity);
 
+/* ---- Kernels ------------------------------------------------------------------------------------------------------ */
+
+/* Names of the kernels that this processor runs, "generic" first and the fastest last; NULL past the last. */
+PCR_API const char * pcr_kernels_name(int32_t index);
+
+/* One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transpose of a matrix
+ * [n_out][n_in] of a type. precision and kernels: see pcr_model_params. each: 1: row by row, as for single tokens; 0: all
+ * rows at once, as for audio. repeats >= 1 runs, the fastest of which took *seconds. An error's text is cut to message
+ * [message_capacity]; message may be NULL. */
+PCR_API pcr_status pcr_product(const char * kernels, const char * precision, int32_t each, const char * type,
+                               const void * matrix, int64_t n_out, int64_t n_in, const float * rows, int64_t n_rows,
+                               float * out, int32_t threads, int32_t repeats, double * seconds, char * message,
+                               size_t message_capacity);
+
 /* ---- Matrix types, for making model files ------------------------------------------------------------------------
  * Types by ggml's names, in any case: "f32", "f16", "bf16", "q8_0", "q4_k", ... */
 

@@ -155,6 +155,57 @@ def convert_rows(
     return target
 
 
+def kernels() -> list[str]:
+    """The kernels that this processor runs, "generic" first and the fastest last."""
+    ffi, lib = library()
+    names: list[str] = []
+    while name := lib.pcr_kernels_name(len(names)):
+        names.append(_text(ffi, name))
+    return names
+
+
+def product(
+    rows: _Floats,
+    matrix: npt.NDArray[np.uint8],
+    type: str,
+    n_out: int,
+    *,
+    kernels: str = "auto",
+    precision: str = "auto",
+    each: bool = False,
+    threads: int = 1,
+    repeats: int = 1,
+) -> tuple[_Floats, float]:
+    """Rows `[n_rows, n_in]` times the transpose of a matrix `[n_out, n_in]`, and the seconds of the fastest run.
+
+    Args:
+        rows: `[n_rows, n_in]`.
+        matrix: The bytes of its rows.
+        type: Of the matrix.
+        n_out: Its rows.
+        kernels: As for `NativeModel`.
+        precision: As for `NativeModel`.
+        each: Row by row, as for single tokens.
+        threads: On which it runs.
+        repeats: Runs.
+    """
+    ffi, lib = library()
+    rows = np.ascontiguousarray(rows, np.float32)
+    n_rows, n_in = rows.shape
+    needed = n_out * row_bytes(type, n_in)
+    if not needed or matrix.nbytes != needed:
+        raise errors.UsageError(f"the matrix has {matrix.nbytes} bytes: {n_out} rows of {n_in} {type} have {needed}")
+    out, seconds = np.empty((n_rows, n_out), np.float32), ffi.new("double *")
+    message = ffi.new("char[]", 500)
+    status = lib.pcr_product(
+        kernels.encode(), precision.encode(), each, type.encode(), ffi.from_buffer(matrix), n_out, n_in,
+        ffi.from_buffer("float[]", rows), n_rows, ffi.from_buffer("float[]", out, require_writable=True), threads,
+        repeats, seconds, message, len(message),
+    )  # fmt: skip
+    _check(status, _text(ffi, message))
+    return out, seconds[0]
+
+
 class NativeModel:
     """A `pcr_model`. Any thread may use it.
 

@@ -130,11 +130,11 @@ class Model:
         ModelNotFoundError: There is no such model, or it cannot be fetched or read.
         ModelFormatError: The file is no GGUF, or it is truncated or contradicts itself.
         UnsupportedModelError: The file is of another architecture, or has tensors of a type that cannot be computed.
-        DeviceError: There is no such device, or it failed.
+        DeviceError: There is no such device, or it failed, or has no instructions for this precision.
         OutOfMemoryError: An allocation failed.
         InstallationError: `runtime` is "crispasr", and its library is missing.
         UsageError: `threads` is not positive, or there is no such runtime or precision.
-        UnsupportedOperationError: The processor has no instructions for this precision, or the runtime no choice of it.
+        UnsupportedOperationError: The runtime offers no choice of precision.
     """
 
     def __init__(

@@ -1,0 +1,144 @@
+"""Every kernel that this processor runs gives the product in double precision, within the rounding of its factors."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycrispasr import _native
+from pycrispasr.errors import DeviceError, UsageError
+
+Floats = npt.NDArray[np.float32]
+
+KERNELS = _native.kernels()
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+BLOCK = {"f32": 1, "f16": 1, "bf16": 1, **dict.fromkeys(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"), 32)}
+
+# Relative error of both factors: sums in F32; BF16 keeps 8 bits; 8-bit integers are 1/254 of the largest of 32 off.
+TOLERANCE = {"f32": 2e-6, "bf16": 1.01 * 2.0**-7, "int8": 1.5e-2}
+
+
+def matrix_of(type: str, n_out: int, n_in: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """Random bytes of a type, and what they stand for `[n_out, n_in]`."""
+    values = np.random.default_rng(seed).standard_normal((n_out, n_in)).astype(np.float32)
+    stored = _native.convert_rows(values, "f32", type, n_in)
+    back = _native.convert_rows(stored, type, "f32", n_in).view(np.float32).reshape(n_out, n_in)
+    return stored, back.astype(np.float64)
+
+
+def rows_of(n_rows: int, n_in: int, seed: int = 1) -> Floats:
+    return np.random.default_rng(seed).standard_normal((n_rows, n_in)).astype(np.float32)
+
+
+def error(got: Floats, rows: Floats, matrix: npt.NDArray[np.float64]) -> float:
+    """Largest error, relative to the lengths of both factors."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)[:, None] * np.linalg.norm(matrix, axis=1)[None]
+    return float(np.max(np.abs(got - rows.astype(np.float64) @ matrix.T) / np.maximum(lengths, 1e-300)))
+
+
+def precisions(kernels: str) -> list[str]:
+    return ["f32", "bf16"] if kernels in ("avx512_bf16", "amx") else ["f32"]
+
+
+CASES = [(kernels, precision) for kernels in KERNELS for precision in precisions(kernels)]
+
+
+@pytest.mark.parametrize(("kernels", "precision"), CASES)
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("each", [False, True])
+def test_every_type_is_multiplied(kernels: str, precision: str, type: str, each: bool) -> None:
+    n_in = 2 * BLOCK.get(type, 256)
+    n_in = n_in if n_in > 2 else 77
+    stored, matrix = matrix_of(type, 100, n_in)
+    rows = rows_of(37 if not each else 7, n_in)
+    got, _ = _native.product(rows, stored, type, 100, kernels=kernels, precision=precision, each=each)
+    rounded = "f32" if precision == "f32" or (each and BLOCK.get(type) == 1) else "int8" if each else "bf16"
+    assert error(got, rows, matrix) <= TOLERANCE[rounded]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n_out=st.integers(1, 200),
+    n_in=st.integers(1, 150),
+    n_rows=st.integers(1, 210),
+    threads=st.integers(1, 3),
+    case=st.sampled_from(CASES),
+    each=st.booleans(),
+)
+def test_every_size_is_multiplied(
+    n_out: int, n_in: int, n_rows: int, threads: int, case: tuple[str, str], each: bool
+) -> None:
+    stored, matrix = matrix_of("f16", n_out, n_in, seed=n_in)
+    rows = rows_of(n_rows, n_in, seed=n_rows)
+    got, _ = _native.product(rows, stored, "f16", n_out, kernels=case[0], precision=case[1], each=each, threads=threads)
+    assert error(got, rows, matrix) <= TOLERANCE["f32" if each else case[1]]
+
+
+@pytest.mark.parametrize(("kernels", "precision"), CASES)
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_k", "q6_k"])
+def test_a_row_s_product_does_not_depend_on_its_company(kernels: str, precision: str, each: bool, type: str) -> None:
+    """To the last bit: so texts do not depend on batches, blocks and threads."""
+    stored, _ = matrix_of(type, 70, 512)
+    rows = rows_of(200, 512)
+    options = {"kernels": kernels, "precision": precision, "each": each}
+    whole, _ = _native.product(rows, stored, type, 70, threads=2, **options)
+    for first, last in ((0, 1), (0, 5), (17, 33), (3, 200), (199, 200)):
+        part, _ = _native.product(rows[first:last], stored, type, 70, threads=1, **options)
+        np.testing.assert_array_equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize(("kernels", "precision"), CASES)
+@pytest.mark.parametrize("each", [False, True])
+def test_zeros_denormals_and_large_numbers(kernels: str, precision: str, each: bool) -> None:
+    stored, matrix = matrix_of("f32", 20, 64)
+    for scale in (0.0, 1e-42, 1e-30, 1e30):
+        rows = rows_of(5, 64) * np.float32(scale)
+        got, _ = _native.product(rows, stored, "f32", 20, kernels=kernels, precision=precision, each=each)
+        assert np.isfinite(got).all()
+        # BF16 instructions take denormals for zeros; what they stand for is below 2^-126 of anything.
+        assert np.abs(got - rows.astype(np.float64) @ matrix.T).max() <= max(1e-2 * scale * 64, 1e-36 * (scale < 1e-38))
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("extreme", [0, 1])
+def test_integer_products_take_the_extremes(type: str, extreme: int) -> None:
+    """Every code at its largest and smallest, rows at plus and minus their scale: no sum may saturate."""
+    n_in = 1024
+    signs = np.where(np.random.default_rng(0).random((40, n_in)) < 0.5, -1, 1).astype(np.float32)
+    signs[:2] = [[1], [-1]]
+    values = np.tile(np.array([[1.0, -1.0][extreme]], np.float32), (40, n_in)) * signs
+    stored = _native.convert_rows(values, "f32", type, n_in)
+    matrix = _native.convert_rows(stored, type, "f32", n_in).view(np.float32).reshape(40, n_in).astype(np.float64)
+    for kernels in KERNELS:
+        got, _ = _native.product(signs, stored, type, 40, kernels=kernels, each=True)
+        assert error(got, signs, matrix) <= TOLERANCE["int8"]
+
+
+def test_kernels_agree_with_ggml_s() -> None:
+    for type in ("f16", "q8_0", "q4_k"):
+        stored, matrix = matrix_of(type, 64, 512)
+        rows = rows_of(50, 512)
+        got, _ = _native.product(rows, stored, type, 64, kernels="ggml")
+        assert error(got, rows, matrix) <= TOLERANCE["int8"]
+
+
+def test_generic_kernels_are_always_there_and_the_best_come_last() -> None:
+    assert KERNELS[0] == "generic"
+    assert len(set(KERNELS)) == len(KERNELS)
+
+
+def test_what_cannot_be_computed_is_told() -> None:
+    stored, _ = matrix_of("f32", 4, 8)
+    rows = rows_of(2, 8)
+    with pytest.raises(UsageError, match=r"no kernels 'sse9' here: give 'auto', 'ggml', 'generic'"):
+        _native.product(rows, stored, "f32", 4, kernels="sse9")
+    with pytest.raises(UsageError, match="precision is 'f8': give 'auto', 'f32' or 'bf16'"):
+        _native.product(rows, stored, "f32", 4, precision="f8")
+    with pytest.raises(DeviceError, match="no BF16 instructions: use precision 'auto' or 'f32'"):
+        _native.product(rows, stored, "f32", 4, kernels="generic", precision="bf16")
+    with pytest.raises(UsageError, match="3 rows of 8 f32 have 96"):
+        _native.product(rows, stored, "f32", 3)
