@@ -216,6 +216,10 @@ pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
     });
 }
 
+int32_t pcr_usable_cores(void) {
+    return pcr::usable_cores();
+}
+
 // ---- Model
 
 void pcr_model_params_default(pcr_model_params * params) {
@@ -535,12 +539,14 @@ pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** na
 
 const char * pcr_kernels_name(int32_t index) {
     const auto & usable = pcr::usable_kernels();
-    return index >= 0 && static_cast<size_t>(index) < usable.size() ? usable[static_cast<size_t>(index)]->name : nullptr;
+    return index >= 0 && static_cast<size_t>(index) < usable.size() ? usable[static_cast<size_t>(index)]->name
+                                                                    : nullptr;
 }
 
 pcr_status pcr_product(const char * kernels, const char * precision, int32_t each, const char * type,
-                       const void * matrix, int64_t n_out, int64_t n_in, const float * rows, int64_t n_rows, float * out,
-                       int32_t threads, int32_t repeats, double * seconds, char * message, size_t message_capacity) {
+                       const void * matrix, int64_t n_out, int64_t n_in, const float * rows, int64_t n_rows,
+                       float * out, int32_t threads, int32_t repeats, double * seconds, char * message,
+                       size_t message_capacity) {
     std::string      error;
     const pcr_status status = guarded(error, [&] {
         require(kernels && precision && type && matrix && rows && out && seconds, "NULL");
@@ -551,8 +557,8 @@ pcr_status pcr_product(const char * kernels, const char * precision, int32_t eac
         const ggml_type as = pcr::type_named(type);
         require(pcr::row_bytes(as, n_in) > 0, "the type's blocks do not divide the matrix's rows");
         pcr::adopt_ggml_log();
-        *seconds = pcr::multiply_once(pcr::Arithmetic::choose(precision, kernels), each != 0, as, matrix, n_out, n_in, rows,
-                                      n_rows, out, threads, repeats);
+        *seconds = pcr::multiply_once(pcr::Arithmetic::choose(precision, kernels), each != 0, as, matrix, n_out, n_in,
+                                      rows, n_rows, out, threads, repeats);
         return PCR_OK;
     });
     store_text(error, message, message_capacity);

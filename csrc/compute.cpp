@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <set>
 #include <thread>
@@ -14,6 +16,19 @@
 #endif
 
 namespace pcr {
+
+namespace {
+
+// PYCRISPASR_TRACE=1 in the environment: a message for every graph that ran.
+bool tracing() {
+    static const bool on = [] {
+        const char * value = std::getenv("PYCRISPASR_TRACE");
+        return value && *value && std::strcmp(value, "0") != 0;
+    }();
+    return on;
+}
+
+}  // namespace
 
 const std::vector<Device> & devices() {
     static const std::vector<Device> found = [] {
@@ -98,7 +113,7 @@ int usable_cores() {
     return cores;
 }
 
-Graph::Graph(size_t max_nodes) {
+Graph::Graph(const char * name_, size_t max_nodes) : name(name_) {
     context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false), nullptr,
                              /*.no_alloc =*/true}));
     if (!context) {
@@ -134,8 +149,8 @@ Arithmetic Arithmetic::choose(const std::string & precision, const std::string &
     const bool bf16 = how.products && how.kernels->bf16;
     if (precision == "bf16" && !bf16) {
         throw Error(PCR_ERROR_DEVICE, how.products ? "this processor has no BF16 instructions: use precision "
-                                                          "'auto' or 'f32'"
-                                                        : "ggml's kernels compute with precision 'auto' only");
+                                                     "'auto' or 'f32'"
+                                                   : "ggml's kernels compute with precision 'auto' only");
     }
     if (precision == "f32" && !how.products) {
         throw Error(PCR_ERROR_DEVICE, "ggml's kernels compute with precision 'auto' only");
@@ -259,7 +274,14 @@ void Workspace::place(Graph & graph) {
 void Workspace::run(Graph & graph) {
     compute.throw_if_cancelled();
     const ThrowOnAbort off(false);
-    switch (ggml_backend_sched_graph_compute(sched.get(), graph.graph)) {
+    const auto         start  = std::chrono::steady_clock::now();
+    const ggml_status  status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+    if (tracing()) {
+        log(PCR_LOG_DEBUG,
+            format("graph %s: %d nodes, %.3f ms", graph.name, ggml_graph_n_nodes(graph.graph),
+                   std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count()));
+    }
+    switch (status) {
         case GGML_STATUS_SUCCESS: return;
         case GGML_STATUS_ABORTED: throw Error(PCR_ERROR_CANCELLED, "cancelled");
         case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();

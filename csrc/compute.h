@@ -62,7 +62,8 @@ inline uint32_t * align64(uint32_t * p) {
 // A graph of operations: nodes are added through ctx, its memory holds no data.
 class Graph {
 public:
-    explicit Graph(size_t max_nodes);
+    // name: of what it computes, for the trace.
+    Graph(const char * name, size_t max_nodes);
 
     ggml_context * ctx() const { return context.get(); }
 
@@ -79,7 +80,8 @@ public:
         return *kept_one;
     }
 
-    ggml_cgraph * graph = nullptr;
+    ggml_cgraph *      graph = nullptr;
+    const char * const name;
 
 private:
     ggml_context_ptr                   context;

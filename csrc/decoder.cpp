@@ -86,7 +86,7 @@ void Decoder::rewind(int32_t sequence, int64_t n_past) {
 }
 
 void Decoder::embed(const int32_t * tokens, int64_t count, float * out) {
-    Graph         graph(8);
+    Graph         graph("embed", 8);
     ggml_tensor * ids  = graph.input(GGML_TYPE_I32, count);
     ggml_tensor * rows = ggml_get_rows(graph.ctx(), weights.embed, ids);
     graph.output(rows);
@@ -193,7 +193,7 @@ void Decoder::place_tokens(Pass & pass, const int32_t * sequences, bool one_each
 
 void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out) {
     reserve(length(sequence) + n_rows);
-    Pass pass(prefill_workspace.max_nodes());
+    Pass pass("prefill", prefill_workspace.max_nodes());
     build(pass, n_rows, /*from_tokens =*/false, n_layers, out ? Want::last : Want::nothing);
     prefill_workspace.place(pass.graph);
     set(pass.rows, rows);
@@ -211,7 +211,7 @@ void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t co
     }
     if (!step_pass || step_pass->n_tokens != count) {
         step_pass.reset();
-        step_pass.emplace(step_workspace.max_nodes());
+        step_pass.emplace("step", step_workspace.max_nodes());
         build(*step_pass, count, /*from_tokens =*/true, -1, Want::all);
         step_workspace.place(step_pass->graph);
     }

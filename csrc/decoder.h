@@ -36,7 +36,7 @@ public:
 
 private:
     struct Pass {  // a graph with the tensors to fill and to read
-        explicit Pass(size_t max_nodes) : graph(max_nodes) {}
+        Pass(const char * name, size_t max_nodes) : graph(name, max_nodes) {}
 
         Graph         graph;
         int64_t       n_tokens  = 0;

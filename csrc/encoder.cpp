@@ -54,7 +54,7 @@ void Encoder::stem(const float * mel, int64_t n_frames, bool short_clip, float *
         }
     }
 
-    Graph          graph(workspace.max_nodes());
+    Graph          graph("conv stem", workspace.max_nodes());
     ggml_context * ctx   = graph.ctx();
     ggml_tensor *  input = graph.input(GGML_TYPE_F32, length, n_mels, 1, n_chunks);
     ggml_tensor *  x;  // [channels * freq, rows, chunks], freq fastest; a chunk's rows count its padding
@@ -94,7 +94,7 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
         row += count;
     }
 
-    Graph          graph(workspace.max_nodes());
+    Graph          graph("encoder", workspace.max_nodes());
     ggml_context * ctx   = graph.ctx();
     ggml_tensor *  input = graph.input(GGML_TYPE_F32, d, n_rows);
     ggml_tensor *  spans = graph.input(GGML_TYPE_I32, 2, n_rows);
@@ -133,7 +133,7 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
 }
 
 void Encoder::adapt(const float * rows, int64_t n_rows, float * out) {
-    Graph            graph(workspace.max_nodes());
+    Graph            graph("adapter", workspace.max_nodes());
     ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.output_dim, n_rows);
     Products         products(graph, compute, n_rows, /*each =*/false, ggml_only);
     Products::Factor x{input};

@@ -19,9 +19,12 @@ struct Choice {
 
 // The copy. Rows of Q8_0, and for each the length of what its rounding took away and its own.
 struct Screen {
-    std::unique_ptr<uint8_t[]> rows;  // or null: the head is read in full
-    std::vector<float>         error, norm;
-    float                      most_error = 0.0f, most_norm = 0.0f;
+    struct Free {
+        void operator()(uint8_t * memory) const;
+    };
+    std::unique_ptr<uint8_t[], Free> rows;  // or null: the head is read in full
+    std::vector<float>               error, norm;
+    float                            most_error = 0.0f, most_norm = 0.0f;
 };
 
 class Head {

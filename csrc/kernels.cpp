@@ -340,6 +340,16 @@ void to_float(ggml_type type, const void * row, int64_t n, float * out) {
     }
 }
 
+// Rows are read once, from memory, faster than the processor guesses what comes next.
+constexpr int64_t ahead = 2048;  // bytes
+
+PCR_INLINE void fetch_ahead(const uint8_t * from, int64_t bytes) {
+    PCR_UNROLL
+    for (int64_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + ahead + i);
+    }
+}
+
 #if defined(__AVX512BF16__)
 // Rows of the types that matter most, straight into BF16. False for others.
 PCR_INLINE bool decode_bf16(ggml_type type, const uint8_t * from, int64_t n, uint32_t * out, int64_t out_step) {
@@ -348,6 +358,7 @@ PCR_INLINE bool decode_bf16(ggml_type type, const uint8_t * from, int64_t n, uin
     }
     if (type == GGML_TYPE_F16) {
         for (int64_t i = 0; i < n; i += 32, out += out_step) {
+            fetch_ahead(from + 2 * i, 64);
             store(out, bf16_words(from_f16(from + 2 * i), from_f16(from + 2 * i + 32)));
         }
         return true;
@@ -356,6 +367,7 @@ PCR_INLINE bool decode_bf16(ggml_type type, const uint8_t * from, int64_t n, uin
         // 32 values of a block have one scale and one minimum, so they are one of 16 numbers: a table's entries.
         const F count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int64_t b = 0; b < n / 256; b++, from += 144) {
+            fetch_ahead(from, 144);
             const float     d = half(from), dmin = half(from + 2);
             const uint8_t * packed = from + 4;
             for (int j = 0; j < 4; j++) {
@@ -613,23 +625,28 @@ PCR_INLINE void amx_tile(const uint32_t * a0, const uint32_t * a1, int64_t row, 
 
 void multiply_amx(const Rows & rows, int64_t n_rows, const uint32_t * columns, int64_t column_group, int64_t n_groups,
                   int64_t n_steps, bool add, float * out, int64_t out_stride) {
-    const TileConfig config;
+    constexpr int64_t steps_at_once = 8;  // two groups of rows and two of columns then fit in the first cache
+    const TileConfig  config;
     _tile_loadconfig(&config);
-    for (int64_t r = 0; r < n_rows; r += 32) {
-        const uint32_t * a0 = rows.words + r / 16 * rows.group;
-        const uint32_t * a1 = a0 + rows.group;
-        for (int64_t g = 0; g < n_groups; g += 2) {
-            const uint32_t * c0 = columns + g * column_group;
-            const uint32_t * c1 = c0 + column_group;
-            float * const    to = out + r * out_stride + 16 * g;
-            if (r + 16 < n_rows && g + 1 < n_groups) {
-                amx_tile<2, 2>(a0, a1, rows.row, rows.step, c0, c1, n_steps, add, to, out_stride);
-            } else if (r + 16 < n_rows) {
-                amx_tile<2, 1>(a0, a1, rows.row, rows.step, c0, c1, n_steps, add, to, out_stride);
-            } else if (g + 1 < n_groups) {
-                amx_tile<1, 2>(a0, a1, rows.row, rows.step, c0, c1, n_steps, add, to, out_stride);
-            } else {
-                amx_tile<1, 1>(a0, a1, rows.row, rows.step, c0, c1, n_steps, add, to, out_stride);
+    for (int64_t first = 0; first < n_steps; first += steps_at_once) {
+        const int64_t n    = n_steps - first < steps_at_once ? n_steps - first : steps_at_once;
+        const bool    more = add || first > 0;
+        for (int64_t r = 0; r < n_rows; r += 32) {
+            const uint32_t * a0 = rows.words + r / 16 * rows.group + first * rows.step;
+            const uint32_t * a1 = a0 + rows.group;
+            for (int64_t g = 0; g < n_groups; g += 2) {
+                const uint32_t * c0 = columns + g * column_group + first * block_words;
+                const uint32_t * c1 = c0 + column_group;
+                float * const    to = out + r * out_stride + 16 * g;
+                if (r + 16 < n_rows && g + 1 < n_groups) {
+                    amx_tile<2, 2>(a0, a1, rows.row, rows.step, c0, c1, n, more, to, out_stride);
+                } else if (r + 16 < n_rows) {
+                    amx_tile<2, 1>(a0, a1, rows.row, rows.step, c0, c1, n, more, to, out_stride);
+                } else if (g + 1 < n_groups) {
+                    amx_tile<1, 2>(a0, a1, rows.row, rows.step, c0, c1, n, more, to, out_stride);
+                } else {
+                    amx_tile<1, 1>(a0, a1, rows.row, rows.step, c0, c1, n, more, to, out_stride);
+                }
             }
         }
     }
@@ -765,45 +782,43 @@ void dot_rows(ggml_type type, const void * rows, size_t row_bytes, int64_t n_row
 #  define PCR_BYTES 1
 
 // A column of n values, each 32 of them scaled to -127..127:
-//   int8  [n]       in order
-//   int8  [n]       of each 256: 0..31 and 64..95, 32..63 and 96..127, the same of the upper half; as K-quants' nibbles lie
-//   int32 [n / 4]   minus the sums of 4 neighbours
-//   float [n / 32]  scale
-//   float [n / 32]  scale times the sum of its values
+//   int8  [n]             in order
+//   int8  [n]             of each 256: 0..31 and 64..95, 32..63 and 96..127, the same of the upper half; as K-quants' nibbles lie
+//   int32 [n / 4]         minus the sums of 4 neighbours
+//   float [n / 256][2][8] of each 32: the scale; the scale times the sum of its values
 struct Column {
     const int8_t *  ordered;
     const int8_t *  split;
     const int32_t * minus;
     const float *   scales;
-    const float *   sums;
 };
 
 PCR_INLINE Column column(const uint8_t * at, int64_t n) {
-    const auto * minus = reinterpret_cast<const int32_t *>(at + 2 * n);
-    const auto * scale = reinterpret_cast<const float *>(minus + n / 4);
-    return {reinterpret_cast<const int8_t *>(at), reinterpret_cast<const int8_t *>(at + n), minus, scale,
-            scale + n / 32};
+    return {reinterpret_cast<const int8_t *>(at), reinterpret_cast<const int8_t *>(at + n),
+            reinterpret_cast<const int32_t *>(at + 2 * n), reinterpret_cast<const float *>(at + 3 * n)};
 }
 
 void to_bytes(const float * x, int64_t n, uint8_t * out) {
     auto * ordered = reinterpret_cast<int8_t *>(out);
     auto * split   = ordered + n;
     auto * minus   = reinterpret_cast<int32_t *>(out + 2 * n);
-    auto * scales  = reinterpret_cast<float *>(minus + n / 4);
-    auto * sums    = scales + n / 32;
+    auto * scales  = reinterpret_cast<float *>(out + 3 * n);
     for (int64_t i = 0; i < n; i += 32) {
         const F       a = load<F>(x + i), b = load<F>(x + i + 16);
         const F       size  = max((F)((I)a & 0x7fffffff), (F)((I)b & 0x7fffffff));
-        const float   most  = _mm512_reduce_max_ps((__m512)size);
-        const float   scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        const float   most_ = _mm512_reduce_max_ps((__m512)size);
+        const float   scale = most_ / 127.0f, inverse = most_ > 0.0f ? 127.0f / most_ : 0.0f;
         const __m512i ia = _mm512_cvtps_epi32((__m512)(a * inverse)), ib = _mm512_cvtps_epi32((__m512)(b * inverse));
         const __m128i low = _mm512_cvtsepi32_epi8(ia), high = _mm512_cvtsepi32_epi8(ib);
         _mm_storeu_si128(reinterpret_cast<__m128i *>(ordered + i), low);
         _mm_storeu_si128(reinterpret_cast<__m128i *>(ordered + i + 16), high);
         const int64_t part = i / 32 % 4, to = i - 32 * part + (part == 1 ? 64 : part == 2 ? 32 : 32 * part);
-        std::memcpy(split + to, ordered + i, 32);
-        scales[i / 32] = scale;
-        sums[i / 32]   = scale * static_cast<float>(_mm512_reduce_add_epi32(_mm512_add_epi32(ia, ib)));
+        if (n % 256 == 0) {
+            std::memcpy(split + to, ordered + i, 32);
+        }
+        float * const pair = scales + i / 256 * 16 + i / 32 % 8;
+        pair[0]            = scale;
+        pair[8]            = scale * static_cast<float>(_mm512_reduce_add_epi32(_mm512_add_epi32(ia, ib)));
     }
     for (int64_t i = 0; i < n; i += 64) {
         const __m512i ones = _mm512_set1_epi8(1), values = _mm512_loadu_si512(ordered + i);
@@ -834,33 +849,28 @@ void to_q8_0(const float * row, int64_t n, uint8_t * out, float * error, float *
     *norm  = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum_lanes(kept)))) * 1.001f;
 }
 
-// Rows are read once, from memory, faster than the processor guesses what comes next.
-constexpr int64_t ahead = 2048;  // bytes
-
-PCR_INLINE void fetch_ahead(const uint8_t * from, int64_t bytes) {
-    PCR_UNROLL
-    for (int64_t i = 0; i < bytes; i += 64) {
-        _mm_prefetch(reinterpret_cast<const char *>(from) + ahead + i, _MM_HINT_T0);
-    }
-}
-
 PCR_INLINE __m512 dot64(__m512 sum, __m512i start, __m512i weights, const int8_t * x, __m512 scale) {
     const __m512i products = _mm512_dpbusd_epi32(start, weights, _mm512_loadu_si512(x));
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum);
 }
 
-// Block b of 256 values of Q4_K or Q5_K: d scale q - dmin least.
+// Block b of 256 values of Q4_K or Q5_K: d scale q - dmin least. The upper half of sums[2] gathers what is subtracted.
 template <bool fifth, int n_x>
-PCR_INLINE void dot_q45_k(const uint8_t * from, const Column (&x)[n_x], int64_t b, __m512 (&sums)[n_x][2]) {
-    uint32_t packed[3];
-    std::memcpy(packed, from + 4, 12);
-    const uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x03030303;
-    const __m128i  bytes =
-        _mm_set_epi32(int(((packed[2] >> 4) & four) | (((packed[1] >> 6) & two) << 4)), int(packed[1] & six),
-                      int((packed[2] & four) | (((packed[0] >> 6) & two) << 4)), int(packed[0] & six));
-    const __m256    scale  = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(half(from)));
-    const __m256    least  = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
-                                           _mm256_set1_ps(half(from + 2)));
+PCR_INLINE void dot_q45_k(const uint8_t * from, const Column (&x)[n_x], int64_t b, __m512 (&sums)[n_x][3]) {
+    // The 12 bytes of 6-bit scales (0..7) and minima (8..15): the first four of each in the lower bits of bytes 0..3 and
+    // 4..7, the others' lower bits in the nibbles of 8..11, their upper ones at the top of 0..3 and 4..7.
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 4));
+    const __m128i first  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11));
+    const __m128i top = _mm_shuffle_epi8(packed, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
+    const __m128i lower = _mm_and_si128(_mm_blend_epi32(first, _mm_srli_epi16(first, 4), 8),
+                                        _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m128i bytes = _mm_or_si128(lower, _mm_and_si128(_mm_srli_epi16(top, 2), _mm_set1_epi8(0x30)));
+    int32_t       halves;
+    std::memcpy(&halves, from, 4);
+    const __m512i both  = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512  d     = _mm512_permutexvar_ps(both, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(halves))));
+    const __m512  scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), d);
+
     const uint8_t * low    = from + (fifth ? 48 : 16);
     const __m512i   nibble = _mm512_set1_epi8(15);
     const __m512i   q0 = _mm512_loadu_si512(low), q1 = _mm512_loadu_si512(low + 64);
@@ -881,20 +891,19 @@ PCR_INLINE void dot_q45_k(const uint8_t * from, const Column (&x)[n_x], int64_t 
                               _mm512_set_epi32(7, 7, 7, 7, 7, 7, 7, 7, 5, 5, 5, 5, 5, 5, 5, 5)};
     PCR_UNROLL
     for (int j = 0; j < n_x; j++) {
-        const __m512 scales = _mm512_castps256_ps512(_mm256_mul_ps(scale, _mm256_loadu_ps(x[j].scales + 8 * b)));
+        const __m512 scales = _mm512_mul_ps(scale, _mm512_loadu_ps(x[j].scales + 16 * b));
         PCR_UNROLL
         for (int i = 0; i < 4; i++) {
             sums[j][i % 2] = dot64(sums[j][i % 2], _mm512_setzero_si512(), w[i], x[j].split + 256 * b + 64 * i,
                                    _mm512_permutexvar_ps(order[i], scales));
         }
-        const __m256 below = _mm256_mul_ps(least, _mm256_loadu_ps(x[j].sums + 8 * b));
-        sums[j][1]         = _mm512_sub_ps(sums[j][1], _mm512_insertf32x8(_mm512_setzero_ps(), below, 0));
+        sums[j][2] = _mm512_add_ps(sums[j][2], scales);
     }
 }
 
 // Block b of 256 values of Q6_K: d scale (q - 32).
 template <int n_x>
-PCR_INLINE void dot_q6_k(const uint8_t * from, const Column (&x)[n_x], int64_t b, __m512 (&sums)[n_x][2]) {
+PCR_INLINE void dot_q6_k(const uint8_t * from, const Column (&x)[n_x], int64_t b, __m512 (&sums)[n_x][3]) {
     const __m512 scale = _mm512_mul_ps(
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 192)))),
         _mm512_set1_ps(half(from + 208)));
@@ -916,7 +925,7 @@ PCR_INLINE void dot_q6_k(const uint8_t * from, const Column (&x)[n_x], int64_t b
     PCR_UNROLL
     for (int j = 0; j < n_x; j++) {
         const __m512 x_scales =
-            _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(x[j].scales + 8 * b)));
+            _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(x[j].scales + 16 * b)));
         const __m512 scales = _mm512_mul_ps(scale, x_scales);  // of 16 values each
         PCR_UNROLL
         for (int i = 0; i < 4; i++) {
@@ -931,7 +940,7 @@ PCR_INLINE void dot_q6_k(const uint8_t * from, const Column (&x)[n_x], int64_t b
 
 // 64 values of Q8_0, two blocks of a scale (F16) and 32 signed bytes, which 128 more makes unsigned.
 template <int n_x>
-PCR_INLINE void dot_q8_0(const uint8_t * from, const Column (&x)[n_x], int64_t at, __m512 (&sums)[n_x][2]) {
+PCR_INLINE void dot_q8_0(const uint8_t * from, const Column (&x)[n_x], int64_t at, __m512 (&sums)[n_x][3]) {
     const __m512i bytes =
         _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 2))),
                            _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 36)), 1);
@@ -939,8 +948,8 @@ PCR_INLINE void dot_q8_0(const uint8_t * from, const Column (&x)[n_x], int64_t a
     const float   first = half(from), second = half(from + 34);
     PCR_UNROLL
     for (int j = 0; j < n_x; j++) {
-        const __m512  scale  = _mm512_insertf32x8(_mm512_set1_ps(first * x[j].scales[at / 32]),
-                                                  _mm256_set1_ps(second * x[j].scales[at / 32 + 1]), 1);
+        const float * pair   = x[j].scales + at / 256 * 16 + at / 32 % 8;
+        const __m512  scale  = _mm512_insertf32x8(_mm512_set1_ps(first * pair[0]), _mm256_set1_ps(second * pair[1]), 1);
         const __m512i start  = _mm512_slli_epi32(_mm512_loadu_si512(x[j].minus + at / 4), 7);
         sums[j][at / 64 % 2] = dot64(sums[j][at / 64 % 2], start, w, x[j].ordered + at, scale);
     }
@@ -949,10 +958,10 @@ PCR_INLINE void dot_q8_0(const uint8_t * from, const Column (&x)[n_x], int64_t a
 template <int n_x>
 PCR_INLINE void dot_bytes_row(ggml_type type, const uint8_t * row, int64_t n, const Column (&x)[n_x], float * out,
                               int64_t out_stride) {
-    __m512 sums[n_x][2];
+    __m512 sums[n_x][3];
     PCR_UNROLL
     for (int j = 0; j < n_x; j++) {
-        sums[j][0] = sums[j][1] = _mm512_setzero_ps();
+        sums[j][0] = sums[j][1] = sums[j][2] = _mm512_setzero_ps();
     }
     switch (type) {
         case GGML_TYPE_Q4_K:
@@ -982,7 +991,8 @@ PCR_INLINE void dot_bytes_row(ggml_type type, const uint8_t * row, int64_t n, co
     }
     PCR_UNROLL
     for (int j = 0; j < n_x; j++) {
-        out[j * out_stride] = _mm512_reduce_add_ps(_mm512_add_ps(sums[j][0], sums[j][1]));
+        const __m512 less   = _mm512_maskz_mov_ps(0xff00, sums[j][2]);
+        out[j * out_stride] = _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(sums[j][0], sums[j][1]), less));
     }
 }
 
@@ -1011,6 +1021,20 @@ void dot_bytes(ggml_type type, const void * rows, size_t row_bytes, int64_t n_ro
 }
 
 #endif
+
+void multiply_gate(float * x, const float * gate, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const int64_t some = n - i < 16 ? n - i : 16;
+        const F       y    = load_some(x + i, some) * silu(load_some(gate + i, some));
+        std::memcpy(x + i, &y, static_cast<size_t>(some) * sizeof(float));
+    }
+}
+
+void add(float * x, const float * y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        x[i] += y[i];
+    }
+}
 
 // ---- The head
 
@@ -1203,6 +1227,8 @@ const Kernels        PCR_JOIN(kernels_, PCR_KERNELS) = {
     nullptr,
     nullptr,
 #endif
+    multiply_gate,
+    add,
     attend,
     most,
     sum_of_exponentials,

@@ -91,6 +91,10 @@ struct Kernels {
     // A row of n values as Q8_0, with at least the lengths |row - what it stands for| and |what it stands for|.
     void (*to_q8_0)(const float * row, int64_t n, uint8_t * out, float * error, float * norm);
 
+    // x = x * silu(gate) and x = x + y, n values each.
+    void (*multiply_gate)(float * x, const float * gate, int64_t n);
+    void (*add)(float * x, const float * y, int64_t n);
+
     // softmax(q k^T) v of up to attention_rows queries over one cache, query r over its first counts[r] >= 1 rows. q:
     // [n_rows][16 * groups], groups = group_count(head_dim), scaled and padded with zeros; out: the same shape. keys and
     // values: F32 or F16, row_bytes from row to row. scratch: attention_scratch(head_dim) floats.
@@ -104,7 +108,7 @@ struct Kernels {
 
 // Bytes of a column of n values in 8-bit integers, n a multiple of 64.
 constexpr size_t column_bytes(int64_t n) {
-    return static_cast<size_t>(3 * n + n / 4);
+    return static_cast<size_t>(3 * n + (n + 255) / 256 * 64);
 }
 
 constexpr int64_t attention_rows = 64;

@@ -10,7 +10,7 @@ namespace {
 constexpr double pi = 3.141592653589793238462643383279502884;
 
 // Eight frames at once, one in each lane of a vector (GCC's and Clang's): a frame's numbers do not depend on the others.
-constexpr int lanes = 8;
+constexpr int   lanes = 8;
 typedef double  D __attribute__((vector_size(8 * lanes)));
 typedef int64_t I __attribute__((vector_size(8 * lanes)));
 
@@ -60,10 +60,10 @@ void fft(const Complex * in, Complex * out, int n, int stride, const int * radix
 
 // x > 0, normal. log10(2^e m) with m in sqrt(1/2) .. sqrt(2) by the series of 2 artanh((m - 1) / (m + 1)): within 1e-15.
 inline D log10_of(D x) {
-    const I bits     = (I) x;
+    const I bits     = (I)x;
     const I above    = (bits & 0xfffffffffffffLL) > 0x6a09e667f3bcdLL;  // the fraction of sqrt(2)
     const I exponent = (bits >> 52) - 1023 - above;                     // a comparison's true is -1
-    const D m        = (D) ((bits & 0xfffffffffffffLL) | ((1023 + above) << 52));
+    const D m        = (D)((bits & 0xfffffffffffffLL) | ((1023 + above) << 52));
     const D s = (m - 1.0) / (m + 1.0), q = s * s;
     D       series = q * (1.0 / 21.0) + 1.0 / 19.0;
     for (int k = 17; k >= 1; k -= 2) {
@@ -167,12 +167,12 @@ void LogMel::frames(const float * samples, int64_t n_samples, int64_t first, int
         }
         fft(packed, spectrum, half_size, 1, radices, roots_half.data());
         for (int k = 0; k <= half_size / 2; k++) {
-            const Complex & a = spectrum[k];
-            const Complex & b = spectrum[(half_size - k) % half_size];  // to be conjugated
-            const D even_re = 0.5 * (a.re + b.re), even_im = 0.5 * (a.im - b.im);
-            const Complex odd   = times(roots[size_t(k)], {0.5 * (a.im + b.im), 0.5 * (b.re - a.re)});
-            const D plus_re = even_re + odd.re, plus_im = even_im + odd.im;
-            const D minus_re = even_re - odd.re, minus_im = even_im - odd.im;
+            const Complex & a       = spectrum[k];
+            const Complex & b       = spectrum[(half_size - k) % half_size];  // to be conjugated
+            const D         even_re = 0.5 * (a.re + b.re), even_im = 0.5 * (a.im - b.im);
+            const Complex   odd     = times(roots[size_t(k)], {0.5 * (a.im + b.im), 0.5 * (b.re - a.re)});
+            const D         plus_re = even_re + odd.re, plus_im = even_im + odd.im;
+            const D         minus_re = even_re - odd.re, minus_im = even_im - odd.im;
             bins[k]             = plus_re * plus_re + plus_im * plus_im;
             bins[half_size - k] = minus_re * minus_re + minus_im * minus_im;
         }
@@ -185,7 +185,7 @@ void LogMel::frames(const float * samples, int64_t n_samples, int64_t first, int
             }
             // A sum that is not a number becomes the floor: !(x > floor).
             const I above = sum > 1e-10;
-            const D power = (D) (((I) sum & above) | ((I) (D{} + 1e-10) & ~above));
+            const D power = (D)(((I)sum & above) | ((I)(D{} + 1e-10) & ~above));
             const D value = log10_of(power);
             for (int64_t lane = 0; lane < n; lane++) {
                 out[(t - first + lane) * static_cast<int64_t>(mels.size()) + static_cast<int64_t>(m)] =

@@ -84,7 +84,8 @@ public:
 
     // Copies a row of a weight of the file, without bringing its neighbours into memory.
     void read_row(const ggml_tensor * weight, int64_t row, void * out) const {
-        file.read(static_cast<const uint8_t *>(weight->data) + static_cast<size_t>(row) * weight->nb[1], weight->nb[1], out);
+        file.read(static_cast<const uint8_t *>(weight->data) + static_cast<size_t>(row) * weight->nb[1], weight->nb[1],
+                  out);
     }
 
     // Gives back the memory that a weight of the file takes.

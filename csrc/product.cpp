@@ -9,8 +9,9 @@ namespace pcr {
 
 namespace {
 
-constexpr int64_t panel_rows  = 64;   // matrix rows that a thread decodes at once
-constexpr int64_t most_groups = 12;  // groups of 16 columns whose results stay in the cache
+constexpr int64_t panel_rows  = 128;  // matrix rows that a thread decodes at once
+constexpr int64_t most_few    = 512;  // that it takes at once for few rows
+constexpr int64_t most_groups = 12;   // groups of 16 columns whose results stay in the cache
 
 bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -138,23 +139,40 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
     Node &              node   = *static_cast<Node *>(user);
     const Arithmetic &  how    = node.compute->arithmetic;
     const ggml_tensor * weight = node.linear->weight;
-    const auto *        data   = static_cast<const uint8_t *>(weight->data);
     const float *       x      = static_cast<const float *>(dst->src[0]->data);
     const int64_t       in = weight->ne[0], out = weight->ne[1];
-    const int64_t       n_panels = (out + panel_rows - 1) / panel_rows;
-    uint8_t * const     bytes    = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
-    const bool          integers = takes_bytes(how, weight);
+    // Long stretches of memory are read faster, but no thread shall wait long for another.
+    const int64_t   few_panel = std::clamp<int64_t>(out / (2 * n_threads), 16, most_few);
+    const int64_t   n_panels  = (out + few_panel - 1) / few_panel;
+    uint8_t * const bytes     = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
+    const bool      integers  = takes_bytes(how, weight);
     for (int64_t j = 0; integers && j < node.n_rows; j++) {  // by every thread for itself: cheaper than waiting
         how.kernels->to_bytes(x + j * in, in, bytes + static_cast<size_t>(j) * column_bytes(in));
     }
-    for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
-        const int64_t   first = p * panel_rows, count = std::min(panel_rows, out - first);
-        const uint8_t * rows = data + static_cast<size_t>(first) * weight->nb[1];
-        float * const   to   = static_cast<float *>(dst->data) + first;
+    float * const gates    = reinterpret_cast<float *>(bytes + static_cast<size_t>(node.n_rows) * column_bytes(in));
+    const float * residual = dst->src[1] ? static_cast<const float *>(dst->src[1]->data) : nullptr;
+    const auto    dot      = [&](const ggml_tensor * matrix, int64_t first, int64_t count, float * to, int64_t stride) {
+        const auto * rows = static_cast<const uint8_t *>(matrix->data) + static_cast<size_t>(first) * matrix->nb[1];
         if (integers) {
-            how.kernels->dot_bytes(weight->type, rows, weight->nb[1], count, in, bytes, node.n_rows, to, out);
+            how.kernels->dot_bytes(matrix->type, rows, matrix->nb[1], count, in, bytes, node.n_rows, to, stride);
         } else {
-            how.kernels->dot_rows(weight->type, rows, weight->nb[1], count, in, x, node.n_rows, to, out);
+            how.kernels->dot_rows(matrix->type, rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
+        }
+    };
+    for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
+        const int64_t first = p * few_panel, count = std::min(few_panel, out - first);
+        float * const to = static_cast<float *>(dst->data) + first;
+        dot(weight, first, count, to, out);
+        if (node.gate) {
+            dot(node.gate->weight, first, count, gates, few_panel);
+        }
+        for (int64_t j = 0; j < node.n_rows; j++) {
+            if (node.gate) {
+                how.kernels->multiply_gate(to + j * out, gates + j * few_panel, count);
+            }
+            if (residual) {
+                how.kernels->add(to + j * out, residual + j * out + first, count);
+            }
         }
     }
 }
@@ -196,6 +214,15 @@ ggml_tensor * Products::rows_out(const Linear & l, ggml_tensor * columns, Activa
                           run_product, GGML_N_TASKS_MAX, &node);
 }
 
+ggml_tensor * Products::each_row(const Linear & l, const Linear * gate, Factor & x, ggml_tensor * residual) {
+    const int64_t bytes = static_cast<int64_t>(column_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
+    compute.reserve_scratch(bytes + (gate ? most_few * n_rows : 0));
+    Node &        node   = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows);
+    ggml_tensor * args[] = {x.rows, residual};
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_few,
+                          GGML_N_TASKS_MAX, &node);
+}
+
 ggml_tensor * Products::hidden(const Linear & l, const Linear * gate, Factor & x, Activation activation) {
     const Number number = compute.arithmetic.number;
     compute.reserve_scratch(scratch_words(number, l.weight->ne[0], gate ? 2 : 1));
@@ -210,15 +237,10 @@ ggml_tensor * Products::linear(const Linear & l, Factor & x, Activation activati
     if (packed(l)) {
         return rows_out(l, columns_of(x), activation, residual);
     }
-    ggml_tensor * y;
-    if (few(l)) {
-        compute.reserve_scratch(static_cast<int64_t>(column_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows);
-        Node & node = graph.keep<Node>(&compute, &l, nullptr, Activation::none, n_rows);
-        y = ggml_custom_4d(ctx, GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, &x.rows, 1, run_few, GGML_N_TASKS_MAX,
-                           &node);
-    } else {
-        y = ggml_mul_mat(ctx, l.weight, x.rows);
+    if (few(l) && !l.bias && activation == Activation::none) {
+        return each_row(l, nullptr, x, residual);
     }
+    ggml_tensor * y = few(l) ? each_row(l, nullptr, x, nullptr) : ggml_mul_mat(ctx, l.weight, x.rows);
     y = l.bias ? ggml_add(ctx, y, l.bias) : y;
     y = activation == Activation::gelu ? ggml_gelu_erf(ctx, y) : y;
     return residual ? ggml_add(ctx, residual, y) : y;
@@ -237,16 +259,17 @@ ggml_tensor * Products::gated_mlp(const Linear & gate, const Linear & up, const 
     if (packed(gate) && packed(up) && packed(down) && up.weight->ne[1] % 2 == 0) {
         return rows_out(down, hidden(up, &gate, x, Activation::none), Activation::none, residual);
     }
-    Factor y{ggml_swiglu_split(graph.ctx(), linear(gate, x), linear(up, x))};
+    const bool both = few(gate) && few(up) && gate.weight->type == up.weight->type;
+    Factor y{both ? each_row(up, &gate, x, nullptr) : ggml_swiglu_split(graph.ctx(), linear(gate, x), linear(up, x))};
     return linear(down, y, Activation::none, residual);
 }
 
-double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out, int64_t n_in,
-                     const float * rows, int64_t n_rows, float * out, int threads, int repeats) {
+double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out,
+                     int64_t n_in, const float * rows, int64_t n_rows, float * out, int threads, int repeats) {
     std::string device = "cpu";
     Compute     compute(find_device(device), threads, how);
     Workspace   workspace(compute, 16, nullptr);
-    Graph       graph(16);
+    Graph       graph("product", 16);
 
     ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
     if (!context) {

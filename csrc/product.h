@@ -41,6 +41,7 @@ private:
     bool          few(const Linear & l) const;      // by our kernels for few rows
     ggml_tensor * columns_of(Factor & x);
     ggml_tensor * hidden(const Linear & l, const Linear * gate, Factor & x, Activation activation);
+    ggml_tensor * each_row(const Linear & l, const Linear * gate, Factor & x, ggml_tensor * residual);
     ggml_tensor * rows_out(const Linear & l, ggml_tensor * columns, Activation activation, ggml_tensor * residual);
 
     Graph &   graph;
@@ -51,7 +52,7 @@ private:
 
 // One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transposed matrix
 // [n_out][n_in]. each: see Products. Gives the seconds of the fastest of so many runs.
-double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out, int64_t n_in,
-                     const float * rows, int64_t n_rows, float * out, int threads, int repeats);
+double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out,
+                     int64_t n_in, const float * rows, int64_t n_rows, float * out, int threads, int repeats);
 
 }  // namespace pcr

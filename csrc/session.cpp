@@ -120,8 +120,8 @@ void Session::prefill(int32_t sequence, float * row) {
         const int64_t count  = std::min(windows_at_once * w.window_frames(), n_frames - first);
         const int64_t n_rows = w.rows(count);
         mel.resize(static_cast<size_t>(count * n_mels));
-        std::transform(clip.frames.begin() + first * n_mels, clip.frames.begin() + (first + count) * n_mels, mel.begin(),
-                       [&clip](float value) { return LogMel::normalized(value, clip.largest); });
+        std::transform(clip.frames.begin() + first * n_mels, clip.frames.begin() + (first + count) * n_mels,
+                       mel.begin(), [&clip](float value) { return LogMel::normalized(value, clip.largest); });
         encoded.resize(static_cast<size_t>(n_rows * w.output_dim));
         {
             const Stopwatch watch(done.encoder);

@@ -12,8 +12,8 @@ public:
     Session(const Model & model, const pcr_session_params & params);
 
     // Each sequence holds one clip: its audio, then its text.
-    void       feed(int32_t sequence, const float * samples, int64_t n_samples);
-    void       end(int32_t sequence);
+    void feed(int32_t sequence, const float * samples, int64_t n_samples);
+    void end(int32_t sequence);
     // The next token of each of count different sequences, -1 where the text is complete. PCR_END: everywhere.
     pcr_status next(const int32_t * sequences, int32_t count, pcr_token * tokens);
     void       clear(int32_t sequence);  // forgets its clip
@@ -44,7 +44,7 @@ private:
         pcr_status         failure = PCR_OK;
         std::vector<float> samples;
         std::vector<float> frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
-        float              largest = -10.0f;  // of all frames; log10 of the floor
+        float              largest    = -10.0f;  // of all frames; log10 of the floor
         int32_t            last_token = -1;   // given, but not yet appended to the cache
         pcr_result         done{};
     };

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from generate_model import generate
 
 from pycrispasr import Model
+from pycrispasr.random_model import generate
 
 
 @pytest.fixture(scope="session")

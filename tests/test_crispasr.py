@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generate_model import generate
 
 from pycrispasr import _crispasr, _native
 from pycrispasr._crispasr_stages import Stages
 from pycrispasr.diff import place_rows
+from pycrispasr.random_model import generate
 
 from .sounds import cosines, make_tones
 

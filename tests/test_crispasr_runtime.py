@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from generate_model import generate
 
 import pycrispasr
 from pycrispasr import Model, _crispasr, formats
+from pycrispasr.random_model import generate
 
 from . import whisper_file
 from .sounds import make_tones

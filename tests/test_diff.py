@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generate_model import generate
 
 from pycrispasr import _crispasr, diff
 from pycrispasr.errors import UnsupportedModelError
+from pycrispasr.random_model import generate
 
 from . import gguf_edit
 from .checkpoint import write_checkpoint

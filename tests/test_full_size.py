@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from generate_model import generate
+
+from pycrispasr.random_model import generate
 
 pytestmark = pytest.mark.full_size
 

@@ -11,11 +11,11 @@ import gguf
 import numpy as np
 import pytest
 import soundfile
-from generate_model import generate
 
 from pycrispasr import _native, gguf_file, imatrix
 from pycrispasr.errors import AudioError, ModelFormatError, ModelNotFoundError, UsageError
 from pycrispasr.quantize import quantize
+from pycrispasr.random_model import generate
 
 from .sounds import make_tones
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from generate_model import PRESETS, generate
 
 from pycrispasr import _crispasr, _native, cli, convert, gguf_file
 from pycrispasr._crispasr_stages import Stages
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError, UsageError
 from pycrispasr.quantize import plan_types, quantize
+from pycrispasr.random_model import PRESETS, generate
 
 from . import gguf_edit
 from .checkpoint import write_checkpoint

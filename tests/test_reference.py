@@ -4,9 +4,10 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
-import generate_model
 import numpy as np
 import pytest
+
+from pycrispasr import random_model
 
 from .checkpoint import pytorch_name
 from .reference import gguf_model
@@ -48,7 +49,7 @@ def clip(seconds, seed=0):
 def pair(request, tmp_path_factory):
     """A random model, in NumPy and in PyTorch, both in float64."""
     path = tmp_path_factory.mktemp("model") / f"{request.param}.gguf"
-    generate_model.generate(path, hyperparameters=SHAPES[request.param], type="f32", seed=len(request.param))
+    random_model.generate(path, hyperparameters=SHAPES[request.param], type="f32", seed=len(request.param))
     model = gguf_model.load(path)
     return model, pytorch(model)
 
@@ -118,7 +119,7 @@ def close(actual, expected, tolerance):
 def test_filterbank(n_mels):
     expected = transformers.WhisperFeatureExtractor(feature_size=n_mels).mel_filters
     np.testing.assert_allclose(ref.slaney_filters(n_mels), expected, rtol=0, atol=1e-12)
-    assert np.array_equal(generate_model.mel_filters(n_mels), expected.astype(np.float32))
+    assert np.array_equal(random_model.mel_filters(n_mels), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generate_model import generate
 
 from pycrispasr import _native
+from pycrispasr.random_model import generate
 
 from .reference import gguf_model, model
 from .sounds import cosines, make_tones

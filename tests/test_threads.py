@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from generate_model import generate
-
 from pycrispasr import Model
+from pycrispasr.random_model import generate
 
 from .sounds import make_tones
 

@@ -96,6 +96,9 @@ typedef struct pcr_device_info {
 PCR_API int32_t    pcr_device_count(void);
 PCR_API pcr_status pcr_device_get(int32_t index, pcr_device_info * info);
 
+/* Physical cores that this process may use, its affinity and its container's limit counted: the default of threads. */
+PCR_API int32_t pcr_usable_cores(void);
+
 /* ---- Model --------------------------------------------------------------------------------------------------- */
 
 typedef struct pcr_model   pcr_model;

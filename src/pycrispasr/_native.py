@@ -24,6 +24,9 @@ from pycrispasr import errors
 ABI_VERSION = 2
 """The `pcr_abi_version` this module is written for."""
 
+TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
+"""The library logs a line for every graph that it has computed, at level DEBUG."""
+
 _logger = logging.getLogger("pycrispasr")
 _logger.addHandler(logging.NullHandler())  # or Python prints warnings to stderr on its own
 
@@ -91,6 +94,11 @@ def devices() -> list[dict[str, Any]]:
         found.append(_fields(ffi, info))
     drain_log()
     return found
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use."""
+    return int(library()[1].pcr_usable_cores())
 
 
 def drain_log() -> None:
@@ -218,7 +226,7 @@ class NativeModel:
 
     def __init__(self, path: Path, device: str = "auto", precision: str = "auto", kernels: str = "auto") -> None:
         ffi, lib = self._ffi, self._lib = library()
-        level = _logger.getEffectiveLevel()
+        level = logging.DEBUG if TRACE else _logger.getEffectiveLevel()
         lib.pcr_set_log_level(max(lib.PCR_LOG_DEBUG, min(lib.PCR_LOG_ERROR, (level - 1) // 10)))
         params, out = ffi.new("pcr_model_params *"), ffi.new("pcr_model **")
         lib.pcr_model_params_default(params)

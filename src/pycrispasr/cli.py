@@ -8,8 +8,10 @@ import enum
 import io
 import json
 import logging
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -86,6 +88,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    if _native.TRACE:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
 
@@ -363,6 +367,42 @@ def diff(
         compare.plot(stages, Path(picture))
     if not all(stage.passed for stage in stages):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A GGUF file or a name. None: a file of random weights in the published 2B model's shapes."
+        ),
+    ] = None,
+    recording: Annotated[str | None, typer.Argument(metavar="AUDIO", help="By default 30 s of noise.")] = None,
+    against: Annotated[str | None, typer.Option(help='"crispasr": time CrispASR\'s library on the same file.')] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    precision: ComputedIn = Precision.auto,
+    runs: Annotated[int, typer.Option(min=1, help="Of each stage: medians are shown.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that the line of the whole clip counts.")] = 100,
+    picture: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Draw the table too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time every stage of a transcription on this machine."""
+    from pycrispasr import bench as benchmark
+
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            from pycrispasr import random_model
+
+            _tell("making a file of the 2B model's shapes (2.8 GB, for this run only)")
+            model = os.path.join(folder, "random-2b-q4_k.gguf")
+            random_model.generate(model, preset="2b", type="q4_k")
+        report = benchmark.bench(
+            model, recording, against=against, threads=threads, precision=precision.value, runs=runs, tokens=tokens,
+            tell=_tell if sys.stderr.isatty() else lambda _: None,
+        )  # fmt: skip
+    print(json.dumps(report.to_dict(), indent=2) if as_json else benchmark.table(report))
+    if picture:
+        benchmark.plot(report, Path(picture))
 
 
 def _bytes(count: int) -> str:

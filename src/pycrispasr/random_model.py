@@ -1,6 +1,6 @@
 """Random model files in every size and type, for tests and benchmarks.
 
-    python tools/generate_model.py OUT.gguf --preset nano --type q8_0 --set llm.num_layers=3
+    python -m pycrispasr.random_model OUT.gguf --preset nano --type q8_0 --set llm.num_layers=3
 
 The weights are random but scaled so that signals keep their size from layer to layer and audio reaches the tokens:
 another clip gives other tokens, and the likeliest token leads clearly. Presets:
