@@ -32,11 +32,10 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const Span *        spans = static_cast<const Span *>(dst->src[3]->data);
 
     const int64_t head_dim = q->ne[0], n_heads = q->ne[1], n_tokens = q->ne[2];
-    const int64_t n_kv_heads = k->ne[0] / head_dim, group = n_heads / n_kv_heads;
-    const int64_t width      = group_count(head_dim) * block_side;
-    const int64_t most       = std::max<int64_t>(1, attention_rows / group);  // tokens of a block
-    const float   scale      = 1.0f / std::sqrt(static_cast<float>(head_dim));
-    const size_t  head_bytes = static_cast<size_t>(head_dim) * ggml_type_size(k->type);
+    const int64_t n_kv_heads = k->ne[2], group = n_heads / n_kv_heads;
+    const int64_t width = group_count(head_dim) * block_side;
+    const int64_t most  = std::max<int64_t>(1, attention_rows / group);  // tokens of a block
+    const float   scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
 
     float * const queries = reinterpret_cast<float *>(node.compute->scratch(thread));
     float * const out     = queries + attention_rows * width;
@@ -62,11 +61,14 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
                     std::transform(row, row + head_dim, queries + r * width, [scale](float x) { return x * scale; });
                     std::fill(queries + r * width + head_dim, queries + (r + 1) * width, 0.0f);
                 }
-                const size_t at =
-                    static_cast<size_t>(spans[token].first) * k->nb[1] + static_cast<size_t>(head) * head_bytes;
-                node.compute->arithmetic.kernels->attend(
-                    queries, counts, n_rows, k->type, static_cast<const uint8_t *>(k->data) + at,
-                    static_cast<const uint8_t *>(v->data) + at, k->nb[1], head_dim, scratch, out);
+                const auto at = [&](const ggml_tensor * cache) {
+                    return static_cast<const uint8_t *>(cache->data) + static_cast<size_t>(head) * cache->nb[2] +
+                           static_cast<size_t>(spans[token].first) * cache->nb[1];
+                };
+                const Kernels & ours  = *node.compute->arithmetic.kernels;
+                const uint8_t * k_row = at(k);
+                const uint8_t * v_row = at(v);
+                ours.attend(queries, counts, n_rows, k->type, k_row, v_row, k->nb[1], head_dim, scratch, out);
                 for (int64_t r = 0; r < n_rows; r++) {
                     const int64_t to = token + r / heads, h = head * group + from + r % heads;
                     std::copy_n(out + r * width, head_dim,

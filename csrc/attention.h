@@ -14,7 +14,8 @@ struct Span {
 };
 
 // q:     F32 [head_dim, n_heads, n_tokens], contiguous
-// k, v:  F32 or F16 [head_dim * n_kv_heads, rows]: the caches of all sequences, one token's key or value a row
+// k, v:  F32 or F16 [head_dim, rows, n_kv_heads], of equal strides: the caches of all sequences, one token's key or value
+//        a row
 // spans: I32 [2, n_tokens]: a Span for each token
 // gives  F32 [head_dim * n_heads, n_tokens]: softmax(q k^T / sqrt(head_dim)) v. Query head h reads the keys and values
 //        of head h / (n_heads / n_kv_heads). A token's result depends on neither its batch nor the number of threads.

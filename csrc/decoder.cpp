@@ -50,8 +50,9 @@ void Decoder::reserve(int64_t n_positions) {
     }
     std::vector<ggml_tensor *> new_keys, new_values;
     for (size_t i = 0; i < weights.layers.size(); i++) {
-        new_keys.push_back(ggml_new_tensor_2d(context.get(), cache_type(), weights.kv_dim(), rows * n));
-        new_values.push_back(ggml_new_tensor_2d(context.get(), cache_type(), weights.kv_dim(), rows * n));
+        new_keys.push_back(
+            ggml_new_tensor_3d(context.get(), cache_type(), weights.head_dim, rows * n, weights.n_kv_heads));
+        new_values.push_back(ggml_dup_tensor(context.get(), new_keys.back()));
     }
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), compute.backend()));
     if (!buffer) {
@@ -61,15 +62,20 @@ void Decoder::reserve(int64_t n_positions) {
                                double(weights.layers.size())));
     }
     std::vector<uint8_t> held;
-    for (int32_t s = 0; s < n; s++) {
-        const size_t row = static_cast<size_t>(weights.kv_dim()) * ggml_type_size(cache_type());
-        held.resize(row * static_cast<size_t>(length(s)));
-        for (size_t i = 0; i < keys.size() && !held.empty(); i++) {
-            const size_t from = row * static_cast<size_t>(s * capacity), to = row * static_cast<size_t>(s * rows);
-            ggml_backend_tensor_get(keys[i], held.data(), from, held.size());
-            ggml_backend_tensor_set(new_keys[i], held.data(), to, held.size());
-            ggml_backend_tensor_get(values[i], held.data(), from, held.size());
-            ggml_backend_tensor_set(new_values[i], held.data(), to, held.size());
+    const auto           move = [&](const ggml_tensor * from, ggml_tensor * to, int32_t s, int64_t head) {
+        held.resize(static_cast<size_t>(length(s)) * from->nb[1]);
+        const size_t h = static_cast<size_t>(head), place = static_cast<size_t>(s) * from->nb[1];
+        if (!held.empty()) {
+            ggml_backend_tensor_get(from, held.data(), h * from->nb[2] + place * size_t(capacity), held.size());
+            ggml_backend_tensor_set(to, held.data(), h * to->nb[2] + place * size_t(rows), held.size());
+        }
+    };
+    for (size_t i = 0; i < keys.size(); i++) {
+        for (int32_t s = 0; s < n; s++) {
+            for (int64_t head = 0; head < weights.n_kv_heads; head++) {
+                move(keys[i], new_keys[i], s, head);
+                move(values[i], new_values[i], s, head);
+            }
         }
     }
     step_pass.reset();  // it points at the old caches
@@ -131,9 +137,10 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
         k                  = rope(rms_norm(ctx, layer.k_norm, k, w.norm_eps));
 
         // Write first, then read: the results of set_rows are the caches themselves.
-        const size_t  at     = static_cast<size_t>(i);
-        ggml_tensor * k_held = ggml_set_rows(ctx, keys[at], ggml_reshape_2d(ctx, k, w.kv_dim(), n), pass.places);
-        ggml_tensor * v_held = ggml_set_rows(ctx, values[at], v, pass.places);
+        const size_t at      = static_cast<size_t>(i);
+        v                    = ggml_reshape_3d(ctx, v, w.head_dim, w.n_kv_heads, n);
+        ggml_tensor * k_held = ggml_set_rows(ctx, keys[at], ggml_permute(ctx, k, 0, 2, 1, 3), pass.places);
+        ggml_tensor * v_held = ggml_set_rows(ctx, values[at], ggml_permute(ctx, v, 0, 2, 1, 3), pass.places);
         if (i == stop - 1 && want == Want::nothing) {
             graph.also(k_held);
             graph.also(v_held);

@@ -66,7 +66,7 @@ private:
     int64_t                    capacity = 0;  // rows per sequence
     ggml_context_ptr           cache_context;
     ggml_backend_buffer_ptr    cache_buffer;
-    std::vector<ggml_tensor *> keys, values;  // per layer: [kv_dim, capacity * n_sequences]
+    std::vector<ggml_tensor *> keys, values;  // per layer: [head_dim, capacity * n_sequences, n_kv_heads]
 
     Workspace           prefill_workspace, step_workspace;
     std::optional<Pass> step_pass;  // kept from token to token

@@ -17,6 +17,12 @@ ggml_tensor * layer_norm(ggml_context * ctx, const Norm & n, ggml_tensor * x, fl
     return ggml_add(ctx, ggml_mul(ctx, ggml_norm(ctx, x, eps), n.weight), n.bias);
 }
 
+// [head_dim * n_heads, rows] seen as [head_dim, rows, n_heads].
+ggml_tensor * by_head(ggml_context * ctx, ggml_tensor * x, int64_t n_heads) {
+    const int64_t head_dim = x->ne[0] / n_heads;
+    return ggml_view_3d(ctx, x, head_dim, x->ne[1], n_heads, x->nb[1], static_cast<size_t>(head_dim) * x->nb[0], 0);
+}
+
 // Convolution of kernel 3, stride 2, padding 1, then GELU: [time, freq, in, chunks] -> [out, time/2, freq/2, chunks].
 ggml_tensor * conv(ggml_context * ctx, const Linear & l, ggml_tensor * x) {
     ggml_tensor * patches = ggml_im2col(ctx, l.weight, x, 2, 2, 1, 1, 1, 1, /*is_2D =*/true, GGML_TYPE_F32);
@@ -108,8 +114,8 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
 
         Products::Factor y{layer_norm(ctx, layer.attn_norm, x, w.norm_eps)};
         ggml_tensor *    q = ggml_reshape_3d(ctx, products.linear(layer.q, y), head_dim, w.n_heads, n_rows);
-        ggml_tensor *    k = products.linear(layer.k, y);
-        ggml_tensor *    v = products.linear(layer.v, y);
+        ggml_tensor *    k = by_head(ctx, products.linear(layer.k, y), w.n_heads);
+        ggml_tensor *    v = by_head(ctx, products.linear(layer.v, y), w.n_heads);
         Products::Factor seen{attention(graph, compute, q, k, v, spans)};
         x = products.linear(layer.o, seen, Activation::none, x);
 

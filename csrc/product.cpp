@@ -241,8 +241,8 @@ ggml_tensor * Products::linear(const Linear & l, Factor & x, Activation activati
         return each_row(l, nullptr, x, residual);
     }
     ggml_tensor * y = few(l) ? each_row(l, nullptr, x, nullptr) : ggml_mul_mat(ctx, l.weight, x.rows);
-    y = l.bias ? ggml_add(ctx, y, l.bias) : y;
-    y = activation == Activation::gelu ? ggml_gelu_erf(ctx, y) : y;
+    y               = l.bias ? ggml_add(ctx, y, l.bias) : y;
+    y               = activation == Activation::gelu ? ggml_gelu_erf(ctx, y) : y;
     return residual ? ggml_add(ctx, residual, y) : y;
 }
 

@@ -21,11 +21,11 @@ BLOCK = {"f32": 1, "f16": 1, "bf16": 1, **dict.fromkeys(("q8_0", "q4_0", "q4_1",
 TOLERANCE = {"f32": 2e-6, "bf16": 1.01 * 2.0**-7, "int8": 1.5e-2}
 
 
-def matrix_of(type: str, n_out: int, n_in: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
-    """Random bytes of a type, and what they stand for `[n_out, n_in]`."""
+def matrix_of(kind: str, n_out: int, n_in: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """Random bytes of a kind, and what they stand for `[n_out, n_in]`."""
     values = np.random.default_rng(seed).standard_normal((n_out, n_in)).astype(np.float32)
-    stored = _native.convert_rows(values, "f32", type, n_in)
-    back = _native.convert_rows(stored, type, "f32", n_in).view(np.float32).reshape(n_out, n_in)
+    stored = _native.convert_rows(values, "f32", kind, n_in)
+    back = _native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(n_out, n_in)
     return stored, back.astype(np.float64)
 
 
@@ -47,15 +47,15 @@ CASES = [(kernels, precision) for kernels in KERNELS for precision in precisions
 
 
 @pytest.mark.parametrize(("kernels", "precision"), CASES)
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("each", [False, True])
-def test_every_type_is_multiplied(kernels: str, precision: str, type: str, each: bool) -> None:
-    n_in = 2 * BLOCK.get(type, 256)
+def test_every_type_is_multiplied(kernels: str, precision: str, kind: str, each: bool) -> None:
+    n_in = 2 * BLOCK.get(kind, 256)
     n_in = n_in if n_in > 2 else 77
-    stored, matrix = matrix_of(type, 100, n_in)
+    stored, matrix = matrix_of(kind, 100, n_in)
     rows = rows_of(37 if not each else 7, n_in)
-    got, _ = _native.product(rows, stored, type, 100, kernels=kernels, precision=precision, each=each)
-    rounded = "f32" if precision == "f32" or (each and BLOCK.get(type) == 1) else "int8" if each else "bf16"
+    got, _ = _native.product(rows, stored, kind, 100, kernels=kernels, precision=precision, each=each)
+    rounded = "f32" if precision == "f32" or (each and BLOCK.get(kind) == 1) else "int8" if each else "bf16"
     assert error(got, rows, matrix) <= TOLERANCE[rounded]
 
 
@@ -79,15 +79,15 @@ def test_every_size_is_multiplied(
 
 @pytest.mark.parametrize(("kernels", "precision"), CASES)
 @pytest.mark.parametrize("each", [False, True])
-@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_k", "q6_k"])
-def test_a_row_s_product_does_not_depend_on_its_company(kernels: str, precision: str, each: bool, type: str) -> None:
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k", "q6_k"])
+def test_a_row_s_product_does_not_depend_on_its_company(kernels: str, precision: str, each: bool, kind: str) -> None:
     """To the last bit: so texts do not depend on batches, blocks and threads."""
-    stored, _ = matrix_of(type, 70, 512)
+    stored, _ = matrix_of(kind, 70, 512)
     rows = rows_of(200, 512)
     options = {"kernels": kernels, "precision": precision, "each": each}
-    whole, _ = _native.product(rows, stored, type, 70, threads=2, **options)
+    whole, _ = _native.product(rows, stored, kind, 70, threads=2, **options)
     for first, last in ((0, 1), (0, 5), (17, 33), (3, 200), (199, 200)):
-        part, _ = _native.product(rows[first:last], stored, type, 70, threads=1, **options)
+        part, _ = _native.product(rows[first:last], stored, kind, 70, threads=1, **options)
         np.testing.assert_array_equal(part, whole[first:last])
 
 
@@ -103,26 +103,26 @@ def test_zeros_denormals_and_large_numbers(kernels: str, precision: str, each: b
         assert np.abs(got - rows.astype(np.float64) @ matrix.T).max() <= max(1e-2 * scale * 64, 1e-36 * (scale < 1e-38))
 
 
-@pytest.mark.parametrize("type", ["q8_0", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k", "q5_k", "q6_k"])
 @pytest.mark.parametrize("extreme", [0, 1])
-def test_integer_products_take_the_extremes(type: str, extreme: int) -> None:
+def test_integer_products_take_the_extremes(kind: str, extreme: int) -> None:
     """Every code at its largest and smallest, rows at plus and minus their scale: no sum may saturate."""
     n_in = 1024
     signs = np.where(np.random.default_rng(0).random((40, n_in)) < 0.5, -1, 1).astype(np.float32)
     signs[:2] = [[1], [-1]]
     values = np.tile(np.array([[1.0, -1.0][extreme]], np.float32), (40, n_in)) * signs
-    stored = _native.convert_rows(values, "f32", type, n_in)
-    matrix = _native.convert_rows(stored, type, "f32", n_in).view(np.float32).reshape(40, n_in).astype(np.float64)
+    stored = _native.convert_rows(values, "f32", kind, n_in)
+    matrix = _native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(40, n_in).astype(np.float64)
     for kernels in KERNELS:
-        got, _ = _native.product(signs, stored, type, 40, kernels=kernels, each=True)
+        got, _ = _native.product(signs, stored, kind, 40, kernels=kernels, each=True)
         assert error(got, signs, matrix) <= TOLERANCE["int8"]
 
 
 def test_kernels_agree_with_ggml_s() -> None:
-    for type in ("f16", "q8_0", "q4_k"):
-        stored, matrix = matrix_of(type, 64, 512)
+    for kind in ("f16", "q8_0", "q4_k"):
+        stored, matrix = matrix_of(kind, 64, 512)
         rows = rows_of(50, 512)
-        got, _ = _native.product(rows, stored, type, 64, kernels="ggml")
+        got, _ = _native.product(rows, stored, kind, 64, kernels="ggml")
         assert error(got, rows, matrix) <= TOLERANCE["int8"]
 
 

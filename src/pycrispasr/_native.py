@@ -175,7 +175,7 @@ def kernels() -> list[str]:
 def product(
     rows: _Floats,
     matrix: npt.NDArray[np.uint8],
-    type: str,
+    kind: str,
     n_out: int,
     *,
     kernels: str = "auto",
@@ -189,7 +189,7 @@ def product(
     Args:
         rows: `[n_rows, n_in]`.
         matrix: The bytes of its rows.
-        type: Of the matrix.
+        kind: Its type, by ggml's name.
         n_out: Its rows.
         kernels: As for `NativeModel`.
         precision: As for `NativeModel`.
@@ -200,13 +200,13 @@ def product(
     ffi, lib = library()
     rows = np.ascontiguousarray(rows, np.float32)
     n_rows, n_in = rows.shape
-    needed = n_out * row_bytes(type, n_in)
+    needed = n_out * row_bytes(kind, n_in)
     if not needed or matrix.nbytes != needed:
-        raise errors.UsageError(f"the matrix has {matrix.nbytes} bytes: {n_out} rows of {n_in} {type} have {needed}")
+        raise errors.UsageError(f"the matrix has {matrix.nbytes} bytes: {n_out} rows of {n_in} {kind} have {needed}")
     out, seconds = np.empty((n_rows, n_out), np.float32), ffi.new("double *")
     message = ffi.new("char[]", 500)
     status = lib.pcr_product(
-        kernels.encode(), precision.encode(), each, type.encode(), ffi.from_buffer(matrix), n_out, n_in,
+        kernels.encode(), precision.encode(), each, kind.encode(), ffi.from_buffer(matrix), n_out, n_in,
         ffi.from_buffer("float[]", rows), n_rows, ffi.from_buffer("float[]", out, require_writable=True), threads,
         repeats, seconds, message, len(message),
     )  # fmt: skip

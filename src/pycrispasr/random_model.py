@@ -325,6 +325,7 @@ def _setting(text: str) -> tuple[str, int | float | bool]:
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", metavar="OUT.gguf")
     parser.add_argument("--preset", choices=PRESETS, default="nano")

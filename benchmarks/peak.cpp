@@ -1,0 +1,120 @@
+// What this machine can do at most: arithmetic from registers, and reading memory. benchmarks/kernels.py compiles and runs
+// it: prints "name value" in operations (multiply and add: two) or bytes a second.
+//     c++ -O2 -std=c++17 -march=native -pthread peak.cpp && ./a.out THREADS
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#  include <sys/syscall.h>
+#  include <unistd.h>
+#endif
+#if defined(__x86_64__)
+#  include <immintrin.h>
+#endif
+
+template <typename Work> double seconds(int threads, Work work) {
+    double best = 1e9;
+    for (int run = 0; run < 5; run++) {
+        const auto               start = std::chrono::steady_clock::now();
+        std::vector<std::thread> running;
+        for (int t = 0; t < threads; t++) {
+            running.emplace_back(work, t);
+        }
+        for (auto & thread : running) {
+            thread.join();
+        }
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return best;
+}
+
+typedef float V __attribute__((vector_size(64)));
+
+volatile float sink;
+
+int main(int argc, char ** argv) {
+    const int      threads = argc > 1 ? std::atoi(argv[1]) : 2;
+    constexpr long rounds  = 20000000;
+
+    const double fma = seconds(threads, [](int) {
+        V sums[12] = {}, a = V{} + 1.0f, b = V{} + 1e-9f;
+        for (long i = 0; i < rounds; i++) {
+            for (auto & sum : sums) {
+                sum += a * b;
+            }
+            __asm__ volatile("" : "+v"(a), "+v"(b));
+        }
+        for (const auto & sum : sums) {
+            sink = sum[0];
+        }
+    });
+    std::printf("f32 %.4g\n", threads * double(rounds) * 12 * 16 * 2 / fma);
+
+#if defined(__AVX512BF16__)
+    const double dot = seconds(threads, [](int) {
+        __m512   sums[12] = {};
+        __m512bh a        = (__m512bh) _mm512_set1_epi32(0x3f803f80);
+        for (long i = 0; i < rounds; i++) {
+            for (auto & sum : sums) {
+                sum = _mm512_dpbf16_ps(sum, a, a);
+            }
+        }
+        for (const auto & sum : sums) {
+            sink = ((V) sum)[0];
+        }
+    });
+    std::printf("bf16 %.4g\n", threads * double(rounds) * 12 * 32 * 2 / dot);
+#endif
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+    struct alignas(64) Config {
+        uint8_t  palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t  rows[16]  = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) {
+        constexpr long tiles = 1000000;
+        const double   amx   = seconds(threads, [](int) {
+            const Config config;
+            _tile_loadconfig(&config);
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            _tile_zero(4);
+            _tile_zero(5);
+            for (long i = 0; i < tiles; i++) {
+                _tile_dpbf16ps(0, 4, 5);
+                _tile_dpbf16ps(1, 4, 5);
+                _tile_dpbf16ps(2, 4, 5);
+                _tile_dpbf16ps(3, 4, 5);
+            }
+            alignas(64) float out[256];
+            _tile_stored(0, out, 64);
+            sink = out[0];
+            _tile_release();
+        });
+        std::printf("amx %.4g\n", threads * double(tiles) * 4 * 16 * 16 * 32 * 2 / amx);
+    }
+#endif
+
+    const size_t          bytes = size_t(1) << 29;
+    std::vector<uint64_t> memory(bytes / 8 * static_cast<size_t>(threads), 1);
+    const double          read = seconds(threads, [&](int t) {
+        const uint64_t * from   = memory.data() + bytes / 8 * static_cast<size_t>(t);
+        uint64_t         sum[8] = {};
+        for (size_t i = 0; i < bytes / 8; i += 8) {
+            for (size_t j = 0; j < 8; j++) {
+                sum[j] += from[i + j];
+            }
+        }
+        sink = static_cast<float>(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7]);
+    });
+    std::printf("read %.4g\n", threads * double(bytes) / read);
+}
