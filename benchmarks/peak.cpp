@@ -45,6 +45,7 @@ int main(int argc, char ** argv) {
     const double fma = seconds(threads, [](int) {
         V sums[12] = {}, a = V{} + 1.0f, b = V{} + 1e-9f;
         for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
             for (auto & sum : sums) {
                 sum += a * b;
             }
@@ -61,6 +62,7 @@ int main(int argc, char ** argv) {
         __m512   sums[12] = {};
         __m512bh a        = (__m512bh) _mm512_set1_epi32(0x3f803f80);
         for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
             for (auto & sum : sums) {
                 sum = _mm512_dpbf16_ps(sum, a, a);
             }

@@ -159,8 +159,8 @@ Arithmetic Arithmetic::choose(const std::string & precision, const std::string &
         throw Error(PCR_ERROR_ARGUMENT, "precision is '" + precision + "': give 'auto', 'f32' or 'bf16'");
     }
     how.exact     = precision == "f32";
-    how.number    = bf16 && !how.exact ? Number::bf16 : Number::f32;
-    how.quantised = how.exact || how.number == Number::bf16;  // else ggml's 8-bit products are the faster ones
+    how.number    = precision == "bf16" || (bf16 && !how.exact && bf16_pays(*how.kernels)) ? Number::bf16 : Number::f32;
+    how.quantised = how.exact || (bf16 && how.kernels->tiles);  // else ggml's 8-bit products are the faster ones
     return how;
 }
 

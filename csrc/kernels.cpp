@@ -350,6 +350,25 @@ PCR_INLINE void fetch_ahead(const uint8_t * from, int64_t bytes) {
     }
 }
 
+#if defined(__AVX512F__)
+// d times the 8 scales of a block of Q4_K or Q5_K, and dmin times its 8 minima.
+PCR_INLINE __m512 scales_q45_k(const uint8_t * from) {
+    // The 12 bytes of 6-bit scales (0..7) and minima (8..15): the first four of each in the lower bits of bytes 0..3 and
+    // 4..7, the others' lower bits in the nibbles of 8..11, their upper ones at the top of 0..3 and 4..7.
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 4));
+    const __m128i first  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11));
+    const __m128i top = _mm_shuffle_epi8(packed, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
+    const __m128i lower = _mm_and_si128(_mm_blend_epi32(first, _mm_srli_epi16(first, 4), 8),
+                                        _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m128i bytes = _mm_or_si128(lower, _mm_and_si128(_mm_srli_epi16(top, 2), _mm_set1_epi8(0x30)));
+    int32_t       halves;
+    std::memcpy(&halves, from, 4);
+    const __m512i both = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512  d    = _mm512_permutexvar_ps(both, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(halves))));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), d);
+}
+#endif
+
 #if defined(__AVX512BF16__)
 // Rows of the types that matter most, straight into BF16. False for others.
 PCR_INLINE bool decode_bf16(ggml_type type, const uint8_t * from, int64_t n, uint32_t * out, int64_t out_step) {
@@ -368,17 +387,14 @@ PCR_INLINE bool decode_bf16(ggml_type type, const uint8_t * from, int64_t n, uin
         const F count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int64_t b = 0; b < n / 256; b++, from += 144) {
             fetch_ahead(from, 144);
-            const float     d = half(from), dmin = half(from + 2);
-            const uint8_t * packed = from + 4;
+            alignas(64) float scales[16];
+            _mm512_store_ps(scales, scales_q45_k(from));
             for (int j = 0; j < 4; j++) {
                 const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 16 + 32 * j));
                 const __m512i words = _mm512_cvtepu8_epi16(bytes);
                 for (int h = 0; h < 2; h++, out += out_step) {
-                    const int at      = 2 * j + h;
-                    const int scale   = at < 4 ? packed[at] & 63 : (packed[at + 4] & 15) | ((packed[at - 4] >> 6) << 4);
-                    const int least   = at < 4 ? packed[at + 4] & 63 : (packed[at + 4] >> 4) | ((packed[at] >> 6) << 4);
-                    const F   numbers = count * (d * static_cast<float>(scale)) - dmin * static_cast<float>(least);
-                    const __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)numbers));
+                    const F       numbers = count * scales[2 * j + h] - scales[8 + 2 * j + h];
+                    const __m512i table   = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)numbers));
                     const __m512i which =
                         h ? _mm512_srli_epi16(words, 4) : _mm512_and_si512(words, _mm512_set1_epi16(15));
                     _mm512_storeu_si512(out, _mm512_permutexvar_epi16(which, table));
@@ -857,19 +873,7 @@ PCR_INLINE __m512 dot64(__m512 sum, __m512i start, __m512i weights, const int8_t
 // Block b of 256 values of Q4_K or Q5_K: d scale q - dmin least. The upper half of sums[2] gathers what is subtracted.
 template <bool fifth, int n_x>
 PCR_INLINE void dot_q45_k(const uint8_t * from, const Column (&x)[n_x], int64_t b, __m512 (&sums)[n_x][3]) {
-    // The 12 bytes of 6-bit scales (0..7) and minima (8..15): the first four of each in the lower bits of bytes 0..3 and
-    // 4..7, the others' lower bits in the nibbles of 8..11, their upper ones at the top of 0..3 and 4..7.
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 4));
-    const __m128i first  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11));
-    const __m128i top = _mm_shuffle_epi8(packed, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
-    const __m128i lower = _mm_and_si128(_mm_blend_epi32(first, _mm_srli_epi16(first, 4), 8),
-                                        _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
-    const __m128i bytes = _mm_or_si128(lower, _mm_and_si128(_mm_srli_epi16(top, 2), _mm_set1_epi8(0x30)));
-    int32_t       halves;
-    std::memcpy(&halves, from, 4);
-    const __m512i both  = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512  d     = _mm512_permutexvar_ps(both, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(halves))));
-    const __m512  scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), d);
+    const __m512 scale = scales_q45_k(from);
 
     const uint8_t * low    = from + (fifth ? 48 : 16);
     const __m512i   nibble = _mm512_set1_epi8(15);
@@ -1204,6 +1208,11 @@ extern const Kernels PCR_JOIN(kernels_, PCR_KERNELS);
 const Kernels        PCR_JOIN(kernels_, PCR_KERNELS) = {
     PCR_TEXT(PCR_KERNELS),
 #if defined(__AVX512BF16__)
+    true,
+#else
+    false,
+#endif
+#if defined(PCR_AMX)
     true,
 #else
     false,

@@ -48,6 +48,7 @@ enum class Activation { none, gelu };
 struct Kernels {
     const char * name;
     bool         bf16;  // multiplies BF16
+    bool         tiles;  // in tiles (AMX), several times as fast as anything else
 
     // out[r * out_stride + c] (+)= sum over k of rows[r][k] * columns[k][c], for n_rows rows and n_groups groups of 16
     // columns, which are column_group words apart. A multiple of 16 rows for BF16.
@@ -117,6 +118,9 @@ constexpr int64_t attention_keys = 64;  // that are taken at once
 constexpr int64_t attention_scratch(int64_t head_dim) {
     return 2 * attention_keys * group_count(head_dim) * block_side + attention_rows * attention_keys;
 }
+
+// True where products in BF16 are faster than those in F32: Intel's processors without AMX take twice as long for them.
+bool bf16_pays(const Kernels & kernels);
 
 // Those which this processor runs, the fastest last; the first runs everywhere.
 const std::vector<const Kernels *> & usable_kernels();

@@ -34,6 +34,14 @@ bool has_amx() {
 }  // namespace
 #endif
 
+bool bf16_pays(const Kernels & kernels) {
+#if defined(PCR_KERNELS_X86)
+    return kernels.tiles || (kernels.bf16 && !__builtin_cpu_is("intel"));
+#else
+    return kernels.bf16;
+#endif
+}
+
 const std::vector<const Kernels *> & usable_kernels() {
     static const std::vector<const Kernels *> found = [] {
         std::vector<const Kernels *> list = {&kernels_generic};

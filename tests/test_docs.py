@@ -39,15 +39,19 @@ def test_every_command_of_the_readme_exists() -> None:
     commands = re.findall(
         r"pycrispasr (\w+)", "\n".join(re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
     )
-    assert {"transcribe", "info", "devices", "convert", "quantize"} == set(commands)
+    assert {"transcribe", "info", "devices", "convert", "quantize", "bench"} == set(commands)
     for command in set(commands):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_every_command_and_option_of_the_page_on_models_exists() -> None:
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [("models.md", {"convert", "quantize", "imatrix", "info"}), ("performance.md", {"bench", "diff"})],
+)
+def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[str]) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     lines = re.findall(r"^(?:\$ )?pycrispasr (\w+)(.*)$", page, re.MULTILINE)
-    assert {"convert", "quantize", "imatrix", "info"} <= {command for command, _ in lines}
+    assert commands <= {command for command, _ in lines}
     for command, rest in lines:
         shown = CliRunner().invoke(app, [command, "--help"])
         assert shown.exit_code == 0
@@ -56,9 +60,9 @@ def test_every_command_and_option_of_the_page_on_models_exists() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
-        r"`((?:csrc|src|tests|tools|cmake|licenses|training)/[\w./]+)`", (ROOT / name).read_text("utf-8")
+        r"`((?:csrc|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`", (ROOT / name).read_text("utf-8")
     ):
         assert (ROOT / path).exists() or list((ROOT / path).parent.glob(Path(path).name + ".*")), path

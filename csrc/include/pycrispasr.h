@@ -109,8 +109,8 @@ typedef struct pcr_model_params {
     const char * device;    /* "auto" or a name from pcr_device_get()                                                */
     const char * precision; /* what products with the file's matrices are computed in: "f32", with nothing rounded;
                                "bf16", both factors rounded to BF16, sums in F32; "auto": BF16 where the processor has
-                               instructions for it, else F32 for float matrices and 8-bit integers for quantised ones.
-                               Products of a single token with quantised matrices take 8-bit integers but for "f32"  */
+                               fast instructions for it, else F32. Quantised matrices are multiplied in 8-bit integers
+                               where that is faster, and for single tokens always, unless "f32" is asked for         */
     const char * kernels;   /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare */
 } pcr_model_params;
 

@@ -119,9 +119,9 @@ class Model:
             result does not depend on it.
         precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
             file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
-            F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has instructions for it,
-            else F32 for float matrices and 8-bit integers for quantised ones. Products of single tokens with quantised
-            matrices take 8-bit integers unless "f32" is asked for.
+            F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
+            it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
+            tokens always, unless "f32" is asked for.
         runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
             CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
             whole recordings. "auto": the former where the file is of its architecture, else the latter.
@@ -327,10 +327,10 @@ class Model:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
-        samples = audio.load(recording, sample_rate=sample_rate)
-        stretches = len(audio.plan_chunks(samples))
-        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, stretches)))
-        session.feed(samples)
+        whole = Recording(audio.load(recording, sample_rate=sample_rate))
+        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, len(whole.plan))))
+        with session._inside() as native:  # as if it had been fed, but without another copy of it
+            session._take(whole, native)
         return session
 
     def _transcribe_whole(

@@ -195,13 +195,18 @@ class Session:
             if self._resampler is None:
                 raise AudioError("no audio was fed: call feed() before tokens() or finish()")
             self._fed.append(self._resampler.finish())
-            self._work = Recording(np.concatenate(self._fed)), Batch(native, self._token_bytes)
+            self._take(Recording(np.concatenate(self._fed)), native)
             self._fed = []
             native.reset()
             self._check_cancelled()  # the reset forgot a cancellation that came just before it
-        if not self._work[0].plan:
+        work = self._work
+        if work is None or not work[0].plan:
             raise AudioError("the audio is empty: all that was fed are 0 samples")
-        return self._work
+        return work
+
+    def _take(self, recording: Recording, native: _native.NativeSession) -> None:
+        """Makes a whole recording the session's audio, which has ended."""
+        self._work = recording, Batch(native, self._token_bytes)
 
     def _next_token(self) -> Token | None:
         with self._inside() as native:

@@ -1,0 +1,56 @@
+"""The screened head chooses the token of the exact one, with its probability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pycrispasr import Model, _native, random_model
+from pycrispasr.diff import place_rows
+
+from .sounds import make_tones
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+
+def exact(logits: np.ndarray) -> tuple[int, float]:
+    """The most probable token of logits, and its probability."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return int(logits.argmax()), float(1 / np.exp(shifted).sum())
+
+
+def check(native: _native.NativeModel, samples: np.ndarray, count: int) -> list[float]:
+    """Decodes, and compares each token with the head's logits at the same state, multiplied in full. Probabilities."""
+    chosen, full = (_native.NativeSession(native, threads=1, max_new_tokens=count) for _ in range(2))
+    chosen.feed(samples)
+    chosen.end()
+    tokens = list(iter(chosen.next, None))
+    audio = full.adapt(full.encode(full.log_mel(samples)))
+    ids = native.prompt(len(audio))
+    logits = full.decode(place_rows(ids, audio, full.embed))
+    for token, probability in tokens:
+        wanted, likely = exact(logits)
+        assert token == wanted
+        assert probability == pytest.approx(likely, rel=1e-2, abs=1e-3)
+        logits = full.decode_step([0], [token])[0]
+    return [probability for _, probability in tokens]
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_states_have_the_exact_head_s_token(kind: str, seed: int, tmp_path: Path) -> None:
+    random_model.generate(tmp_path / "model.gguf", preset="vocab", type=kind, seed=seed)
+    native = _native.NativeModel(tmp_path / "model.gguf")
+    for seconds in (1, 3, 9):
+        probabilities = check(native, make_tones(seconds, seed=10 * seed + seconds), 25)
+        assert len(set(probabilities)) > 5
+
+
+def test_real_states_have_the_exact_head_s_token(tiny: Model) -> None:
+    native = tiny._opened()
+    for path in sorted(SAMPLES.glob("*.wav"))[:4]:
+        from pycrispasr import audio
+
+        assert len(check(native, audio.load(path)[: 30 * 16000], 60)) >= 2
