@@ -1,6 +1,6 @@
 """How the cost of a transcription grows: with the audio's length, with threads, with the batch.
 
-    python benchmarks/scaling.py MODEL [--minutes 1 2 5] [--threads 1 2] [--batches 1 2 4 8] [--clips 8] [--out FOLDER]
+    python benchmarks/scaling.py MODEL [--minutes 1 2 5] [--threads 1 2] [--batches 1 2 4 8] [--out FOLDER]
 
 Writes scaling.json, and scaling.png with the extra [plot]. Each measurement runs in a process of its own, so that its
 peak memory is its own; measurements that are compared take turns.
@@ -21,11 +21,14 @@ SCRIPT = """
 import json, resource, sys, time
 import numpy as np
 import pycrispasr
-model_path, seconds, threads, batch, tokens = sys.argv[1], *map(int, sys.argv[2:])
-rng = np.random.default_rng(0)
-# Noise whose loudness changes like speech; and the same for every length.
-loudness = np.repeat(rng.uniform(0.05, 1, 10 * seconds), 1600)
-sound = (0.1 * loudness * rng.standard_normal(16000 * seconds, np.float32)).astype(np.float32)
+model_path, recording = sys.argv[1:3]
+seconds, threads, batch, tokens = map(int, sys.argv[3:])
+if recording:
+    sound = np.resize(pycrispasr.audio.load(recording), 16000 * seconds)
+else:  # noise whose loudness changes like speech; and the same for every length
+    rng = np.random.default_rng(0)
+    sound = rng.standard_normal(16000 * seconds, np.float32)
+    sound.reshape(-1, 1600)[:] *= rng.uniform(0.005, 0.1, (10 * seconds, 1)).astype(np.float32)
 with pycrispasr.Model(model_path, threads=threads) as model:
     model.transcribe(sound[:16000], sample_rate=16000, max_new_tokens=2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -37,9 +40,9 @@ print(json.dumps({"seconds": took, "tokens": result.timings.tokens, "segments": 
 """
 
 
-def run(model: str, seconds: int, threads: int, batch: int, tokens: int) -> dict[str, float]:
+def run(model: str, recording: str, seconds: int, threads: int, batch: int, tokens: int) -> dict[str, float]:
     """One transcription in a process of its own."""
-    command = [sys.executable, "-c", SCRIPT, model, *map(str, (seconds, threads, batch, tokens))]
+    command = [sys.executable, "-c", SCRIPT, model, recording, *map(str, (seconds, threads, batch, tokens))]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     """Measures, and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--recording", default="", help="is heard again and again; noise without it")
     parser.add_argument("--minutes", type=float, nargs="*", default=[1, 2, 5, 10, 30, 60])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8])
@@ -71,9 +75,13 @@ def main() -> None:
                 results.append(call(value))
         return [{"of": value} | median(results) for value, results in zip(values, kept, strict=True)]
 
-    report["length"] = series(args.minutes, lambda m: run(args.model, round(60 * m), most, 4, args.tokens))
-    report["threads"] = series(args.threads, lambda n: run(args.model, 30, n, 1, args.tokens))
-    report["batch"] = series(args.batches, lambda n: run(args.model, args.batch_seconds, most, n, args.tokens))
+    report["length"] = series(
+        args.minutes, lambda m: run(args.model, args.recording, round(60 * m), most, 4, args.tokens)
+    )
+    report["threads"] = series(args.threads, lambda n: run(args.model, args.recording, 30, n, 1, args.tokens))
+    report["batch"] = series(
+        args.batches, lambda n: run(args.model, args.recording, args.batch_seconds, most, n, args.tokens)
+    )
     for name, unit in (("length", "minutes"), ("threads", "threads"), ("batch", "side by side")):
         for one in report[name]:  # type: ignore[attr-defined]
             figures = f"{one['seconds']:8.2f} s  {one['peak'] / 1e6:7.0f} MB  {one['tokens']:.0f} tokens"
@@ -97,7 +105,7 @@ def draw(report: dict, path: Path) -> None:  # type: ignore[type-arg]
     memory.plot(
         [one["of"] for one in length], [(one["peak"] - one["sound"]) / 1e6 for one in length], "s--", color="0.6"
     )
-    memory.set(ylabel="peak memory without the samples, MB (grey)", ylim=(0, None))
+    memory.set(ylabel="MB at most, samples not counted (grey)", ylim=(0, None))
     for place, name, label in ((1, "threads", "threads"), (2, "batch", "stretches side by side")):
         one = report[name]
         axes[place].plot([x["of"] for x in one], [one[0]["seconds"] / x["seconds"] for x in one], "o-")
