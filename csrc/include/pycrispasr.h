@@ -106,12 +106,13 @@ typedef struct pcr_session pcr_session;
 
 typedef struct pcr_model_params {
     size_t       size;
-    const char * device;    /* "auto" or a name from pcr_device_get()                                                */
+    const char * device; /* "auto" or a name from pcr_device_get()                                                */
     const char * precision; /* what products with the file's matrices are computed in: "f32", with nothing rounded;
                                "bf16", both factors rounded to BF16, sums in F32; "auto": BF16 where the processor has
                                fast instructions for it, else F32. Quantised matrices are multiplied in 8-bit integers
                                where that is faster, and for single tokens always, unless "f32" is asked for         */
-    const char * kernels;   /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare */
+    const char *
+        kernels; /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare */
 } pcr_model_params;
 
 PCR_API void pcr_model_params_default(pcr_model_params * params);
@@ -124,26 +125,26 @@ PCR_API const char * pcr_model_error(const pcr_model * model);
 /* The model's sizes, by the field's own names. */
 typedef struct pcr_model_info {
     size_t       size;
-    const char * name;                 /* general.name, or ""                                        */
-    const char * device;               /* where it runs                                              */
-    int32_t      sample_rate;          /* 16000                                                      */
-    int32_t      hop_length;           /* samples per log-mel frame: 160                             */
+    const char * name; /* general.name, or ""                                        */
+    const char * device; /* where it runs                                              */
+    int32_t      sample_rate; /* 16000                                                      */
+    int32_t      hop_length; /* samples per log-mel frame: 160                             */
     int32_t      n_mels;
-    int32_t      chunk_frames;         /* log-mel frames per chunk: 2 * n_window                     */
-    int32_t      chunk_rows;           /* audio rows per full chunk                                  */
-    int32_t      window_rows;          /* audio rows that attend to each other                       */
+    int32_t      chunk_frames; /* log-mel frames per chunk: 2 * n_window                     */
+    int32_t      chunk_rows; /* audio rows per full chunk                                  */
+    int32_t      window_rows; /* audio rows that attend to each other                       */
     int32_t      encoder_layers;
     int32_t      encoder_d_model;
-    int32_t      encoder_output;       /* columns of an encoder row                                  */
+    int32_t      encoder_output; /* columns of an encoder row                                  */
     int32_t      llm_layers;
-    int32_t      llm_hidden;           /* columns of an adapter row and of an embedding              */
+    int32_t      llm_hidden; /* columns of an adapter row and of an embedding              */
     int32_t      llm_vocab;
     int32_t      llm_max_positions;
     int32_t      eos_token;
     uint64_t     file_bytes;
-    uint64_t     weight_bytes;         /* bytes of the tensors in use                                */
-    uint64_t     kv_bytes_per_token;   /* bytes that one row of the KV cache takes                   */
-    uint64_t     parameters;           /* number of weights                                          */
+    uint64_t     weight_bytes; /* bytes of the tensors in use                                */
+    uint64_t     kv_bytes_per_token; /* bytes that one row of the KV cache takes                   */
+    uint64_t     parameters; /* number of weights                                          */
 } pcr_model_info;
 
 PCR_API pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info);
@@ -168,10 +169,10 @@ PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t *
 
 typedef struct pcr_session_params {
     size_t  size;
-    int32_t threads;          /* 0: the number of physical cores that this process may use       */
-    int32_t max_new_tokens;   /* the text is cut there, with pcr_result.truncated set. Default 512 */
-    int32_t sequences;        /* clips that are held at once, each with a KV cache. Default 1 */
-    int32_t importance;       /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
+    int32_t threads; /* 0: the number of physical cores that this process may use       */
+    int32_t max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
+    int32_t sequences; /* clips that are held at once, each with a KV cache. Default 1 */
+    int32_t importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
 } pcr_session_params;
 
 PCR_API void pcr_session_params_default(pcr_session_params * params);
@@ -181,7 +182,7 @@ PCR_API void         pcr_session_free(pcr_session * session);
 PCR_API const char * pcr_session_error(const pcr_session * session);
 
 typedef struct pcr_token {
-    size_t  size;        /* set by pcr_session_next()                                      */
+    size_t  size; /* set by pcr_session_next()                                      */
     int32_t id;
     float   probability; /* softmax of the logits at this token, 0..1                      */
 } pcr_token;
@@ -214,13 +215,13 @@ PCR_API pcr_status pcr_session_reset(pcr_session * session);
 typedef struct pcr_result {
     size_t  size;
     int64_t n_samples;
-    int64_t n_frames;          /* log-mel frames           */
-    int64_t n_rows;            /* audio rows               */
-    int64_t n_prompt_tokens;   /* prompt with audio rows   */
-    int64_t n_tokens;          /* tokens given             */
-    int32_t ended;             /* 1: the model said that the text is complete */
-    int32_t truncated;         /* 1: max_new_tokens or the context was reached first */
-    double  log_mel;           /* seconds of work per stage */
+    int64_t n_frames; /* log-mel frames           */
+    int64_t n_rows; /* audio rows               */
+    int64_t n_prompt_tokens; /* prompt with audio rows   */
+    int64_t n_tokens; /* tokens given             */
+    int32_t ended; /* 1: the model said that the text is complete */
+    int32_t truncated; /* 1: max_new_tokens or the context was reached first */
+    double  log_mel; /* seconds of work per stage */
     double  encoder;
     double  adapter;
     double  prefill;
