@@ -13,15 +13,13 @@
 #  define PCR_AMX 1
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
-#  pragma GCC diagnostic ignored "-Wpsabi"
-#endif
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed among this file's own functions only
 
 namespace pcr {
 
 namespace {
 
-#define PCR_INLINE static inline __attribute__((always_inline))
+#define PCR_INLINE [[maybe_unused]] static inline __attribute__((always_inline))
 #if defined(__clang__)
 #  define PCR_UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -24,11 +24,23 @@ bool ask_for_amx() {
 #  endif
 }
 
-// CPUID leaf 7: EDX bits 22 and 24, AMX-BF16 and AMX-TILE. The compilers' own check does not know them all.
-bool has_amx() {
-    unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
+// Whether CPUID gives these bits: what __builtin_cpu_supports does not know in every compiler.
+bool has_bits(unsigned leaf, unsigned subleaf, unsigned eax_bits, unsigned ecx_bits, unsigned edx_bits) {
+    unsigned eax = leaf, ebx = 0, ecx = subleaf, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    return (edx >> 22 & 1) && (edx >> 24 & 1);
+    return (eax & eax_bits) == eax_bits && (ecx & ecx_bits) == ecx_bits && (edx & edx_bits) == edx_bits;
+}
+
+bool has_f16c() {
+    return has_bits(1, 0, 0, 1u << 29, 0);
+}
+
+bool has_bf16_and_vnni() {
+    return has_bits(7, 1, 1u << 5, 0, 0) && has_bits(7, 0, 0, 1u << 11, 0);
+}
+
+bool has_amx() {  // AMX-BF16 and AMX-TILE
+    return has_bits(7, 0, 0, 0, 1u << 22 | 1u << 24);
 }
 
 }  // namespace
@@ -46,12 +58,12 @@ const std::vector<const Kernels *> & usable_kernels() {
     static const std::vector<const Kernels *> found = [] {
         std::vector<const Kernels *> list = {&kernels_generic};
 #if defined(PCR_KERNELS_X86)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
             list.push_back(&kernels_avx2);
             if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
                 list.push_back(&kernels_avx512);
-                if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+                if (has_bf16_and_vnni()) {
                     list.push_back(&kernels_avx512_bf16);
                     if (has_amx() && ask_for_amx()) {
                         list.push_back(&kernels_amx);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed among this file's own functions only
+
 namespace pcr {
 
 namespace {
