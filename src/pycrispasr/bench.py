@@ -117,6 +117,7 @@ class _Ours(_Runtime):
         rows = session.encode(mel)
         adapted = session.adapt(rows)
         self.prompt = self.model.prompt(len(adapted))
+        embeddings = place_rows(self.prompt, adapted, session.embed)
         self.n_rows = len(rows)
         # Prefill and single tokens as they are in a transcription: a token is chosen, not only multiplied.
         decoding = _native.NativeSession(self.model, threads=threads, max_new_tokens=2**20)
@@ -129,10 +130,17 @@ class _Ours(_Runtime):
             result = decoding.result()
             return float(result["prefill"] + result["decode"])
 
-        def next_token() -> None:
-            if decoding.next() is None:  # the text was complete: hear it again
-                prefill()
+        def next_token() -> float:
+            for _ in range(2):
+                before = decoding.result()["decode"]
                 decoding.next()
+                seconds = float(decoding.result()["decode"] - before)
+                if seconds > 0:  # else the text was complete before: hear it again
+                    return seconds
+                prefill()
+            # Nothing is said in this audio: a token behind its prompt, with all of its logits.
+            session.decode(embeddings)
+            return _time(lambda: session.decode_step([0], [0]))
 
         prefill()
         self.log_mel = lambda: session.log_mel(samples)
