@@ -147,10 +147,8 @@ void Head::choose(const float * rows, int64_t count, Choice * out) {
     const Screen & screen = model.screen(compute);
     const int64_t  vocab  = weights.vocab;
     scores.resize(static_cast<size_t>(count * vocab));
-    exact_rows = 0;
     if (!screen.rows || ggml_only) {
         logits(rows, count, scores.data());
-        exact_rows = count * vocab;
         for (int64_t j = 0; j < count; j++) {
             out[j] = most_probable(scores.data() + j * vocab);
         }
@@ -226,7 +224,6 @@ Choice Head::choose_screened(const float * row, float * score) {
     likely.erase(std::max(in_question, wanted), likely.end());
     if (likely.size() > most_rows) {
         logits(row, 1, score);
-        exact_rows += vocab;
         return most_probable(score);
     }
     const ggml_tensor * head = weights.head.weight;
@@ -235,7 +232,6 @@ Choice Head::choose_screened(const float * row, float * score) {
         model.read_row(head, i, matrix_row.data());
         ours.dot_rows(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
     }
-    exact_rows += static_cast<int64_t>(likely.size());
     return most_probable(score);
 }
 

@@ -37,9 +37,6 @@ public:
     // The most probable token of each row. An Error(PCR_ERROR_INTERNAL) where a logit is no number.
     void choose(const float * rows, int64_t count, Choice * out);
 
-    // Rows that the last choose() multiplied exactly, for all its rows together; the vocabulary's where no screen is used.
-    int64_t exact_rows = 0;
-
 private:
     Choice choose_screened(const float * row, float * scores);
     Choice most_probable(const float * logits) const;
