@@ -25,7 +25,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 2;
+constexpr int32_t abi_version = 3;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -385,10 +385,24 @@ pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float
     });
 }
 
-pcr_status pcr_session_end(pcr_session * session, int32_t sequence) {
+pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_samples) {
     return in_session(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
-        s.end(sequence);
+        s.end(sequence, n_samples);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
+                                  size_t * count) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        require(count && (tokens || capacity == 0), "NULL");
+        const std::vector<pcr::Choice> & choices = s.hypothesis(sequence);
+        *count                                   = choices.size();
+        for (size_t i = 0; i < std::min(capacity, choices.size()); i++) {
+            tokens[i] = {sizeof(pcr_token), choices[i].token, choices[i].probability};
+        }
         return PCR_OK;
     });
 }

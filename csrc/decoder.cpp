@@ -212,6 +212,18 @@ void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32
     }
 }
 
+void Decoder::append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out) {
+    reserve(length(sequence) + count);
+    Pass pass("draft", prefill_workspace.max_nodes());
+    build(pass, count, /*from_tokens =*/true, -1, Want::all);
+    prefill_workspace.place(pass.graph);
+    set(pass.tokens, tokens);
+    place_tokens(pass, &sequence, /*one_each =*/false);
+    prefill_workspace.run(pass.graph);
+    lengths[static_cast<size_t>(sequence)] += count;
+    get(pass.out, out);
+}
+
 void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out) {
     for (int32_t i = 0; i < count; i++) {
         reserve(length(sequences[i]) + 1);

@@ -31,6 +31,10 @@ public:
     // reads, or with n_layers >= 0 the row after so many layers.
     void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out);
 
+    // Appends count tokens to one sequence. out: [count][hidden], what the head reads behind each: to the last bit what
+    // step() gives for one after the other, where rows_stand_alone(model, true).
+    void append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out);
+
     // Appends one token to each of count different sequences, as one batch. out: [count][hidden], what the head reads.
     void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out);
 

@@ -177,7 +177,32 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
     }
 }
 
+bool ours_for_many(const Arithmetic & how, const Linear & l) {
+    return how.products && (is_float(l.weight->type) || how.quantised);
+}
+
+bool ours_for_few(const Arithmetic & how, const Linear & l) {
+    return how.products && (is_float(l.weight->type) || how.exact || takes_bytes(how, l.weight));
+}
+
 }  // namespace
+
+bool rows_stand_alone(const Model & model, bool each) {
+    const auto ours = [&](std::initializer_list<const Linear *> list) {
+        return std::all_of(list.begin(), list.end(), [&](const Linear * l) {
+            return each ? ours_for_few(model.arithmetic, *l) : ours_for_many(model.arithmetic, *l);
+        });
+    };
+    const EncoderWeights & e = model.encoder;
+    const DecoderWeights & d = model.decoder;
+    return (each ? ours({&d.head})
+                 : ours({&e.conv_out, &e.proj1, &e.proj2, &e.gate, &e.up, &e.down}) &&
+                       std::all_of(
+                           e.layers.begin(), e.layers.end(),
+                           [&](const EncoderLayer & l) { return ours({&l.q, &l.k, &l.v, &l.o, &l.fc1, &l.fc2}); })) &&
+           std::all_of(d.layers.begin(), d.layers.end(),
+                       [&](const DecoderLayer & l) { return ours({&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}); });
+}
 
 Products::Products(Graph & graph_, Compute & compute_, int64_t n_rows_, bool each_, bool ggml_only_)
     : graph(graph_),
@@ -187,12 +212,11 @@ Products::Products(Graph & graph_, Compute & compute_, int64_t n_rows_, bool eac
       ggml_only(ggml_only_ || !compute_.arithmetic.products) {}
 
 bool Products::packed(const Linear & l) const {
-    return !ggml_only && !each && (is_float(l.weight->type) || compute.arithmetic.quantised);
+    return !ggml_only && !each && ours_for_many(compute.arithmetic, l);
 }
 
 bool Products::few(const Linear & l) const {
-    return !ggml_only && each &&
-           (is_float(l.weight->type) || compute.arithmetic.exact || takes_bytes(compute.arithmetic, l.weight));
+    return !ggml_only && each && ours_for_few(compute.arithmetic, l);
 }
 
 ggml_tensor * Products::columns_of(Factor & x) {

@@ -50,6 +50,10 @@ private:
     bool      each, ggml_only;
 };
 
+// True where a row's result in every product of this model, each or not, is the same to the last bit whatever rows are
+// computed beside it: with our kernels. ggml's may sum in another order for another number of rows.
+bool rows_stand_alone(const Model & model, bool each);
+
 // One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transposed matrix
 // [n_out][n_in]. each: see Products. Gives the seconds of the fastest of so many runs.
 double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out,

@@ -11,9 +11,13 @@ class Session {
 public:
     Session(const Model & model, const pcr_session_params & params);
 
-    // Each sequence holds one clip: its audio, then its text.
+    // Each sequence holds one clip: its audio, then its text. Audio is encoded and read by the decoder window by window,
+    // as soon as it is known that a window is not the last.
     void feed(int32_t sequence, const float * samples, int64_t n_samples);
-    void end(int32_t sequence);
+    // n_samples: of those that were fed; the rest is forgotten. Negative: all.
+    void end(int32_t sequence, int64_t n_samples);
+    // The text of what was fed so far, as if it ended here. Returns its tokens; they stand until the next call.
+    const std::vector<Choice> & hypothesis(int32_t sequence);
     // The next token of each of count different sequences, -1 where the text is complete. PCR_END: everywhere.
     pcr_status next(const int32_t * sequences, int32_t count, pcr_token * tokens);
     void       clear(int32_t sequence);  // forgets its clip
@@ -39,25 +43,53 @@ public:
 private:
     enum class State { listening, heard, decoding, complete, failed };
 
+    // Greedy decoding of one clip. A draft is what the text is expected to be: its tokens go through the decoder many at
+    // a time, and are kept as far as the decoder would have chosen them itself.
+    struct Text {
+        std::vector<Choice>  tokens;      // chosen so far, the last of them not yet in the cache
+        std::vector<int32_t> draft;
+        bool                 on_draft = false;  // tokens are the beginning of the draft
+        std::vector<int32_t> repeated;    // [p]: how many of the last tokens equal those p + 1 places before them
+        bool                 done = false, ended = false, looped = false;
+    };
+
+    struct Window {      // a whole attention window, whose rows are in Clip::rows
+        float smallest;  // of its log10 values
+        float floor;     // that they were raised to
+    };
+
     struct Clip {
-        State              state   = State::listening;
-        pcr_status         failure = PCR_OK;
-        std::vector<float> samples;
-        std::vector<float> frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
-        float              largest    = -10.0f;  // of all frames; log10 of the floor
-        int32_t            last_token = -1;   // given, but not yet appended to the cache
-        pcr_result         done{};
+        State               state   = State::listening;
+        pcr_status          failure = PCR_OK;
+        std::vector<float>  samples;
+        std::vector<float>  frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
+        float               largest = -10.0f;  // of all frames; log10 of the floor
+        std::vector<Window> windows;           // that are encoded
+        std::vector<float>  rows;  // of the adapter: [windows][window_rows][hidden], and the last window's
+        int64_t             appended = 0;  // windows whose rows are in the cache
+        Text                text;
+        size_t              given = 0;  // tokens
+        std::vector<Choice> hypothesis;
+        pcr_result          done{};
     };
 
     Clip &       at(int32_t sequence) { return clips[static_cast<size_t>(sequence)]; }
     const Clip & at(int32_t sequence) const { return clips[static_cast<size_t>(sequence)]; }
 
-    void extend_log_mel(Clip & clip, bool last);
-    void prefill(int32_t sequence, float * row);
-    void forget();
+    // Runs f. When it throws, the clip can no more be used.
+    template <typename F> void or_fail(const int32_t * sequences, int32_t count, F f);
+
+    void    extend_log_mel(Clip & clip, bool last);
+    int64_t cached_rows(int64_t n_windows) const;
+    void    prefill(int32_t sequence, bool last, float * row);
+    void    take(Text & text, const Choice & choice);
+    void    follow_draft(int32_t sequence, Text & text);
+    void    forget();
 
     Encoder              encoder;
     const int32_t        max_new_tokens;
+    const int64_t        windows_at_once;  // attention windows that go through encoder and decoder as one batch
+    const int64_t        draft_at_once;  // tokens of a draft that go through the decoder as one batch
     std::vector<Clip>    clips;  // one for each sequence
     std::vector<int32_t> stepping, step_tokens;
     std::vector<float>   last_rows;  // of the last layer: [count][hidden]

@@ -191,11 +191,19 @@ typedef struct pcr_token {
  * weights serves all. What a clip's text is does not depend on the others. */
 
 /* Appends mono samples at 16 kHz to a clip, nominally in [-1, 1]. Any count. PCR_ERROR_AUDIO for a sample that is not
- * finite: then none of this call's samples is taken. */
+ * finite: then none of this call's samples is taken. Each 8 s of audio are encoded, and read by the decoder, as soon as
+ * more follows: the call that brings it takes that long. The text does not depend on how the samples were divided. */
 PCR_API pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples);
 
-/* No more samples will come. PCR_ERROR_AUDIO when there are too few or too many for this model. */
-PCR_API pcr_status pcr_session_end(pcr_session * session, int32_t sequence);
+/* No more samples will come. n_samples: where the clip ends, at most what was fed; the samples behind are forgotten, as
+ * if they had never been fed. Negative: all. PCR_ERROR_AUDIO when there are too few or too many for this model. */
+PCR_API pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_samples);
+
+/* The whole text of what was fed so far, as if the audio ended here; no token for too little audio. It does not change
+ * what comes later, but it costs work: what it keeps of the hypothesis before it costs little, and so does what the final
+ * text keeps of the last one. *count: its tokens, of which no more than capacity are stored. Before pcr_session_end(). */
+PCR_API pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
+                                          size_t * count);
 
 /* The next token of each of count different sequences, tokens[i].id -1 where the text is complete. PCR_END when all of
  * them are. Before pcr_session_end(): PCR_ERROR_ARGUMENT. After PCR_ERROR_CANCELLED the tokens given so far stand, and
@@ -221,11 +229,13 @@ typedef struct pcr_result {
     int64_t n_tokens; /* tokens given             */
     int32_t ended; /* 1: the model said that the text is complete */
     int32_t truncated; /* 1: max_new_tokens or the context was reached first */
+    int32_t looped; /* 1: decoding stopped in a phrase that came again and again */
     double  log_mel; /* seconds of work per stage */
     double  encoder;
     double  adapter;
     double  prefill;
     double  decode;
+    double  hypotheses; /* all stages, for text before the audio's end; windows that stay encoded are counted there */
 } pcr_result;
 
 /* What has been done so far for a clip. Time that a batch took is divided among its clips. */

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -317,6 +317,7 @@ class NativeSession:
         status = lib.pcr_session_new(model.pointer, params, out)
         drain_log()
         self._pointer = out[0]
+        self._most_tokens = max_new_tokens
         free = weakref.finalize(self, _free_session, lib, self._pointer, model)
         free.atexit = False
         if status < 0:
@@ -328,9 +329,16 @@ class NativeSession:
         """Appends mono samples at 16 kHz to a clip."""
         self._check(self._lib.pcr_session_feed(self._pointer, sequence, self._input(samples), len(samples)))
 
-    def end(self, sequence: int = 0) -> None:
-        """No more samples of this clip will come."""
-        self._check(self._lib.pcr_session_end(self._pointer, sequence))
+    def end(self, sequence: int = 0, n_samples: int = -1) -> None:
+        """No more samples of this clip will come; only the first so many count, if that is not negative."""
+        self._check(self._lib.pcr_session_end(self._pointer, sequence, n_samples))
+
+    def hypothesis(self, sequence: int = 0) -> list[tuple[int, float]]:
+        """The tokens of what was fed so far, as if the audio ended there, with their probabilities."""
+        capacity = min(self._most_tokens, self._model.info()["llm_max_positions"])
+        tokens, count = self._ffi.new("pcr_token[]", capacity), self._ffi.new("size_t *")
+        self._check(self._lib.pcr_session_hypothesis(self._pointer, sequence, tokens, capacity, count))
+        return [(token.id, token.probability) for token in tokens[0 : count[0]]]
 
     def next(self) -> tuple[int, float] | None:
         """The first clip's next token and its probability, or None when the text is complete."""

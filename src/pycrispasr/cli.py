@@ -149,6 +149,11 @@ def _transcribe(model: Model, file: str, output: Format, max_new_tokens: int, ve
         _complain(
             f"{file}: the text of {truncated} of {len(transcript.segments)} segments was cut, see --max-new-tokens"
         )
+    looped = sum(segment.status == "looped" for segment in transcript.segments)
+    if looped:
+        _complain(
+            f"{file}: in {looped} of {len(transcript.segments)} segments one phrase came again and again; stopped"
+        )
     if verbose:
         seconds = transcript.timings.total
         _tell(f"{file}: {transcript.duration:.1f} s of audio in {seconds:.1f} s, {transcript.timings.tokens} tokens")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-Status = Literal["ok", "truncated", "cancelled"]
+Status = Literal["ok", "truncated", "looped", "cancelled"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Segment:
         text: Its text, without surrounding whitespace.
         tokens: The tokens that the text was decoded from.
         status: "ok"; "truncated" when the limit on new tokens, or the model's context, was reached before the model
-            said that the text is complete; "cancelled" when decoding was stopped inside this segment.
+            said that the text is complete; "looped" when the same phrase came again and again, and decoding was
+            stopped; "cancelled" when decoding was stopped inside this segment.
     """
 
     start: float

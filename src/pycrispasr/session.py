@@ -348,7 +348,7 @@ class Batch:
                 steps.append(chunk.add(*step, self._token_bytes(step[0])))
                 continue
             result = self.native.result(sequence)
-            segment = chunk.segment("truncated" if result["truncated"] else "ok")
+            segment = chunk.segment("looped" if result["looped"] else "truncated" if result["truncated"] else "ok")
             recording.keep(place, segment, result)
             del self.running[sequence]
             steps.append(segment)
