@@ -65,7 +65,7 @@ def test_a_changed_matrix_shows_in_its_own_stage(model: Path, tmp_path: Path, te
 
 
 @needs_crispasr
-@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 3), ("q4_k", 5)])
+@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 1), ("q4_k", 4)])
 def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     generate(path, preset="vocab", type=kind, seed=seed)

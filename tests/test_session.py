@@ -28,6 +28,37 @@ def test_feeding_in_parts_gives_what_feeding_at_once_gives(nano: Model, rate: in
     assert [token.id for token in got.segments[0].tokens] == [token.id for token in wanted.segments[0].tokens]
 
 
+@pytest.mark.parametrize("seconds", [7.9, 20, 30, 30.5, 61])
+@pytest.mark.parametrize("block", [4096, 250000])
+def test_long_audio_in_parts_has_the_tokens_of_the_whole(nano: Model, seconds: float, block: int) -> None:
+    sound = make_tones(seconds)
+    with nano.session(max_new_tokens=12) as session:
+        for start in range(0, len(sound), block):
+            session.feed(sound[start : start + block])
+        got = session.finish()
+    assert got.segments == nano.transcribe(sound, sample_rate=16000, max_new_tokens=12).segments
+
+
+def test_audio_is_encoded_while_it_is_fed(nano: Model) -> None:
+    with nano.session(max_new_tokens=2) as session:
+        for _ in range(9):
+            session.feed(make_tones(1))
+        assert session._native is not None
+        assert session._native.result()["encoder"] > 0
+
+
+def test_after_a_failed_end_nothing_can_be_fed_until_reset(nano: Model) -> None:
+    with nano.session(max_new_tokens=2) as session:
+        session.feed(np.zeros(400, np.float32), sample_rate=48000)
+        with pytest.raises(AudioError, match="too few"):
+            session.finish()
+        with pytest.raises(UsageError, match="reset"):
+            session.feed(make_tones(1), sample_rate=48000)
+        session.reset()
+        session.feed(make_tones(1), sample_rate=48000)
+        session.finish()
+
+
 def test_the_caller_may_fill_one_array_again_and_again(nano: Model) -> None:
     sound = make_tones(1)
     buffer = np.empty(1600, np.float32)

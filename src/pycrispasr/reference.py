@@ -5,6 +5,7 @@ The encoder and the decoder are loaded one after the other, so that the whole mo
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -92,8 +93,10 @@ def _write(
         layer.register_forward_hook(lambda _module, _args, out: after.append(out[0] if isinstance(out, tuple) else out))
         for layer in decoder.layers
     ]
-    cache = DynamicCache(config=sizes)
-    state = decoder(inputs_embeds=torch.from_numpy(embeddings)[None], past_key_values=cache, use_cache=True)
+    # transformers 5 calls it "cache", earlier ones "past_key_values".
+    name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    kept = {name: DynamicCache(config=sizes), "use_cache": True}
+    state = decoder(inputs_embeds=torch.from_numpy(embeddings)[None], **kept)
     for hook in hooks:
         hook.remove()
     logits = state.last_hidden_state[0, -1:] @ head.T
@@ -103,7 +106,7 @@ def _write(
     step, end = logits, model.info()["eos_token"]
     while len(tokens) < max_new_tokens and (token := int(step.argmax())) != end:
         tokens.append(token)
-        state = decoder(inputs_embeds=table[token][None, None], past_key_values=cache, use_cache=True)
+        state = decoder(inputs_embeds=table[token][None, None], **kept)
         step = state.last_hidden_state[0, -1:] @ head.T
     return Chain(mel, first, rows, adapted, prompt, embeddings, layers, logits.numpy(), tokens)
 

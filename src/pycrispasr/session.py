@@ -21,6 +21,9 @@ from pycrispasr.result import Segment, Status, Timings, Token, Transcript
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LONGEST = round(audio.CHUNK_SECONDS * audio.SAMPLE_RATE)
+"""Samples of the longest recording that is one stretch."""
+
 _WORK = ("log_mel", "encoder", "adapter", "prefill", "decode", "n_prompt_tokens", "n_tokens")
 """What a recording's timings add up, by its name in the library's result."""
 
@@ -47,11 +50,17 @@ class Session:
         self._cancel_asked = False
         self._resampler: audio.Resampler | None = None
         self._fed: list[audio.Samples] = []
+        self._heard = 0  # samples in there
+        self._ended = False
         self._work: tuple[Recording, Batch] | None = None  # once the audio has ended
         self._seconds = 0.0
 
     def feed(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE) -> None:
         """Appends samples to the audio.
+
+        Each 8 seconds are encoded, and read by the decoder, as soon as more follows: the call which brings it takes
+        that long, and `finish` is done earlier. The text does not depend on how the samples were divided among calls.
+        Audio beyond 30 seconds waits for `tokens` or `finish`, which cut it.
 
         Args:
             samples: Any number of them, of shape `[frames]` or `[frames, channels]`; float32 or float64 nominally in
@@ -66,9 +75,9 @@ class Session:
             ClosedError: The session is closed.
             CancelledError: The session was cancelled; `reset` starts anew.
         """
-        with self._inside():
+        with self._inside() as native:
             self._check_cancelled()
-            if self._work is not None:
+            if self._ended:
                 raise UsageError("no samples can be fed after the audio has ended: call reset() for another recording")
             resampler = self._resampler or audio.Resampler(sample_rate)
             if sample_rate != resampler.sample_rate:
@@ -79,7 +88,14 @@ class Session:
             mono = audio.to_mono(samples)
             self._resampler = resampler
             # A copy: the caller may fill the same array again.
-            self._fed.append(np.array(resampler.push(mono), dtype=np.float32))
+            self._keep(native, np.array(resampler.push(mono), dtype=np.float32))
+
+    def _keep(self, native: _native.NativeSession, samples: audio.Samples) -> None:
+        """Takes samples at 16 kHz. The library works on them at once as long as they may be one stretch."""
+        self._fed.append(samples)
+        self._heard += len(samples)
+        if self._heard <= LONGEST:
+            native.feed(samples)
 
     def tokens(self) -> Iterator[Token]:
         """Ends the audio, and gives its tokens one by one as they are decoded.
@@ -194,11 +210,17 @@ class Session:
             self._check_cancelled()
             if self._resampler is None:
                 raise AudioError("no audio was fed: call feed() before tokens() or finish()")
-            self._fed.append(self._resampler.finish())
-            self._take(Recording(np.concatenate(self._fed)), native)
+            if not self._ended:
+                self._keep(native, self._resampler.finish())
+                self._ended = True
+            recording = Recording(np.concatenate(self._fed))
+            if 0 < self._heard <= LONGEST:
+                batch = Batch(native, self._token_bytes)
+                batch.go_on(recording)
+                self._work = recording, batch
+            else:
+                self._take(recording, native)
             self._fed = []
-            native.reset()
-            self._check_cancelled()  # the reset forgot a cancellation that came just before it
         work = self._work
         if work is None or not work[0].plan:
             raise AudioError("the audio is empty: all that was fed are 0 samples")
@@ -206,6 +228,7 @@ class Session:
 
     def _take(self, recording: Recording, native: _native.NativeSession) -> None:
         """Makes a whole recording the session's audio, which has ended."""
+        self._ended = True
         self._work = recording, Batch(native, self._token_bytes)
 
     def _next_token(self) -> Token | None:
@@ -330,6 +353,13 @@ class Batch:
         self.native.feed(samples, sequence)
         self.native.end(sequence)
         self.running[sequence] = _Running(recording, recording.started, chunk)
+        recording.started += 1
+
+    def go_on(self, recording: Recording) -> None:
+        """Takes a recording of one stretch, which the first sequence has heard already."""
+        chunk, _ = recording.next_stretch()
+        self.native.end()
+        self.running[0] = _Running(recording, recording.started, chunk)
         recording.started += 1
 
     def advance(self, recording: Recording, width: int) -> list[Token | Segment]:

@@ -224,15 +224,25 @@ def prompt_rows(model: Model, samples: np.ndarray) -> np.ndarray:
 
 
 def greedy(model: Model, samples: np.ndarray, max_new_tokens: int = 512) -> list[int]:
-    """[n] -> the likeliest token at each step, until `<|im_end|>` (not included) or the limit."""
+    """[n] -> the likeliest token at each step, until `<|im_end|>` (not included), the limit, or a loop."""
     rows, cache, ids = prompt_rows(model, samples), Cache(), []
-    while len(ids) < max_new_tokens:
+    while len(ids) < max_new_tokens and not loops(ids):
         token = int(logits(model, decode(model, rows, cache)[-1:]).argmax())
         if token == model.hparams.eos_token_id:
             break
         ids.append(token)
         rows = embed(model, [token])
     return ids
+
+
+def loops(ids: list[int]) -> bool:
+    """Whether tokens end in a phrase of up to 64 that came at least 6 times, and over 24 tokens at least."""
+    for period in range(1, 65):
+        length = max(24, 6 * period)
+        tail = ids[-length:]
+        if len(tail) == length and all(a == b for a, b in zip(tail, tail[period:], strict=False)):
+            return True
+    return False
 
 
 # ---- Building blocks -------------------------------------------------------------------------------------------------
