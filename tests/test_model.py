@@ -83,7 +83,7 @@ def test_a_long_recording_becomes_one_segment_for_each_stretch(nano: Model) -> N
 def test_progress_tells_seconds_done_after_every_stretch(nano: Model) -> None:
     seen: list[tuple[float, float]] = []
     transcript = nano.transcribe(
-        make_tones(40), sample_rate=16000, max_new_tokens=2, progress=lambda *now: seen.append(now)
+        make_tones(40), sample_rate=16000, max_new_tokens=2, batch=1, progress=lambda *now: seen.append(now)
     )
     assert seen == [(0, 40), *[(segment.end, 40) for segment in transcript.segments]]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 
 from pycrispasr import AudioError, Model, UsageError
-from pycrispasr.session import _Chunk, _separator
+from pycrispasr.batch import Stretch
+from pycrispasr.live_text import separator as separator_between
 
 from .sounds import make_tones
 
@@ -23,7 +25,7 @@ def test_the_first_token_comes_before_the_second_is_decoded(nano: Model) -> None
     stream = nano.stream(make_tones(1), sample_rate=16000, max_new_tokens=50)
     next(stream)
     session = inspect.getgeneratorlocals(stream)["session"]
-    assert session._native.result()["n_tokens"] == 1
+    assert session._batch.native.result()["n_tokens"] == 1
 
 
 def test_wrong_arguments_are_told_at_the_call(nano: Model) -> None:
@@ -52,26 +54,26 @@ def test_a_stream_may_never_be_started(nano: Model) -> None:
     nano.stream(make_tones(1), sample_rate=16000).close()
 
 
+def texts_of(contents: list[bytes]) -> tuple[list[str], str]:
+    """The tokens' texts, and the stretch's."""
+    stretch = Stretch(0, np.zeros(16000, np.float32))
+    for index, content in enumerate(contents):
+        stretch.add(index, 1.0, content)
+    return [token.text for token in stretch.tokens], stretch.segment("").text
+
+
 def test_a_character_is_given_with_the_token_that_completes_it() -> None:
-    chunk = _Chunk(0, 1, "")
-    content = "a你🎉!".encode()
-    texts = [chunk.add(index, 1.0, bytes([byte])).text for index, byte in enumerate(content)]
-    assert "".join(texts) == "a你🎉!"
+    texts, text = texts_of([bytes([byte]) for byte in "a你🎉!".encode()])
     assert texts == ["a", "", "", "你", "", "", "", "🎉", "!"]
-    assert chunk.segment("ok").text == "a你🎉!"
+    assert text == "a你🎉!"
 
 
 def test_bytes_that_are_no_utf_8_are_replaced() -> None:
-    chunk = _Chunk(0, 1, "")
-    assert chunk.add(1, 1.0, b"a\xffb").text == "a\ufffdb"
-    assert chunk.add(2, 1.0, b"\xe4\xbd").text == ""
-    assert chunk.segment("truncated").text == "a\ufffdb\ufffd"
+    assert texts_of([b"a\xffb", b"\xe4\xbd"]) == (["a\ufffdb", ""], "a\ufffdb\ufffd")
 
 
 def test_surrounding_whitespace_belongs_to_tokens_and_not_to_the_text() -> None:
-    chunk = _Chunk(0, 1, "")
-    assert chunk.add(1, 1.0, b" hello ").text == " hello "
-    assert chunk.segment("ok").text == "hello"
+    assert texts_of([b" hello "]) == ([" hello "], "hello")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,13 @@ def test_surrounding_whitespace_belongs_to_tokens_and_not_to_the_text() -> None:
     ],
 )
 def test_texts_are_joined_as_they_are_written(before: str, after: str, separator: str) -> None:
-    assert _separator(before, after) == separator
+    assert separator_between(before, after) == separator
 
 
 def test_the_first_text_of_a_later_stretch_begins_with_the_separator() -> None:
-    chunk = _Chunk(30, 60, "hello")
-    assert [chunk.add(1, 1.0, text).text for text in (b"", b"world", b"again")] == ["", " world", "again"]
-    assert chunk.segment("ok").text == "worldagain"
+    stretch = Stretch(480000, np.zeros(16000, np.float32))
+    for content in (b"", b"world", b"again"):
+        stretch.add(1, 1.0, content)
+    segment = stretch.segment("hello")
+    assert [token.text for token in segment.tokens] == ["", " world", "again"]
+    assert (segment.text, segment.start, segment.end) == ("worldagain", 30, 31)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pycrispasr import audio
+    from pycrispasr.async_session import AsyncSession
     from pycrispasr.errors import (
         AudioError,
         AudioNotFoundError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         UsageError,
     )
+    from pycrispasr.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
+    from pycrispasr.live_text import LiveText
     from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
     from pycrispasr.result import Segment, Timings, Token, Transcript
     from pycrispasr.session import Session
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncSession",
     "AudioError",
     "AudioNotFoundError",
     "BusyError",
@@ -47,16 +51,23 @@ __all__ = [
     "ClosedError",
     "Device",
     "DeviceError",
+    "Event",
+    "Final",
     "InstallationError",
     "InternalError",
+    "LiveText",
     "Model",
     "ModelFormatError",
     "ModelInfo",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "Overrun",
+    "Partial",
     "PycrispasrError",
     "Segment",
     "Session",
+    "Silence",
+    "SpeechStarted",
     "Timings",
     "Token",
     "Transcript",
@@ -70,6 +81,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "async_session": ("AsyncSession",),
+    "events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
+    "live_text": ("LiveText",),
     "model": ("Device", "Model", "ModelInfo", "devices", "transcribe"),
     "result": ("Segment", "Timings", "Token", "Transcript"),
     "session": ("Session",),

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pycrispasr import audio, gguf_file
+from pycrispasr import audio, cutter, gguf_file
 from pycrispasr.errors import (
     AudioError,
     DeviceError,
@@ -33,8 +33,8 @@ from pycrispasr.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from pycrispasr.live_text import separator
 from pycrispasr.result import Segment, Timings, Token, Transcript
-from pycrispasr.session import _join, _separator
 
 HOW = "install it with `pip install 'pycrispasr[crispasr]'`"
 """How to get the library."""
@@ -243,18 +243,19 @@ class CrispasrModel:
             raise AudioError("the audio is empty: it has 0 samples")
         begun, total = time.perf_counter(), len(samples) / audio.SAMPLE_RATE
         segments: list[Segment] = []
-        language = self._language
+        text, language = "", self._language
         if progress:
             progress(0.0, total)
-        for start, end in audio.plan_chunks(samples):
+        for start, end in cutter.plan(samples):
             found, told = self._stretch(samples[start:end], language, max_new_tokens)
             language = told or language
             for segment in found:
-                segments.append(_moved(segment, start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, _join(segments)))
+                segments.append(_moved(segment, start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, text))
+                text += separator(text, segment.text) + segment.text
             if progress:
                 progress(end / audio.SAMPLE_RATE, total)
         return Transcript(
-            text=_join(segments),
+            text=text,
             segments=tuple(segments),
             duration=total,
             language=language.decode() if language and language != b"auto" else None,
@@ -342,7 +343,7 @@ def _moved(segment: Segment, start: float, end: float, before: str) -> Segment:
     tokens = [Token(t.id, t.text, t.probability, moved(t.start), moved(t.end)) for t in segment.tokens]
     for index, token in enumerate(tokens):
         if text := token.text.lstrip():  # the first text begins with what separates it from the segment before
-            text = _separator(before, text) + text
+            text = separator(before, text) + text
             tokens[index] = Token(token.id, text, token.probability, token.start, token.end)
             break
     return Segment(

@@ -318,7 +318,7 @@ class NativeSession:
         drain_log()
         self._pointer = out[0]
         self._most_tokens = max_new_tokens
-        free = weakref.finalize(self, _free_session, lib, self._pointer, model)
+        free = weakref.finalize(self, _free_session, lib, self._pointer, model, os.getpid())
         free.atexit = False
         if status < 0:
             message = _text(ffi, lib.pcr_session_error(self._pointer)) if self._pointer else ""
@@ -450,9 +450,13 @@ class NativeSession:
             _check(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
 
 
-def _free_session(lib: Any, pointer: Any, _model: NativeModel) -> None:
-    """Frees a session; its model's reference is held by the finalizer, and so outlives it."""
-    lib.pcr_session_free(pointer)
+def _free_session(lib: Any, pointer: Any, _model: NativeModel, process: int) -> None:
+    """Frees a session; its model's reference is held by the finalizer, and so outlives it.
+
+    Not after a fork: its threads are not in the new process.
+    """
+    if process == os.getpid():
+        lib.pcr_session_free(pointer)
 
 
 def _check(status: int, message: str) -> None:

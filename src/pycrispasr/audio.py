@@ -1,7 +1,4 @@
-"""Audio in any common form, as what the model hears: float32 mono samples at 16 kHz.
-
-A recording longer than 30 seconds is also cut here: see `plan_chunks`.
-"""
+"""Audio in any common form, as what the model hears: float32 mono samples at 16 kHz."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ CHUNK_SECONDS = 30.0
 """The longest stretch of audio that is transcribed at once: the model was trained on clips of about this length."""
 
 Samples: TypeAlias = npt.NDArray[np.float32]
+NOTHING: Samples = np.empty(0, np.float32)
 Audio: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[Any]"
 
 _BLOCK_FRAMES = 1 << 16
@@ -141,7 +139,7 @@ class Resampler:
     """
 
     def __init__(self, sample_rate: float) -> None:
-        self.sample_rate = _check_rate(sample_rate)
+        self.sample_rate = check_rate(sample_rate)
         self._stream = None
         if self.sample_rate != SAMPLE_RATE:
             import soxr
@@ -154,52 +152,13 @@ class Resampler:
 
     def finish(self) -> Samples:
         """The samples that were still inside, shape `[n]`. Nothing can be pushed after it."""
-        nothing = np.empty(0, dtype=np.float32)
-        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
-
-
-def plan_chunks(samples: Samples) -> list[tuple[int, int]]:
-    """Cuts audio into stretches of at most 30 seconds, without overlap, at its quietest places.
-
-    The model gives no times, so that overlapping stretches would say the words at their seams twice. Each cut is in the
-    middle of the quietest 0.3 s of the last ten seconds that the stretch may have. No stretch but a lone one is shorter
-    than one second.
-
-    Args:
-        samples: Mono at 16 kHz, shape `[n]`.
-
-    Returns:
-        (start, end) of every stretch in samples. They cover all samples, in order. Empty for no samples.
-    """
-    longest = round(CHUNK_SECONDS * SAMPLE_RATE)
-    search = 10 * SAMPLE_RATE
-    rest = 1 * SAMPLE_RATE
-    chunks = []
-    start, count = 0, len(samples)
-    while count - start > longest:
-        last = min(start + longest, count - rest)
-        cut = _quietest(samples, last - search, last)
-        chunks.append((start, cut))
-        start = cut
-    if count > start:
-        chunks.append((start, count))
-    return chunks
-
-
-def _quietest(samples: Samples, begin: int, end: int) -> int:
-    """The middle of the quietest 0.3 s between two places; the last one where several are equally quiet."""
-    hop = SAMPLE_RATE // 100
-    window = 30
-    frames = samples[begin : begin + (end - begin) // hop * hop].astype(np.float64).reshape(-1, hop)
-    energy = np.convolve(np.square(frames).sum(axis=1), np.ones(window), mode="valid")
-    quietest = len(energy) - 1 - int(np.argmin(energy[::-1]))
-    return begin + (quietest + window // 2) * hop
+        return NOTHING if self._stream is None else self._stream.resample_chunk(NOTHING, last=True)
 
 
 def _decode(file: str | BinaryIO, name: str, sample_rate: float | None) -> Samples:
     import soundfile
 
-    wanted = None if sample_rate is None else _check_rate(sample_rate)
+    wanted = None if sample_rate is None else check_rate(sample_rate)
     try:
         with soundfile.SoundFile(file) as sound:
             if wanted is not None and wanted != sound.samplerate:
@@ -236,7 +195,12 @@ def _seekable(file: Any) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _check_rate(sample_rate: float) -> int:
+def check_rate(sample_rate: float) -> int:
+    """A rate in samples per second as a whole number.
+
+    Raises:
+        AudioError: It is no whole number between 1000 and 768000.
+    """
     try:
         rate = operator.index(sample_rate)  # type: ignore[arg-type]
     except TypeError:

@@ -134,8 +134,7 @@ def _transcribe(model: Model, file: str, output: Format, max_new_tokens: int, ve
         if output == Format.txt:
             print(formats.to_txt(transcript), flush=True)
     else:
-        with model.session(max_new_tokens=max_new_tokens) as session:
-            session.feed(audio.load(source))
+        with model._feed(source, None, max_new_tokens) as session:
             if output == Format.txt:
                 try:
                     _print_tokens(session)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pycrispasr import _native, audio, gguf_file, hub
+from pycrispasr import _native, audio, cutter, gguf_file, hub
 from pycrispasr.convert import ARCHITECTURE, from_array
 from pycrispasr.errors import AudioError, ModelFormatError, UsageError
 from pycrispasr.gguf_file import Value
@@ -65,7 +65,7 @@ def collect(
     clips = [audio.load(recording) for recording in recordings]
     total, done, stretches = sum(map(len, clips)), 0, 0
     for recording, clip in zip(recordings, clips, strict=True):
-        for start, end in audio.plan_chunks(clip):
+        for start, end in cutter.plan(clip):
             try:
                 _transcribe(session, clip[start:end])
             except AudioError as error:

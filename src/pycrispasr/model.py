@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import time
 import unicodedata
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pycrispasr import _crispasr, _native, audio, hub
 from pycrispasr.audio import Audio
+from pycrispasr.batch import Batch, Recording
 from pycrispasr.errors import (
-    AudioError,
     ClosedError,
     ModelFormatError,
     PycrispasrError,
@@ -23,7 +24,7 @@ from pycrispasr.errors import (
     UsageError,
 )
 from pycrispasr.result import Token, Transcript
-from pycrispasr.session import Batch, Recording, Session
+from pycrispasr.session import Session, Vad
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -179,7 +180,8 @@ class Model:
             sample_rate: Samples per second of an array.
             max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
             batch: How many stretches are decoded side by side.
-            progress: Called with the seconds of audio done and their total: at the beginning, and after each stretch.
+            progress: Called with the seconds of audio done and their total: at the beginning, and when stretches are
+                done.
 
         Raises:
             AudioError: The audio cannot be read or understood, or is too short.
@@ -250,24 +252,48 @@ class Model:
         """
         return _drain(self._feed(audio, sample_rate, max_new_tokens))
 
-    def session(self, *, max_new_tokens: int = 512, batch: int = 1) -> Session:
+    def session(
+        self,
+        *,
+        vad: Vad = "off",
+        silence: float = 0.8,
+        partial_every: float | None = 1.0,
+        buffer: float = 30.0,
+        max_new_tokens: int = 512,
+        batch: int = 1,
+    ) -> Session:
         """A session, for audio that comes in parts, and for a transcription that can be cancelled.
 
         Args:
+            vad: "off": all audio is transcribed, in stretches that are cut where it is quietest, as late as 30 seconds
+                allow. "on": a voice activity detector (Silero's) finds utterances; each is a stretch, ended by silence
+                or by the same limit, and what lies between them is left out.
+            silence: With `vad="on"`, the seconds without speech that end an utterance.
+            partial_every: Seconds of audio after which the text so far is made, for `Session.text` and `Partial`
+                events, or None for never. It takes at most about half of the time, and is made more rarely than asked
+                for where a machine is too slow.
+            buffer: Seconds of audio that wait for their turn after `Session.push`, at the most.
             max_new_tokens: The text of a stretch of at most 30 seconds is cut after so many tokens.
-            batch: How many stretches `Session.finish` decodes side by side.
+            batch: How many stretches are decoded side by side. With more than one the text of each comes later, and
+                all of it sooner: for recordings that are fed faster than they were spoken.
 
         Raises:
-            UsageError: `max_new_tokens` or `batch` is not positive.
+            UsageError: An option is not positive, or there is no such `vad`.
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
         limit, sequences = _positive("max_new_tokens", max_new_tokens), _positive("batch", batch)
+        if vad not in ("on", "off"):
+            raise UsageError(f"vad cannot be {vad!r}: choose 'on' or 'off'")
         native = self._opened()
         return Session(
             _native.NativeSession(native, threads=self._threads, max_new_tokens=limit, sequences=sequences),
-            decode=native.token_bytes,
+            native.token_bytes,
+            vad=vad,
+            silence=_seconds("silence", silence),
+            partial_every=None if partial_every is None else _seconds("partial_every", partial_every),
+            buffer=_seconds("buffer", buffer),
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -327,10 +353,9 @@ class Model:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
-        whole = Recording(audio.load(recording, sample_rate=sample_rate))
-        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, len(whole.plan))))
-        with session._inside() as native:  # as if it had been fed, but without another copy of it
-            session._take(whole, native)
+        whole = Recording.of(audio.load(recording, sample_rate=sample_rate))
+        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, len(whole.stretches))))
+        session._take(whole)
         return session
 
     def _transcribe_whole(
@@ -385,34 +410,30 @@ def _unsupported(what: str) -> UnsupportedOperationError:
 def _transcribe_many(
     recordings: Iterator[Audio], sample_rate: float | None, batch: Batch
 ) -> Generator[Transcript, None, None]:
-    waiting: collections.deque[tuple[Recording, float]] = collections.deque()  # in order, with when they began
+    begun: collections.deque[tuple[Recording, float]] = collections.deque()  # in order, with when they began
     failure: BaseException | None = None
     more = True
     while True:
-        while more and not batch.full:
+        while not batch.full:
+            recording = next((recording for recording, _ in begun if recording.waiting), None)
             try:
-                if not waiting or not waiting[-1][0].more:
-                    began = time.perf_counter()
-                    recording = Recording(audio.load(next(recordings), sample_rate=sample_rate))
-                    if not recording.plan:
-                        raise AudioError("the audio is empty: it has 0 samples")
-                    waiting.append((recording, began))
-                batch.start(waiting[-1][0])
+                if recording is None:
+                    if not more:
+                        break
+                    now = time.perf_counter()
+                    recording = Recording.of(audio.load(next(recordings), sample_rate=sample_rate))
+                    begun.append((recording, now))
+                batch.start(recording)
             except StopIteration:
                 more = False
             except PycrispasrError as error:
                 more, failure = False, error  # told when the recordings before are done
-                if (
-                    waiting
-                    and not waiting[-1][0].finished
-                    and not any(running.recording is waiting[-1][0] for running in batch.running.values())
-                ):
-                    waiting.pop()
+                begun = collections.deque(one for one in begun if one[0] is not recording)
         batch.step()
-        while waiting and waiting[0][0].finished:
-            recording, began = waiting.popleft()
+        while begun and begun[0][0].finished:
+            recording, began = begun.popleft()
             yield recording.transcript(time.perf_counter() - began)
-        if not more and not batch.running and not waiting:
+        if not more and not batch.running and not begun:
             if failure is not None:
                 raise failure
             return
@@ -427,6 +448,12 @@ def _positive(name: str, value: int) -> int:
     if _native.int32(name, value) < 1:
         raise UsageError(f"{name} cannot be {value}: it must be at least 1")
     return value
+
+
+def _seconds(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} cannot be {value}: it must be a positive number of seconds")
+    return float(value)
 
 
 def devices() -> list[Device]:

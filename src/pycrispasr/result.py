@@ -59,6 +59,7 @@ class Timings:
         adapter: Seconds in the adapter.
         prefill: Seconds in which the decoder read the prompt with the audio.
         decode: Seconds in which the decoder wrote tokens.
+        hypotheses: Seconds of all this for text before the end of the audio; what of it could be kept counts there.
         total: Seconds inside the session, all of the above and the rest.
         prompt_tokens: Tokens read: the prompts with their audio rows.
         tokens: Tokens written.
@@ -69,6 +70,7 @@ class Timings:
     adapter: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
+    hypotheses: float = 0.0
     total: float = 0.0
     prompt_tokens: int = 0
     tokens: int = 0

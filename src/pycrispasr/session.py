@@ -1,66 +1,108 @@
-"""A session: audio in, tokens out."""
+"""A session: audio in, tokens, live text and events out."""
 
 from __future__ import annotations
 
-import codecs
+import collections
 import contextlib
-import dataclasses
+import os
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import _native, audio
+from pycrispasr.batch import Batch, Recording, Stretch
+from pycrispasr.cutter import LONGEST, Cut, Cutter
 from pycrispasr.errors import AudioError, BusyError, CancelledError, ClosedError, UsageError
-from pycrispasr.result import Segment, Status, Timings, Token, Transcript
+from pycrispasr.events import Event, Final, Overrun, Partial
+from pycrispasr.handover import Handover
+from pycrispasr.live_text import Caption, LiveText
+from pycrispasr.result import Token, Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LONGEST = round(audio.CHUNK_SECONDS * audio.SAMPLE_RATE)
-"""Samples of the longest recording that is one stretch."""
+    from pycrispasr.async_session import AsyncSession
 
-_WORK = ("log_mel", "encoder", "adapter", "prefill", "decode", "n_prompt_tokens", "n_tokens")
-"""What a recording's timings add up, by its name in the library's result."""
+Vad = Literal["on", "off"]
+
+_BEHIND = 1.0  # seconds of audio that wait: no text is made then that is not final
+_TURN = 0.5  # seconds of audio that are taken from the queue at once
 
 
 class Session:
-    """One transcription at a time: feed samples, then take tokens or the whole transcript.
+    """One transcription at a time: samples in, then tokens, live text, events or the whole transcript out.
 
-    Made by `Model.session`. A session belongs to one thread at a time: a second thread that uses it meanwhile gets a
-    `BusyError` and changes nothing. Only `cancel` and `close` may be called from anywhere. The model's memory is kept
-    as long as one of its sessions is open, even when the model itself has been closed.
+    Made by `Model.session`. There are three ways to use it:
+
+    One thread feeds, and asks for the text whenever it likes:
 
         with model.session() as session:
-            session.feed(samples, sample_rate=48000)
-            result = session.finish()
+            for block in blocks:
+                session.feed(block, sample_rate=48000)
+                print(session.text)
+            transcript = session.finish()
+
+    A callback that must never wait pushes, and another thread works:
+
+        with model.session(vad="on") as session:
+            start_recording(callback=session.push)
+            for event in session.events():
+                print(event)
+
+    Coroutines: `async with model.session() as session` gives an `AsyncSession`.
+
+    A session belongs to one thread at a time: a second thread that uses it meanwhile gets a `BusyError` and changes
+    nothing. Only `push`, `end`, `cancel`, `close`, `poll` and `text` may be used from anywhere, at any time. The
+    model's memory is kept as long as one of its sessions is open, even when the model itself has been closed.
     """
 
-    def __init__(self, native: _native.NativeSession, decode: Callable[[int], bytes]) -> None:
-        self._native: _native.NativeSession | None = native
-        self._token_bytes = decode
+    def __init__(
+        self,
+        native: _native.NativeSession,
+        token_bytes: Callable[[int], bytes],
+        *,
+        vad: Vad = "off",
+        silence: float = 0.8,
+        partial_every: float | None = None,
+        buffer: float = 30.0,
+    ) -> None:
+        self._batch: Batch | None = Batch(native, token_bytes)
+        self._vad, self._silence, self._buffer = vad == "on", silence, buffer
+        self._partial_every = partial_every
+        self._process = os.getpid()
+        self._coroutines: AsyncSession | None = None
         self._lock = threading.Lock()
+        self._listener: Callable[[], object] | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._cancel_asked = False
         self._resampler: audio.Resampler | None = None
-        self._fed: list[audio.Samples] = []
-        self._heard = 0  # samples in there
-        self._ended = False
-        self._work: tuple[Recording, Batch] | None = None  # once the audio has ended
+        self._cutter = Cutter(vad=self._vad, silence=self._silence)
+        self._handover = Handover(self._buffer, self._listener)
+        self._recording = Recording()
+        self._ended = False  # the audio
+        self._finished = False
+        self._given = 0, 0  # stretches, and tokens of the next, that `tokens` gave
+        self._told = 0  # final segments that became events
+        self._caption = Caption()
+        self._hypothesis: Stretch | None = None  # the last one for the stretch that goes on
+        self._hypothesis_end = 0  # in samples from the beginning of the audio
+        self._hypothesis_time = self._hypothesis_cost = 0.0
+        self._events: collections.deque[Event] = collections.deque()
         self._seconds = 0.0
 
     def feed(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE) -> None:
-        """Appends samples to the audio.
+        """Appends samples to the audio, and does all the work that is possible with them.
 
-        Each 8 seconds are encoded, and read by the decoder, as soon as more follows: the call which brings it takes
-        that long, and `finish` is done earlier. The text does not depend on how the samples were divided among calls.
-        Audio beyond 30 seconds waits for `tokens` or `finish`, which cut it.
+        Each 8 seconds are encoded, and read by the decoder, as soon as more follows. A stretch that is complete is
+        decoded: 30 seconds at the latest, or speech that silence has followed, see `Model.session`. Every
+        `partial_every` seconds of audio the text so far is made. So a call takes as long as the work which it brings.
+        The final text does not depend on how the samples were divided among calls.
 
         Args:
             samples: Any number of them, of shape `[frames]` or `[frames, channels]`; float32 or float64 nominally in
@@ -70,38 +112,98 @@ class Session:
 
         Raises:
             AudioError: The samples' type, shape, values or rate cannot be right. None of them is taken.
-            UsageError: The audio has ended; `reset` starts anew.
+            UsageError: The audio has ended; `reset` starts anew. Or samples were pushed: the two cannot be mixed.
             BusyError: Another thread is inside this session.
             ClosedError: The session is closed.
             CancelledError: The session was cancelled; `reset` starts anew.
+            OutOfMemoryError: An allocation failed.
         """
-        with self._inside() as native:
-            self._check_cancelled()
-            if self._ended:
-                raise UsageError("no samples can be fed after the audio has ended: call reset() for another recording")
+        with self._inside() as batch:
+            self._check_cancelled(batch)
+            if self._ended or self._handover.ended:
+                raise _after_the_end()
+            if self._handover.rate:
+                raise UsageError("samples were pushed into this session: feed() cannot be used until reset()")
             resampler = self._resampler or audio.Resampler(sample_rate)
-            if sample_rate != resampler.sample_rate:
-                raise AudioError(
-                    f"sample_rate cannot change from {resampler.sample_rate} to {sample_rate} within one recording: "
-                    "call reset() first"
-                )
+            _same_rate(sample_rate, resampler.sample_rate)
             mono = audio.to_mono(samples)
-            self._resampler = resampler
-            # A copy: the caller may fill the same array again.
-            self._keep(native, np.array(resampler.push(mono), dtype=np.float32))
+            self._hear(batch, mono, resampler)
 
-    def _keep(self, native: _native.NativeSession, samples: audio.Samples) -> None:
-        """Takes samples at 16 kHz. The library works on them at once as long as they may be one stretch."""
-        self._fed.append(samples)
-        self._heard += len(samples)
-        if self._heard <= LONGEST:
-            native.feed(samples)
+    def push(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE, wait: bool = False) -> bool:
+        """Appends samples to a queue, from which `events` takes them. Never waits for work, unless it is told to.
+
+        For threads that must not be stopped, such as the callback of a sound card. The queue holds `buffer` seconds;
+        what does not fit is lost, is replaced by silence, and becomes an `Overrun` event; the transcript is then not
+        `complete`.
+
+        Args:
+            samples: As for `feed`. They are copied.
+            sample_rate: As for `feed`.
+            wait: Wait until there is room, and lose nothing.
+
+        Returns:
+            False when there was no room, or the session was cancelled or closed meanwhile.
+
+        Raises:
+            AudioError: As for `feed`.
+            UsageError: The audio has ended; `reset` starts anew. Or samples were fed: the two cannot be mixed.
+            ClosedError: The session is closed.
+        """
+        if self._batch is None:
+            raise _closed()
+        handover = self._handover
+        if handover.ended or self._ended:
+            raise _after_the_end()
+        if self._resampler is not None and not handover.rate:
+            raise UsageError("samples were fed to this session: push() cannot be used until reset()")
+        rate = audio.check_rate(sample_rate)
+        if handover.rate:
+            _same_rate(rate, handover.rate)
+        # A copy: the caller may fill the same array again.
+        return handover.push(np.array(audio.to_mono(samples)), rate, wait=wait)
+
+    def end(self) -> None:
+        """Tells that no more samples will be pushed: `events` comes to its end. May be called from any thread."""
+        self._handover.end()
+
+    def events(self) -> Iterator[Event]:
+        """Does the work on what is pushed, and tells what happens, until `end` was called and all is done.
+
+        The work is done inside this iterator, in the thread that iterates: a loop that takes its time gives later
+        events and fewer `Partial` ones, and loses nothing before the queue is full. It may be left and called again.
+
+        Returns:
+            An iterator, which raises what `finish` raises.
+        """
+        while True:
+            yield from self.poll()
+            if self._finished:
+                return
+            self._handover.wait()
+            self._turn()
+
+    def poll(self) -> list[Event]:
+        """The events since the last call. May be called from any thread. It does no work.
+
+        Of several `Partial` events in succession only the last is kept.
+        """
+        found = []
+        with contextlib.suppress(IndexError):
+            while True:
+                found.append(self._events.popleft())
+        return found
+
+    @property
+    def text(self) -> LiveText:
+        """The text so far, of the whole session. May be read from any thread. Reading it does no work."""
+        return self._caption.text
 
     def tokens(self) -> Iterator[Token]:
         """Ends the audio, and gives its tokens one by one as they are decoded.
 
         Returns:
-            An iterator, which raises what `finish` raises. It may be left at any time: `finish` goes on where it was.
+            An iterator over the tokens that were not given yet. It raises what `finish` raises, and may be left at any
+            time: `finish` goes on where it was.
         """
         return iter(self._next_token, None)
 
@@ -112,8 +214,8 @@ class Session:
         """Ends the audio, and gives the transcript of all of it.
 
         Args:
-            progress: Called with the seconds of audio done and their total: at the beginning, and after each stretch of
-                at most 30 seconds.
+            progress: Called with the seconds of audio done and their total: at the beginning, and when stretches are
+                done.
 
         Raises:
             AudioError: No audio was fed, or too little for this model.
@@ -122,17 +224,12 @@ class Session:
             ClosedError: The session is closed.
             OutOfMemoryError: An allocation failed.
         """
-        with self._inside() as native:
-            recording, batch = self._end_audio(native)
-            total = recording.seconds
-            if progress:
-                progress(recording.seconds_done, total)
-            done = recording.seconds_done
-            while steps := batch.advance(recording, native.sequences):
-                for segment in (step for step in steps if isinstance(step, Segment)):
-                    done += segment.end - segment.start
-                    if progress:
-                        progress(done, total)
+        with self._inside() as batch:
+            if self._handover.rate:
+                self._handover.end()
+            while self._handover.rate and not self._ended:
+                self._work(batch)
+            self._finish(batch, progress)
             return self._transcript()
 
     def cancel(self) -> None:
@@ -141,9 +238,10 @@ class Session:
         May be called from any thread, at any time. The session stays cancelled until `reset`.
         """
         self._cancel_asked = True
-        native = self._native
-        if native is not None:
-            native.cancel()
+        self._handover.stop()
+        batch = self._batch
+        if batch is not None:
+            batch.native.cancel()
 
     def reset(self) -> None:
         """Forgets audio, text and a cancellation: the session is as new, and keeps its buffers.
@@ -152,19 +250,21 @@ class Session:
             BusyError: Another thread is inside this session.
             ClosedError: The session is closed.
         """
-        with self._inside() as native:
+        with self._inside() as batch:
+            self._handover.stop()
             self._clear()
-            native.reset()
+            batch.reset()
 
     def close(self) -> None:
         """Frees the session's memory. A call that runs in another thread is cancelled. Closing twice is allowed."""
-        self.cancel()
-        self._native = None
+        if self._process == os.getpid():
+            self.cancel()
+        self._batch = None
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._native is None
+        return self._batch is None
 
     def __enter__(self) -> Self:
         return self
@@ -172,271 +272,216 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> AsyncSession:
+        from pycrispasr.async_session import AsyncSession
+
+        self._coroutines = AsyncSession(self)
+        return self._coroutines
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._coroutines is not None:
+            await self._coroutines.close()
+
     def __repr__(self) -> str:
         return f"<pycrispasr.Session{' closed' if self.closed else ''}>"
 
+    def _listen_to_queue(self, listener: Callable[[], object]) -> None:
+        """Calls it whenever the queue has changed, from the thread that did it."""
+        self._listener = self._handover.listener = listener
+
+    def _has_room(self, samples: int, sample_rate: float) -> bool:
+        """True when so many samples can be pushed, or when nothing can."""
+        return self.closed or self._handover.has_room(samples, audio.check_rate(sample_rate))
+
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[_native.NativeSession]:
+    def _inside(self) -> Iterator[Batch]:
         """One call at a time: every method that reads or changes the session's state runs in here."""
-        native = self._native
-        if native is None:
-            raise ClosedError("this session is closed: make another one with Model.session()")
+        batch = self._batch
+        if batch is None:
+            raise _closed()
+        if self._process != os.getpid():
+            raise UsageError("this session belongs to the process that was forked: make another one here")
         if not self._lock.acquire(blocking=False):
             raise BusyError("another thread is using this session: give each thread a session of its own")
         self._entered = time.perf_counter()
         try:
-            yield native
+            yield batch
         except _native.Cancelled:
-            raise self._cancelled() from None
+            raise self._cancelled(batch) from None
         finally:
+            self._tell_finals()
             self._seconds += time.perf_counter() - self._entered
             self._lock.release()
 
-    def _check_cancelled(self) -> None:
+    def _check_cancelled(self, batch: Batch) -> None:
         if self._cancel_asked:
-            raise self._cancelled()
+            raise self._cancelled(batch)
 
-    def _cancelled(self) -> CancelledError:
-        done, planned = (len(self._work[0].segments), len(self._work[0].plan)) if self._work else (0, 0)
+    def _cancelled(self, batch: Batch) -> CancelledError:
         return CancelledError(
-            f"the transcription was cancelled with {done} of {planned} segments done: "
+            f"the transcription was cancelled with {len(self._recording.finals)} segments done: "
             "the text until then is in .partial, and reset() makes the session usable again",
-            self._transcript(),
+            self._transcript(batch),
         )
 
-    def _end_audio(self, native: _native.NativeSession) -> tuple[Recording, Batch]:
-        """All of the audio, and what works on it. The first call plans the work."""
-        if self._work is None:
-            self._check_cancelled()
-            if self._resampler is None:
-                raise AudioError("no audio was fed: call feed() before tokens() or finish()")
-            if not self._ended:
-                self._keep(native, self._resampler.finish())
-                self._ended = True
-            recording = Recording(np.concatenate(self._fed))
-            if 0 < self._heard <= LONGEST:
-                batch = Batch(native, self._token_bytes)
-                batch.go_on(recording)
-                self._work = recording, batch
-            else:
-                self._take(recording, native)
-            self._fed = []
-        work = self._work
-        if work is None or not work[0].plan:
-            raise AudioError("the audio is empty: all that was fed are 0 samples")
-        return work
+    def _hear(self, batch: Batch, mono: audio.Samples, resampler: audio.Resampler) -> None:
+        """More of the audio, at its own rate, and all the work that it brings."""
+        self._resampler = resampler
+        self._cut(batch, resampler.push(mono))
+        self._listen(batch)
 
-    def _take(self, recording: Recording, native: _native.NativeSession) -> None:
-        """Makes a whole recording the session's audio, which has ended."""
+    def _cut(self, batch: Batch, samples: audio.Samples) -> None:
+        """More of the audio at 16 kHz. Stretches that become complete are decoded, as soon as no sequence is free."""
+        self._recording.n_samples += len(samples)
+        for mark in self._cutter.push(samples):
+            if not isinstance(mark, Cut):
+                self._events.append(mark)
+                continue
+            self._end_stretch(batch, mark)
+            while batch.full or self._recording.waiting:
+                batch.advance(self._recording, batch.native.sequences)
+            self._tell_finals()
+
+    def _end_stretch(self, batch: Batch, cut: Cut) -> None:
+        self._recording.append(cut)
+        self._hypothesis = None
+        batch.stop_listening(self._recording)
+
+    def _listen(self, batch: Batch) -> None:
+        """The stretch that goes on: its new samples, and its text so far when it is time for that."""
+        stretch = self._cutter.open()
+        if stretch is None:
+            return
+        batch.listen(stretch.samples)
+        end = stretch.start + batch.heard
+        fresh = end - max(self._hypothesis_end, stretch.start)
+        now = time.perf_counter()
+        if (
+            self._partial_every is None
+            or fresh < self._partial_every * audio.SAMPLE_RATE
+            or now < self._hypothesis_time + self._hypothesis_cost  # at most half of the time
+            or self._handover.seconds > _BEHIND
+            or len(stretch.samples) > LONGEST
+            or not self._recording.finished
+        ):
+            return
+        self._hypothesis = batch.hypothesis(stretch.start)
+        self._hypothesis_end = end
+        self._hypothesis_time = time.perf_counter()
+        self._hypothesis_cost = self._hypothesis_time - now
+        committed, tentative = self._caption.hear(self._hypothesis.text)
+        with contextlib.suppress(IndexError):  # another thread may poll
+            if isinstance(self._events[-1], Partial):
+                self._events.pop()
+        self._events.append(Partial(stretch.start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, committed, tentative))
+
+    def _tell_finals(self) -> None:
+        """Makes events of the segments that have become final."""
+        for segment in self._recording.finals[self._told :]:
+            self._caption.end(segment.text)
+            self._events.append(Final(segment))
+            self._told += 1
+
+    def _turn(self) -> None:
+        """Works on some of what was pushed, or ends the audio when nothing is left and `end` was called."""
+        with self._inside() as batch:
+            self._work(batch)
+
+    def _work(self, batch: Batch) -> None:
+        self._check_cancelled(batch)
+        handover, heard = self._handover, self._recording.n_samples
+        ended = handover.ended
+        while self._recording.n_samples - heard <= _TURN * audio.SAMPLE_RATE:
+            block = handover.take()
+            if block is None:
+                if ended:
+                    self._finish(batch)
+                return
+            resampler = self._resampler or audio.Resampler(handover.rate)
+            if isinstance(block, int):
+                self._lose(batch, block, resampler)
+            else:
+                self._hear(batch, block, resampler)
+
+    def _lose(self, batch: Batch, count: int, resampler: audio.Resampler) -> None:
+        """Hears silence for samples that were lost."""
+        start = self._recording.seconds
+        self._recording.whole = False
+        self._events.append(Overrun(start, start + count / resampler.sample_rate))
+        silence = np.zeros(resampler.sample_rate, np.float32)
+        for first in range(0, count, len(silence)):
+            self._hear(batch, silence[: count - first], resampler)
+
+    def _end_audio(self, batch: Batch) -> None:
+        """Plans the rest of the work, once."""
+        if not self._ended:
+            self._check_cancelled(batch)
+            if self._resampler is None:
+                raise AudioError("no audio was fed: call feed() or push() before the end")
+            self._ended = True
+            self._cut(batch, self._resampler.finish())
+            for cut in self._cutter.finish():
+                self._end_stretch(batch, cut)
+        if not self._recording.n_samples:
+            raise AudioError("the audio is empty: all that was fed are 0 samples")
+
+    def _take(self, recording: Recording) -> None:
+        """Makes a whole recording the session's audio: as if it had been fed, but no work is done yet."""
+        self._recording = recording
         self._ended = True
-        self._work = recording, Batch(native, self._token_bytes)
+        self._handover.end()
+
+    def _finish(self, batch: Batch, progress: Callable[[float, float], object] | None = None) -> None:
+        recording = self._recording
+        self._end_audio(batch)
+        done = -1.0
+        while True:
+            if progress and recording.seconds_done > done:
+                done = recording.seconds_done
+                progress(done, recording.seconds)
+            if not batch.advance(recording, batch.native.sequences):
+                break
+        self._finished = True
 
     def _next_token(self) -> Token | None:
-        with self._inside() as native:
-            recording, batch = self._end_audio(native)
-            while steps := batch.advance(recording, 1):
-                for step in steps:
-                    if isinstance(step, Token):
-                        return step
-            return None
+        with self._inside() as batch:
+            recording = self._recording
+            self._end_audio(batch)
+            self._check_cancelled(batch)
+            while True:
+                place, given = self._given
+                if place == len(recording.stretches):
+                    self._finished = True
+                    return None
+                stretch = recording.stretches[place]
+                if given < len(stretch.tokens):
+                    stretch.may_split = False
+                    self._given = place, given + 1
+                    final = place < len(recording.finals)
+                    segment = recording.finals[place] if final else stretch.segment(recording.text)
+                    return segment.tokens[given]
+                if stretch.status:
+                    self._given = place + 1, 0
+                else:
+                    batch.advance(recording, 1)
 
-    def _transcript(self) -> Transcript:
-        """What has been done: all of it, or what a cancellation left."""
+    def _transcript(self, batch: Batch | None = None) -> Transcript:
+        """What has been done: all of it, or, with what is still being worked on, what a cancellation left."""
         seconds = self._seconds + time.perf_counter() - self._entered
-        if self._work:
-            return self._work[0].transcript(seconds, self._work[1])
-        fed = np.concatenate([*self._fed, np.empty(0, np.float32)])
-        return dataclasses.replace(Recording(fed).transcript(seconds), complete=False)
+        if batch is None:
+            return self._recording.transcript(seconds)
+        self._recording.whole = False
+        return self._recording.transcript(seconds, batch.work_on(self._recording), self._hypothesis)
 
 
-class Recording:
-    """A recording on its way to a transcript: its plan, and what is done of it.
-
-    Args:
-        samples: All of it, mono at 16 kHz.
-    """
-
-    def __init__(self, samples: audio.Samples) -> None:
-        self.samples = samples
-        self.plan = audio.plan_chunks(samples)
-        self.seconds = len(samples) / audio.SAMPLE_RATE
-        self.segments: dict[int, Segment] = {}  # by their place in the plan, in any order
-        self.started = 0  # stretches
-        self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
-
-    @property
-    def more(self) -> bool:
-        """True while a stretch has not been started."""
-        return self.started < len(self.plan)
-
-    @property
-    def finished(self) -> bool:
-        """True when every stretch is done."""
-        return len(self.segments) == len(self.plan)
-
-    @property
-    def seconds_done(self) -> float:
-        """Seconds of audio in stretches that are done."""
-        return sum(segment.end - segment.start for segment in self.segments.values())
-
-    def next_stretch(self) -> tuple[_Chunk, audio.Samples]:
-        """What comes next, and its samples. Its text is told apart from the one before where that is known already."""
-        start, end = self.plan[self.started]
-        before = ""
-        if len(self.segments) == self.started:
-            before = _join([self.segments[i] for i in range(self.started)])
-        return _Chunk(start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, before), self.samples[start:end]
-
-    def keep(self, place: int, segment: Segment, result: dict[str, Any]) -> None:
-        """Takes a stretch that has ended, and the library's result for it."""
-        self.segments[place] = segment
-        for name in self._work:
-            self._work[name] += result[name]
-
-    def transcript(self, seconds: float, batch: Batch | None = None) -> Transcript:
-        """What has been done: all of it, or, with what a batch still works on, what a cancellation left."""
-        parts, work = dict(self.segments), dict(self._work)
-        for sequence, running in batch.running.items() if batch else ():
-            if batch and running.recording is self:
-                parts[running.place] = running.chunk.segment("cancelled")
-                result = batch.native.result(sequence)
-                for name in work:
-                    work[name] += result[name]
-        segments, text = [], ""
-        for place in sorted(parts):
-            segments.append(_separated(parts[place], text))
-            text += _separator(text, parts[place].text) + parts[place].text
-        return Transcript(
-            text=text,
-            segments=tuple(segments),
-            duration=self.seconds,
-            language=None,
-            complete=self.finished and all(part.status == "ok" for part in segments),
-            timings=Timings(
-                prompt_tokens=int(work.pop("n_prompt_tokens")),
-                tokens=int(work.pop("n_tokens")),
-                total=seconds,
-                **work,
-            ),
-        )
+def _same_rate(rate: float, before: int) -> None:
+    if rate != before:
+        raise AudioError(f"sample_rate cannot change from {before} to {rate} within one recording: call reset() first")
 
 
-class _Running(NamedTuple):
-    recording: Recording
-    place: int  # in its plan
-    chunk: _Chunk
+def _closed() -> ClosedError:
+    return ClosedError("this session is closed: make another one with Model.session()")
 
 
-class Batch:
-    """Stretches that are decoded side by side, one in each of a session's sequences.
-
-    Args:
-        native: The session.
-        decode: A token's bytes.
-    """
-
-    def __init__(self, native: _native.NativeSession, decode: Callable[[int], bytes]) -> None:
-        self.native = native
-        self.running: dict[int, _Running] = {}  # by sequence
-        self._token_bytes = decode
-
-    @property
-    def full(self) -> bool:
-        """True when no sequence is free."""
-        return len(self.running) == self.native.sequences
-
-    def start(self, recording: Recording) -> None:
-        """Puts a recording's next stretch into a free sequence."""
-        sequence = next(i for i in range(self.native.sequences) if i not in self.running)
-        chunk, samples = recording.next_stretch()
-        self.native.clear(sequence)
-        self.native.feed(samples, sequence)
-        self.native.end(sequence)
-        self.running[sequence] = _Running(recording, recording.started, chunk)
-        recording.started += 1
-
-    def go_on(self, recording: Recording) -> None:
-        """Takes a recording of one stretch, which the first sequence has heard already."""
-        chunk, _ = recording.next_stretch()
-        self.native.end()
-        self.running[0] = _Running(recording, recording.started, chunk)
-        recording.started += 1
-
-    def advance(self, recording: Recording, width: int) -> list[Token | Segment]:
-        """A step with up to so many of a recording's stretches."""
-        while len(self.running) < width and recording.more:
-            self.start(recording)
-        return self.step()
-
-    def step(self) -> list[Token | Segment]:
-        """The next token of every stretch, or the segment that has ended. None when nothing runs."""
-        sequences = list(self.running)
-        steps: list[Token | Segment] = []
-        for sequence, step in zip(sequences, self.native.next_of(sequences) if sequences else (), strict=True):
-            recording, place, chunk = self.running[sequence]
-            if step is not None:
-                steps.append(chunk.add(*step, self._token_bytes(step[0])))
-                continue
-            result = self.native.result(sequence)
-            segment = chunk.segment("looped" if result["looped"] else "truncated" if result["truncated"] else "ok")
-            recording.keep(place, segment, result)
-            del self.running[sequence]
-            steps.append(segment)
-        return steps
-
-
-class _Chunk:
-    """A stretch of audio that is being decoded.
-
-    Args:
-        start: Seconds.
-        end: Seconds.
-        before: The text of the recording up to here, as far as it is known.
-    """
-
-    def __init__(self, start: float, end: float, before: str) -> None:
-        self._start, self._end, self._before = start, end, before
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._content = bytearray()
-        self._tokens: list[Token] = []
-
-    def add(self, token: int, probability: float, content: bytes) -> Token:
-        """The token with its text; the first text of a stretch begins with what separates it from the one before."""
-        text = self._decoder.decode(content)
-        if text:
-            text = _separator(self._before, text) + text
-            self._before = ""
-        self._content += content
-        self._tokens.append(Token(token, text, probability))
-        return self._tokens[-1]
-
-    def segment(self, status: Status) -> Segment:
-        """All tokens so far as one segment."""
-        text = self._content.decode("utf-8", "replace").strip()
-        return Segment(self._start, self._end, text, tuple(self._tokens), status)
-
-
-def _join(segments: list[Segment]) -> str:
-    text = ""
-    for segment in segments:
-        text += _separator(text, segment.text) + segment.text
-    return text
-
-
-def _separated(segment: Segment, before: str) -> Segment:
-    """The segment whose first text begins with what separates it from the text before it."""
-    for i, token in enumerate(segment.tokens):
-        if token.text:
-            between = _separator(before, token.text)
-            if not between:
-                return segment
-            first = dataclasses.replace(token, text=between + token.text)
-            return dataclasses.replace(segment, tokens=(*segment.tokens[:i], first, *segment.tokens[i + 1 :]))
-    return segment
-
-
-def _separator(before: str, after: str) -> str:
-    """A space where two texts that were cut apart need one: not beside Chinese, whose writing has none."""
-    if not before or not after or before[-1].isspace() or after[0].isspace():
-        return ""
-    return "" if any(unicodedata.east_asian_width(side) in "WF" for side in (before[-1], after[0])) else " "
+def _after_the_end() -> UsageError:
+    return UsageError("no samples can be fed after the audio has ended: call reset() for another recording")

@@ -1,0 +1,178 @@
+"""Audio is cut into stretches without losing or doubling anything, however it comes in."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycrispasr import audio
+from pycrispasr.cutter import Cut, Cutter, plan
+from pycrispasr.events import Silence, SpeechStarted
+from pycrispasr.vad import FRAME
+
+from .sounds import make_tones
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+RATE = 16000
+Marks = list[Cut | SpeechStarted | Silence]
+
+
+class Told:
+    """A voice activity detector that knows beforehand."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        self.rest, self.probabilities = 0, iter(probabilities)
+
+    def push(self, samples: np.ndarray) -> list[float]:
+        self.rest += len(samples)
+        count, self.rest = divmod(self.rest, FRAME)
+        return [next(self.probabilities) for _ in range(count)]
+
+
+def cut(samples: np.ndarray, blocks: list[int], told: list[float] | None = None, silence: float = 0.8) -> Marks:
+    """What a cutter gives for audio in blocks of these sizes, again and again."""
+    cutter = Cutter(vad=told is not None, silence=silence)
+    if told is not None:
+        cutter._detector = Told(told)  # type: ignore[assignment]
+    marks: Marks = []
+    start = turn = 0
+    while start < len(samples):
+        end = start + blocks[turn % len(blocks)]
+        marks += cutter.push(samples[start:end])
+        start, turn = end, turn + 1
+    return [*marks, *cutter.finish()]
+
+
+def places(marks: Marks) -> list[tuple[int, int]]:
+    return [(mark.start, mark.start + len(mark.samples)) for mark in marks if isinstance(mark, Cut)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seconds=st.floats(0, 130),
+    seed=st.integers(0, 2**16),
+    pauses=st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 40)), max_size=6),
+    blocks=st.lists(st.integers(700, 600_000), min_size=1, max_size=4),
+)
+def test_without_a_detector_all_samples_are_covered_once_and_no_stretch_is_too_long_or_too_short(
+    seconds: float, seed: int, pauses: list[tuple[float, float]], blocks: list[int]
+) -> None:
+    samples = np.random.default_rng(seed).uniform(-1, 1, round(seconds * RATE)).astype(np.float32)
+    for place, length in pauses:
+        start = round(place * len(samples))
+        samples[start : start + round(length * RATE)] = 0
+    stretches = plan(samples)
+    assert [start for start, _ in stretches] == [0, *[end for _, end in stretches[:-1]]][: len(stretches)]
+    assert (stretches[-1][1] if stretches else 0) == len(samples)
+    lengths = [end - start for start, end in stretches]
+    assert all(0 < length <= 30 * RATE for length in lengths)
+    assert len(lengths) <= 1 or min(lengths) >= RATE
+    assert places(cut(samples, blocks)) == stretches
+
+
+@pytest.mark.parametrize("pause", [20.5, 24, 29.3])
+def test_a_long_recording_is_cut_in_its_pause(pause: float) -> None:
+    samples = make_tones(45)
+    middle = round(pause * RATE)
+    samples[middle - 4000 : middle + 4000] *= 0.01
+    (_, end), (start, _) = plan(samples)
+    assert end == start
+    assert abs(end - middle) < 4000
+
+
+def test_the_longest_clip_that_is_one_stretch_has_thirty_seconds() -> None:
+    assert plan(make_tones(30)) == [(0, 480000)]
+    stretches = plan(make_tones(30 + 1 / RATE))
+    assert len(stretches) == 2
+    assert stretches[1][1] - stretches[1][0] >= RATE
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.sampled_from([0.1, 0.4, 0.9]), st.integers(1, 300)), max_size=40),
+    blocks=st.lists(st.integers(500, 90_000), min_size=1, max_size=4),
+    silence=st.sampled_from([0.1, 0.3, 0.8, 3.0, 40.0]),
+    rest=st.integers(0, FRAME - 1),
+)
+def test_with_a_detector_all_speech_is_covered_once(
+    runs: list[tuple[float, int]], blocks: list[int], silence: float, rest: int
+) -> None:
+    told = [probability for probability, count in runs for _ in range(count)]
+    samples = np.arange(len(told) * FRAME + rest, dtype=np.float32)
+    marks = cut(samples, blocks, told, silence)
+    stretches = places(marks)
+    assert all(0 < end - start <= 30 * RATE for start, end in stretches)
+    assert all(before[1] <= after[0] for before, after in pairwise(stretches))
+    for mark in marks:
+        if isinstance(mark, Cut):
+            np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
+    covered = np.zeros(len(samples), bool)
+    for start, end in stretches:
+        covered[start:end] = True
+    for i, (one, other) in enumerate(pairwise(told)):
+        if min(one, other) >= 0.5:
+            assert covered[i * FRAME : (i + 2) * FRAME].all(), i
+    whole = cut(samples, [max(1, len(samples))], told, silence)
+    assert places(whole) == stretches
+    assert [m for m in whole if not isinstance(m, Cut)] == [m for m in marks if not isinstance(m, Cut)]
+
+
+def test_an_utterance_has_a_little_on_both_sides_and_its_times_are_told() -> None:
+    told = [0.0] * 100 + [0.9] * 50 + [0.0] * 100
+    samples = np.zeros(len(told) * FRAME, np.float32)
+    started, stretch, silence = cut(samples, [1000], told)
+    assert started == SpeechStarted(100 * FRAME / RATE)
+    assert isinstance(stretch, Cut)
+    assert (stretch.start, len(stretch.samples)) == (100 * FRAME - 4800, 50 * FRAME + 2 * 4800)
+    assert silence == Silence(150 * FRAME / RATE)
+
+
+def test_a_pause_shorter_than_the_silence_does_not_end_an_utterance() -> None:
+    told = [0.9] * 50 + [0.0] * 20 + [0.9] * 50
+    samples = np.zeros(len(told) * FRAME, np.float32)
+    assert places(cut(samples, [4000], told)) == [(0, len(samples))]
+    assert len(places(cut(samples, [4000], told, silence=0.5))) == 2
+
+
+def test_speech_that_does_not_end_is_cut_in_its_longest_pause() -> None:
+    told = [0.9] * 700 + [0.1] * 5 + [0.9] * 60 + [0.1] * 9 + [0.9] * 500
+    samples = np.zeros(len(told) * FRAME, np.float32)
+    pause = (765 * FRAME + 774 * FRAME) // 2
+    assert places(cut(samples, [4000], told)) == [(0, pause), (pause, len(samples))]
+
+
+def test_nothing_but_silence_gives_nothing() -> None:
+    assert cut(np.zeros(60 * RATE, np.float32), [1600], [0.0] * 3000) == []
+
+
+def test_a_single_frame_like_speech_is_no_speech() -> None:
+    assert cut(np.zeros(RATE, np.float32), [1600], [0.0, 0.9] * 20) == []
+
+
+def test_a_cutter_that_hears_silence_keeps_hardly_any_of_it() -> None:
+    cutter = Cutter(vad=True)
+    for _ in range(60):
+        assert not list(cutter.push(np.zeros(RATE, np.float32)))
+    assert cutter.open() is None
+    assert cutter.heard == 60 * RATE
+    assert len(cutter._held._data) < 60 * RATE / 2
+
+
+def test_the_recorded_utterances_are_found() -> None:
+    names = ["hello", "digits", "spelling"]
+    clips = [audio.load(SAMPLES / f"{name}.wav") for name in names]
+    gap = np.zeros(3 * RATE, np.float32)
+    sound = np.concatenate([part for clip in clips for part in (gap, clip)] + [gap])
+    stretches = plan(sound, vad=True, silence=2)
+    assert len(stretches) == len(names)
+    begin = 0
+    for (start, end), clip in zip(stretches, clips, strict=True):
+        begin += len(gap)
+        assert abs(start - begin) < RATE
+        assert abs(end - begin - len(clip)) < RATE
+        begin += len(clip)
