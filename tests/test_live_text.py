@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_committed_text_is_never_retracted(stretches: list[tuple[list[str], str]
         caption.end(final)
         shown.append(caption.text.committed)
         assert caption.text.tentative == ""
-    assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
 
 
 @settings(max_examples=300, deadline=None)

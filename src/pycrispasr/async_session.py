@@ -69,7 +69,7 @@ class AsyncSession:
         """
         session = self._session
         while True:
-            for event in session.poll():
+            while (event := session._next_event()) is not None:
                 yield event
             if session._finished:
                 return

@@ -90,7 +90,7 @@ class Recording:
         self.stretches: list[Stretch] = []  # in order
         self.finals: list[Segment] = []  # of the first of them, which are done
         self.text = ""  # of these
-        self.whole = True  # nothing was lost on the way here
+        self.lost = 0.0  # seconds that were lost on the way here
         self.waiting: collections.deque[Stretch] = collections.deque()  # that have not been started
         self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
 
@@ -150,19 +150,22 @@ class Recording:
             self.text += separator(self.text, first.text) + first.text
 
     def transcript(
-        self, seconds: float, running: Iterable[tuple[Stretch, dict[str, Any]]] = (), heard: Stretch | None = None
+        self,
+        seconds: float,
+        running: Iterable[tuple[Stretch, dict[str, Any]]] | None = None,
+        heard: Stretch | None = None,
     ) -> Transcript:
-        """What has been done: all of it, or, with what is still being worked on, what a cancellation left.
+        """What has been done: all of it, or what a cancellation left.
 
         Args:
             seconds: How long it took.
-            running: Stretches which are not done, with the library's results for them.
-            heard: What was heard of a stretch whose audio has not ended.
+            running: After a cancellation: stretches which are not done, with the library's results for them.
+            heard: After a cancellation: what was heard of a stretch whose audio has not ended.
         """
         work = dict(self._work)
-        for _, result in running:
+        for _, result in running or ():
             self._add(work, result)
-        begun = [stretch for stretch, _ in running]
+        begun = [stretch for stretch, _ in running or ()]
         segments, text = list(self.finals), self.text
         for stretch in [*self.stretches[len(self.finals) :], heard]:
             if stretch and (stretch.status or stretch is heard or stretch in begun):
@@ -173,7 +176,7 @@ class Recording:
             segments=tuple(segments),
             duration=self.seconds,
             language=None,
-            complete=self.whole and self.finished and all(segment.status == "ok" for segment in segments),
+            complete=running is None and not self.lost and all(segment.status == "ok" for segment in segments),
             timings=Timings(
                 prompt_tokens=int(work.pop("n_prompt_tokens")),
                 tokens=int(work.pop("n_tokens")),

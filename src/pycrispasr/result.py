@@ -98,8 +98,9 @@ class Transcript:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""
-        return dataclasses.asdict(self, dict_factory=_without_nan)
+        return dataclasses.asdict(self, dict_factory=without_nan)
 
 
-def _without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes dictionaries for `dataclasses.asdict` in which None stands for NaN, which JSON does not have."""
     return {name: None if value != value else value for name, value in fields}

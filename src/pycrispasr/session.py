@@ -176,7 +176,10 @@ class Session:
             An iterator, which raises what `finish` raises.
         """
         while True:
-            yield from self.poll()
+            while (event := self._next_event()) is not None:
+                yield event
+            if self.closed:
+                raise _closed()
             if self._finished:
                 return
             self._handover.wait()
@@ -187,16 +190,23 @@ class Session:
 
         Of several `Partial` events in succession only the last is kept.
         """
-        found = []
-        with contextlib.suppress(IndexError):
-            while True:
-                found.append(self._events.popleft())
-        return found
+        return list(iter(self._next_event, None))
+
+    def _next_event(self) -> Event | None:
+        try:
+            return self._events.popleft()
+        except IndexError:
+            return None
 
     @property
     def text(self) -> LiveText:
         """The text so far, of the whole session. May be read from any thread. Reading it does no work."""
         return self._caption.text
+
+    @property
+    def lost(self) -> float:
+        """Seconds of audio that were lost because they were pushed faster than they could be worked on."""
+        return self._recording.lost
 
     def tokens(self) -> Iterator[Token]:
         """Ends the audio, and gives its tokens one by one as they are decoded.
@@ -406,8 +416,9 @@ class Session:
     def _lose(self, batch: Batch, count: int, resampler: audio.Resampler) -> None:
         """Hears silence for samples that were lost."""
         start = self._recording.seconds
-        self._recording.whole = False
-        self._events.append(Overrun(start, start + count / resampler.sample_rate))
+        lost = count / resampler.sample_rate
+        self._recording.lost += lost
+        self._events.append(Overrun(start, start + lost))
         silence = np.zeros(resampler.sample_rate, np.float32)
         for first in range(0, count, len(silence)):
             self._hear(batch, silence[: count - first], resampler)
@@ -470,7 +481,6 @@ class Session:
         seconds = self._seconds + time.perf_counter() - self._entered
         if batch is None:
             return self._recording.transcript(seconds)
-        self._recording.whole = False
         return self._recording.transcript(seconds, batch.work_on(self._recording), self._hypothesis)
 
 
