@@ -30,7 +30,6 @@ def pipe(session: Session, stream: BinaryIO, sample_rate: int = SAMPLE_RATE) -> 
         stream: Signed 16-bit samples in this machine's byte order, mono.
         sample_rate: Samples per second.
     """
-
     # Unbuffered: a process cannot end while a thread of it waits inside a buffer's lock.
     raw = getattr(stream, "raw", stream)
 
@@ -151,19 +150,20 @@ def until_interrupted(session: Session, work: Callable[[], None]) -> None:
         BaseException: What `work` raises.
     """
     failures: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join takes the thread for dead: python/cpython#90882
 
     def guarded() -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
             failures.append(error)
+        done.set()
 
-    thread = threading.Thread(target=guarded, name="pycrispasr-live", daemon=True)
-    thread.start()
+    threading.Thread(target=guarded, name="pycrispasr-live", daemon=True).start()
     interrupted = False
-    while thread.is_alive():
+    while not done.is_set():
         try:
-            thread.join(0.1)
+            done.wait(0.1)
         except KeyboardInterrupt:
             if interrupted:
                 session.cancel()
