@@ -38,8 +38,8 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
     ffi, lib = _native.library()
     model = nano._opened()
     with nano.session() as session:
-        native = session._native
-        assert native is not None
+        assert session._batch is not None
+        native = session._batch.native
         native.feed(make_tones(1))
         native.end()
         stamps = {

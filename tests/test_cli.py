@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 import pycrispasr
-from pycrispasr import Model, cli
+from pycrispasr import Model
+from pycrispasr.cli import common
 from pycrispasr.result import Token
 
 from . import gguf_edit
@@ -85,7 +86,7 @@ def test_tokens_are_printed_without_whitespace_at_the_ends(capsys: pytest.Captur
         ([], ""),
         ([" "], ""),
     ):
-        cli._print_tokens([Token(0, piece, 1.0) for piece in pieces])
+        common.print_tokens([Token(0, piece, 1.0) for piece in pieces])
         assert capsys.readouterr().out == wanted
 
 

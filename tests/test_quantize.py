@@ -14,8 +14,9 @@ import gguf
 import numpy as np
 import pytest
 
-from pycrispasr import _crispasr, _native, cli, convert, gguf_file
+from pycrispasr import _crispasr, _native, convert, gguf_file
 from pycrispasr._crispasr_stages import Stages
+from pycrispasr.cli import common
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError, UsageError
 from pycrispasr.quantize import plan_types, quantize
 from pycrispasr.random_model import PRESETS, generate
@@ -372,7 +373,7 @@ def test_the_command_cleans_up_when_it_is_asked_to_stop(
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with pytest.raises(SystemExit) as stop, cli._writing(str(tmp_path / "out.gguf")):
+        with pytest.raises(SystemExit) as stop, common.writing(str(tmp_path / "out.gguf")):
             quantize(
                 small,
                 tmp_path / "out.gguf",

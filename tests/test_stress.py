@@ -51,7 +51,8 @@ def test_sessions_on_many_threads_are_cancelled_and_closed_at_any_time(nano: Mod
                     compared[index] += use(sessions[index], nano, rng)
                 except CancelledError as error:
                     stopped[index] += 1
-                    assert not error.partial.complete
+                    if error.partial.complete:
+                        failures.append(error)
                 except ClosedError:
                     sessions[index] = make(nano)
                     stopped[index] += 1

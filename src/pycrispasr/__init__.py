@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pycrispasr.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.live_text import LiveText
     from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
-    from pycrispasr.result import Segment, Timings, Token, Transcript
+    from pycrispasr.result import Segment, Timings, Token, Transcript, Word
     from pycrispasr.session import Session
 
 __version__ = "0.1.0"
@@ -74,6 +74,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedOperationError",
     "UsageError",
+    "Word",
     "__version__",
     "audio",
     "devices",
@@ -85,7 +86,7 @@ _HOMES = {
     "events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
     "live_text": ("LiveText",),
     "model": ("Device", "Model", "ModelInfo", "devices", "transcribe"),
-    "result": ("Segment", "Timings", "Token", "Transcript"),
+    "result": ("Segment", "Timings", "Token", "Transcript", "Word"),
     "session": ("Session",),
 }
 

@@ -5,7 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-Status = Literal["ok", "truncated", "looped", "cancelled"]
+Status = Literal["ok", "truncated", "looped", "failed", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Word:
+    """A word, and when it was said.
+
+    Attributes:
+        text: The word with its punctuation, without whitespace around it. Writing that has no spaces, such as Chinese,
+            gives a "word" for each character.
+        start: Seconds from the beginning of the audio.
+        end: Seconds from the beginning of the audio.
+        probability: The smallest probability of its tokens.
+    """
+
+    text: str
+    start: float
+    end: float
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,7 +35,7 @@ class Token:
         text: The characters that became complete with this token. A token can end inside a UTF-8 character: that
             character is in the text of the token which completes it, and this text can be empty.
         probability: Softmax of the decoder's logits at this token, 0 to 1; NaN where the runtime does not tell it.
-        start: Seconds from the beginning of the audio, or None where the model gives no times.
+        start: Seconds from the beginning of the audio, or None where no times were asked for.
         end: Seconds from the beginning of the audio, or None.
     """
 
@@ -39,7 +57,10 @@ class Segment:
         tokens: The tokens that the text was decoded from.
         status: "ok"; "truncated" when the limit on new tokens, or the model's context, was reached before the model
             said that the text is complete; "looped" when the same phrase came again and again, and decoding was
-            stopped; "cancelled" when decoding was stopped inside this segment.
+            stopped; "failed" when it could not be worked on, see `error`; "cancelled" when decoding was stopped inside
+            this segment.
+        words: Its words with their times, where these were asked for, or else None.
+        error: What went wrong where the status is "failed", or else None.
     """
 
     start: float
@@ -47,6 +68,8 @@ class Segment:
     text: str
     tokens: tuple[Token, ...]
     status: Status
+    words: tuple[Word, ...] | None = None
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +108,9 @@ class Transcript:
         segments: One for each stretch of at most 30 seconds, in order.
         duration: Seconds of audio.
         language: Code of the language, or None where the model does not tell it.
-        complete: True when every segment's status is "ok".
+        complete: True when every segment's status is "ok", and no audio was lost on the way.
         timings: Where the time went.
+        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.
     """
 
     text: str
@@ -95,6 +119,7 @@ class Transcript:
     language: str | None
     complete: bool
     timings: Timings
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""

@@ -1,0 +1,42 @@
+"""The command line. Text goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from pycrispasr import __version__, _native
+from pycrispasr.cli import files, live, machine, transcribe  # noqa: F401 - each adds its commands
+from pycrispasr.cli.common import app, complain
+from pycrispasr.errors import PycrispasrError
+
+
+def main() -> None:
+    """Runs the command line, and ends the process."""
+    try:
+        app(prog_name="pycrispasr")
+    except PycrispasrError as error:
+        complain(str(error))
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pycrispasr {__version__} (ggml {_native.versions()[1]})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if _native.TRACE:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
