@@ -176,7 +176,7 @@ class _Libsndfile:
                 break
             frames += filled
             yield self.rate, block[:filled]
-        if failure or frames < self._sound.frames - self.rate // 10:
+        if failure or frames < ((self.duration or 0) - 0.1) * self.rate:
             for block in self._rest(frames):
                 failure = ""
                 frames += len(block)
@@ -265,11 +265,11 @@ class _FFmpeg:
             if frame.pts is not None:
                 # Sound that begins after the picture, or packets that are missing: times stay those of the file.
                 until = min(float(frame.pts * frame.time_base) - self._origin, self._limit)
-                while until - heard > _HOLE:
-                    hole = np.zeros((min(round((until - heard) * rate), BLOCK_FRAMES), block.shape[1]), np.float32)
-                    heard += len(hole) / rate
-                    yield rate, np.concatenate([*held, hole])
+                missing = round((until - heard) * rate) if until - heard > _HOLE else 0
+                for size in [BLOCK_FRAMES] * (missing // BLOCK_FRAMES) + [missing % BLOCK_FRAMES] * bool(missing):
+                    yield rate, np.concatenate([*held, np.zeros((size, block.shape[1]), np.float32)])
                     held, count = [], 0
+                heard += missing / rate
             held.append(block)
             count += len(block)
             heard += len(block) / rate
