@@ -322,6 +322,23 @@ def test_what_follows_a_damaged_place_is_still_read(tmp_path: Path, suffix: str)
     assert warnings
 
 
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
+def test_files_that_are_several_one_after_the_other_are_read_to_the_end(
+    kind: str, subtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = sndfile(at(16000), 16000, format=kind, subtype=subtype)
+    got, warnings = read(content + content)
+    assert abs(len(got) / 16000 - 2 * SECONDS) < 0.2
+    assert warnings == []
+    second, _ = aligned(got[SECONDS * 16000 - 1600 :], 16000, at(16000)[:, 0])
+    assert error_to(second, at(16000)[:, 0]) < 0.2
+    monkeypatch.setitem(sys.modules, "av", None)
+    got, warnings = read(content + content)
+    assert len(got) == SECONDS * 16000
+    assert warnings == ["more follows after 2.00 s that cannot be read: pip install 'pycrispasr[av]'"]
+    assert read(content + b"TAG" + bytes(125))[1] == []
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), name=st.sampled_from(["WAV", "FLAC", "AIFF", "OGG", "m4a", "mkv"]))
 def test_damage_gives_sound_or_an_error_of_ours(data: st.DataObject, name: str, tmp_path_factory: object) -> None:

@@ -28,7 +28,9 @@ _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fail
 _HOLE = 0.2  # seconds: silence stands for shorter holes between packets
 _STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 # How libsndfile logs that a header's size cannot be: "data : 64000 (should be 32000)".
-_CORRECTED = re.compile(r": (\d+) \(should be (\d+)\)")
+_CORRECTED = re.compile(
+    r"^\s*(?:riff|form|data|ssnd|riff size|data size)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE | re.MULTILINE
+)
 
 
 class Decoder(Protocol):
@@ -157,6 +159,7 @@ class _Libsndfile:
         seconds = self._sound.frames / self.rate
         self.duration: float | None = seconds if 0 < seconds < 1e9 else None
         self.warnings: list[str] = []
+        self._hint = ""
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         import soundfile
@@ -176,35 +179,52 @@ class _Libsndfile:
                 break
             frames += filled
             yield self.rate, block[:filled]
-        if failure or frames < ((self.duration or 0) - 0.1) * self.rate:
-            for block in self._rest(frames):
-                failure = ""
-                frames += len(block)
-                yield self.rate, block
-        if failure and not frames:
+        seconds = frames / self.rate
+        more = self._follows()
+        if failure or more or seconds < (self.duration or 0) - 0.1:
+            for rate, block in self._rest(seconds):
+                failure, more = "", False
+                seconds += len(block) / rate
+                yield rate, block
+        if failure and not seconds:
             raise AudioError(f"cannot be decoded ({failure})")
-        self._compare(frames / self.rate, failure)
+        self._compare(seconds, failure)
+        if more:
+            self.warnings.append(f"more follows after {seconds:.2f} s that cannot be read{self._hint}")
 
     def close(self) -> None:
         self._sound.close()
 
-    def _rest(self, done: int) -> Iterator[Block]:
-        """What FFmpeg can still read of a damaged file, after the frames that are done."""
+    def _follows(self) -> bool:
+        """Whether there is more behind the end: OGG and MP3 files can be several, one after the other."""
+        if self._sound.format == "OGG":  # libsndfile has read ahead, and perhaps beyond the next one's first page
+            begin = max(0, self._file.tell() - (1 << 16))
+            self._file.seek(begin)
+            first_pages = re.findall(rb"OggS\0[\2\3\6\7]", self._file.read(1 << 17))
+            return len(first_pages) > (begin == 0)
+        if self._sound.format == "MP3":
+            begins = self._file.read(4)
+            return len(begins) == 4 and begins[0] == 0xFF and begins[1] >= 0xE0
+        return False
+
+    def _rest(self, done: float) -> Iterator[tuple[int, Block]]:
+        """What FFmpeg can still read after the seconds that are done. Its rate can be another one."""
         try:
             import av
-
+        except ImportError:
+            self._hint = ": pip install 'pycrispasr[av]'"
+            return
+        try:
             other = _FFmpeg(self._file)
-        except (ImportError, AudioError):
+        except (AudioError, av.error.FFmpegError):
             return
-        except av.error.FFmpegError:
-            return
+        passed = 0.0
         with contextlib.closing(other):
             for rate, block in other.blocks():
-                if (rate, block.shape[1]) != (self.rate, self.channels):
-                    break
-                if len(block) > done:
-                    yield block[done:]
-                done = max(0, done - len(block))
+                begin = max(0, round((done - passed) * rate))
+                if begin < len(block):
+                    yield rate, block[begin:]
+                passed += len(block) / rate
         self.warnings += other.warnings
 
     def _compare(self, seconds: float, failure: str) -> None:
@@ -214,7 +234,7 @@ class _Libsndfile:
             if 0 < int(found) < int(told) < _STREAMED:
                 promised = max(promised, seconds * int(told) / int(found))
         if failure:
-            self.warnings.append(f"it cannot be decoded beyond {seconds:.2f} s ({failure}): what follows is missing")
+            self.warnings.append(f"it cannot be decoded beyond {seconds:.2f} s ({failure}){self._hint}")
         elif promised - seconds > 0.1:
             self.warnings.append(cut_short(promised, seconds))
 
