@@ -88,39 +88,14 @@ def cues(
                     start / 1000,
                     free / 1000,
                     tuple(map(_text, lines)),
-                    tuple(unit.word() for unit in shown) if segment.words else (),
+                    tuple(dataclasses.replace(unit, text=unit.text.strip()) for unit in shown) if segment.words else (),
                 )
             )
     return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Unit:
-    """What is not cut: a word with its punctuation."""
-
-    text: str  # with the space before it, where there is one
-    start: float
-    end: float
-    probability: float = math.nan
-
-    def word(self) -> Word:
-        return Word(self.text.strip(), self.start, self.end, self.probability)
-
-
-def _units(segment: Segment) -> list[_Unit]:
-    """A segment's words; punctuation belongs to what it follows, or opens."""
-    units: list[_Unit] = []
-    for unit in _timed_words(segment) if segment.words else _words_by_length(segment):
-        last = units[-1] if units else None
-        if last and not unit.text[0].isspace() and (unit.text[0] in _CLOSING or last.text[-1] in _OPENING):
-            units[-1] = _Unit(last.text + unit.text, last.start, unit.end, min(last.probability, unit.probability))
-        else:
-            units.append(unit)
-    return units
-
-
-def _timed_words(segment: Segment) -> Iterator[_Unit]:
-    """A segment's words, with spaces as in its text."""
+def spaced_words(segment: Segment) -> Iterator[Word]:
+    """A segment's words, each with the space before it, where its text has one."""
     at, before = 0, ""
     for word in segment.words or ():
         text = " ".join(word.text.split())
@@ -132,15 +107,27 @@ def _timed_words(segment: Segment) -> Iterator[_Unit]:
             at = place + len(word.text)
         else:  # the text is no help
             space = separator(before, text)
-        yield _Unit(space + text, word.start, word.end, word.probability)
+        yield dataclasses.replace(word, text=space + text)
         before = text
 
 
-def _words_by_length(segment: Segment) -> Iterator[_Unit]:
-    """A segment's words, with times that share out its own."""
+def _units(segment: Segment) -> list[Word]:
+    """What is not cut: a segment's words with the spaces before them, and with punctuation that belongs to them."""
+    units: list[Word] = []
+    for word in spaced_words(segment) if segment.words else _words_by_length(segment):
+        last = units[-1] if units else None
+        if last and not word.text[0].isspace() and (word.text[0] in _CLOSING or last.text[-1] in _OPENING):
+            units[-1] = Word(last.text + word.text, last.start, word.end, min(last.probability, word.probability))
+        else:
+            units.append(word)
+    return units
+
+
+def _words_by_length(segment: Segment) -> Iterator[Word]:
+    """A segment's words with the spaces before them, and with times that share out its own."""
     words = [(" " if word[0].isspace() else "") + word.strip() for word in pieces(segment.text)]
     for word, (start, end) in zip(words, _shares(words, segment.start, segment.end), strict=True):
-        yield _Unit(word, start, end)
+        yield Word(word, start, end, math.nan)
 
 
 def _shares(texts: list[str], start: float, end: float) -> Iterator[tuple[float, float]]:
@@ -153,7 +140,7 @@ def _shares(texts: list[str], start: float, end: float) -> Iterator[tuple[float,
         yield begin, start + (end - start) * done / total
 
 
-def _cut(unit: _Unit, limit: int) -> list[_Unit]:
+def _cut(unit: Word, limit: int) -> list[Word]:
     """A word in parts that are no longer than a line, with their shares of its time."""
     total = _width(unit.text.strip())
     if total <= limit:
@@ -164,12 +151,12 @@ def _cut(unit: _Unit, limit: int) -> list[_Unit]:
             parts.append("")
         parts[-1] += character
     return [
-        _Unit(part, start, end, unit.probability)
+        Word(part, start, end, unit.probability)
         for part, (start, end) in zip(parts, _shares(parts, unit.start, unit.end), strict=True)
     ]
 
 
-def _lines(units: list[_Unit], limit: int, most: int, seconds: float) -> list[list[_Unit]]:
+def _lines(units: list[Word], limit: int, most: int, seconds: float) -> list[list[Word]]:
     """The first units, as the lines of one cue."""
     end = 1  # of what there is room for
     while (
@@ -189,7 +176,7 @@ def _lines(units: list[_Unit], limit: int, most: int, seconds: float) -> list[li
     return _balanced(units[:end], limit)
 
 
-def _balanced(units: list[_Unit], limit: int) -> list[list[_Unit]]:
+def _balanced(units: list[Word], limit: int) -> list[list[Word]]:
     """As few lines as there can be, as long as each other as can be."""
     lines = _wrap(units, limit)
     most = len(lines)
@@ -201,8 +188,8 @@ def _balanced(units: list[_Unit], limit: int) -> list[list[_Unit]]:
         lines = tried
 
 
-def _wrap(units: list[_Unit], limit: int) -> list[list[_Unit]]:
-    lines: list[list[_Unit]] = []
+def _wrap(units: list[Word], limit: int) -> list[list[Word]]:
+    lines: list[list[Word]] = []
     room = 0
     for unit in units:
         if not lines or _width(unit.text) > room:
@@ -214,11 +201,11 @@ def _wrap(units: list[_Unit], limit: int) -> list[list[_Unit]]:
     return lines
 
 
-def _text(line: list[_Unit]) -> str:
+def _text(line: list[Word]) -> str:
     return "".join(unit.text for unit in line).strip()
 
 
-def _width_of_line(line: list[_Unit]) -> int:
+def _width_of_line(line: list[Word]) -> int:
     return _width(_text(line))
 
 
