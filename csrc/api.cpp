@@ -25,7 +25,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 3;
+constexpr int32_t abi_version = 4;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -426,6 +426,12 @@ pcr_status pcr_session_clear(pcr_session * session, int32_t sequence) {
 void pcr_session_cancel(pcr_session * session) {
     if (session && session->session) {
         session->session->cancel();
+    }
+}
+
+void pcr_session_hurry(pcr_session * session) {
+    if (session && session->session) {
+        session->session->hurry();
     }
 }
 

@@ -176,7 +176,7 @@ Compute::Compute(ggml_backend_dev_t device, int threads, const Arithmetic & arit
 
     const auto set_abort = reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
     if (set_abort) {
-        set_abort(back.get(), [](void * flag) { return static_cast<std::atomic<bool> *>(flag)->load(); }, &cancelled);
+        set_abort(back.get(), [](void * self) { return static_cast<const Compute *>(self)->stopped(); }, this);
     }
     const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(proc("ggml_backend_set_n_threads"));
     if (set_threads) {
@@ -213,9 +213,12 @@ void Compute::reserve_scratch(int64_t words) {
     }
 }
 
-void Compute::throw_if_cancelled() const {
+void Compute::throw_if_stopped() const {
     if (cancelled.load()) {
         throw Error(PCR_ERROR_CANCELLED, "cancelled");
+    }
+    if (stopped()) {
+        throw Hurried();
     }
 }
 
@@ -272,7 +275,7 @@ void Workspace::place(Graph & graph) {
 }
 
 void Workspace::run(Graph & graph) {
-    compute.throw_if_cancelled();
+    compute.throw_if_stopped();
     const ThrowOnAbort off(false);
     const auto         start  = std::chrono::steady_clock::now();
     const ggml_status  status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
@@ -283,7 +286,7 @@ void Workspace::run(Graph & graph) {
     }
     switch (status) {
         case GGML_STATUS_SUCCESS: return;
-        case GGML_STATUS_ABORTED: throw Error(PCR_ERROR_CANCELLED, "cancelled");
+        case GGML_STATUS_ABORTED: compute.throw_if_stopped(); throw Error(PCR_ERROR_CANCELLED, "cancelled");
         case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
         default: throw Error(PCR_ERROR_DEVICE, "the device failed while it computed");
     }

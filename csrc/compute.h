@@ -105,6 +105,9 @@ public:
     static bool wants(const ggml_tensor * node);
 };
 
+// Thrown where work was stopped that can be left undone.
+struct Hurried {};
+
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {
 public:
@@ -116,8 +119,11 @@ public:
     ggml_backend_t backend() const { return back.get(); }
 
     std::atomic<bool> cancelled{false};
+    std::atomic<bool> hurried{false};      // stops what can be left undone ...
+    std::atomic<bool> interruptible{false};  // ... which is done at the moment
 
-    void throw_if_cancelled() const;
+    bool stopped() const { return cancelled.load() || (interruptible.load() && hurried.load()); }
+    void throw_if_stopped() const;
 
     const Arithmetic arithmetic;
 

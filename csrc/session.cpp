@@ -28,6 +28,18 @@ private:
     std::chrono::steady_clock::time_point start;
 };
 
+// As long as it lives, hurry stops the work.
+class Interruptible {
+public:
+    explicit Interruptible(Compute & compute_) : compute(compute_) { compute.interruptible.store(true); }
+    ~Interruptible() { compute.interruptible.store(false); }
+    Interruptible(const Interruptible &)             = delete;
+    Interruptible & operator=(const Interruptible &) = delete;
+
+private:
+    Compute & compute;
+};
+
 void check_samples(const float * samples, int64_t n_samples) {
     for (int64_t i = 0; i < n_samples; i++) {
         if (!std::isfinite(samples[i])) {
@@ -98,7 +110,7 @@ template <typename F> void Session::or_fail(const int32_t * sequences, int32_t c
         }
     };
     try {
-        compute.throw_if_cancelled();
+        compute.throw_if_stopped();
         f();
     } catch (const Error & error) {
         fail(error.status);
@@ -117,7 +129,7 @@ void Session::feed(int32_t sequence, const float * samples, int64_t n_samples) {
     if (clip.state != State::listening) {
         throw Error(PCR_ERROR_ARGUMENT, "audio was fed after its end: reset the session first");
     }
-    compute.throw_if_cancelled();
+    compute.throw_if_stopped();
     check_samples(samples, n_samples);
     clip.samples.insert(clip.samples.end(), samples, samples + n_samples);
     extend_log_mel(clip, false);
@@ -132,7 +144,7 @@ void Session::end(int32_t sequence, int64_t n_samples) {
     if (clip.state != State::listening) {
         throw Error(PCR_ERROR_ARGUMENT, "the audio had ended already: reset the session first");
     }
-    compute.throw_if_cancelled();
+    compute.throw_if_stopped();
     const int64_t fed = static_cast<int64_t>(clip.samples.size());
     const int64_t n   = n_samples < 0 ? fed : n_samples;
     if (n > fed) {
@@ -331,22 +343,31 @@ const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
         double           seconds = 0.0;
         or_fail(&sequence, 1, [&] {
             const Stopwatch watch(seconds);
-            extend_log_mel(clip, true);
-            last_rows.resize(static_cast<size_t>(model.decoder.hidden));
-            prefill(sequence, /*last =*/true, last_rows.data());
-            Text & text   = clip.text;
-            text.draft    = tokens_of(clip.hypothesis);
-            text.on_draft = true;
-            Choice first;
-            head.choose(last_rows.data(), 1, &first);
-            take(text, first);
-            while (!text.done && decoder.length(sequence) < model.decoder.max_positions) {
-                if (text.on_draft) {
-                    follow_draft(sequence, text);
-                } else {
-                    decoder.step(&sequence, &text.tokens.back().token, 1, last_rows.data());
-                    head.choose(last_rows.data(), 1, &first);
-                    take(text, first);
+            Text &          text = clip.text;
+            text.draft           = tokens_of(clip.hypothesis);
+            text.on_draft        = true;
+            const Interruptible here(compute);
+            try {
+                extend_log_mel(clip, true);
+                last_rows.resize(static_cast<size_t>(model.decoder.hidden));
+                prefill(sequence, /*last =*/true, last_rows.data());
+                Choice first;
+                head.choose(last_rows.data(), 1, &first);
+                take(text, first);
+                while (!text.done && decoder.length(sequence) < model.decoder.max_positions) {
+                    if (text.on_draft) {
+                        follow_draft(sequence, text);
+                    } else {
+                        decoder.step(&sequence, &text.tokens.back().token, 1, last_rows.data());
+                        head.choose(last_rows.data(), 1, &first);
+                        take(text, first);
+                    }
+                }
+            } catch (const Hurried &) {
+                if (text.on_draft) {  // the rest of what was expected is still expected
+                    text.tokens.insert(text.tokens.end(),
+                                       clip.hypothesis.begin() + static_cast<std::ptrdiff_t>(text.tokens.size()),
+                                       clip.hypothesis.end());
                 }
             }
         });
@@ -454,6 +475,7 @@ void Session::forget() {
 void Session::reset() {
     forget();
     compute.cancelled.store(false);
+    compute.hurried.store(false);
 }
 
 pcr_result Session::result(int32_t sequence) const {

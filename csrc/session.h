@@ -22,7 +22,8 @@ public:
     pcr_status next(const int32_t * sequences, int32_t count, pcr_token * tokens);
     void       clear(int32_t sequence);  // forgets its clip
     void       cancel() { compute.cancelled.store(true); }
-    void       reset();                  // forgets every clip and the cancellation
+    void       hurry() { compute.hurried.store(true); }
+    void       reset();                  // forgets every clip, the cancellation and the hurry
     pcr_result result(int32_t sequence) const;
 
     // The stages on their own. They forget what was fed.

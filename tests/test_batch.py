@@ -92,7 +92,8 @@ def test_recordings_are_read_when_there_is_room_for_them(nano: Model) -> None:
 
 
 def test_recordings_before_an_unreadable_one_are_given_first(nano: Model) -> None:
-    transcripts = nano.transcribe_many([*CLIPS[:3], np.zeros(7, np.float32), CLIPS[3]], sample_rate=16000, batch=2)
+    recordings = [*CLIPS[:3], np.zeros(7, np.float32), CLIPS[3]]
+    transcripts = nano.transcribe_many(recordings, sample_rate=16000, batch=2, errors="raise")
     for clip in CLIPS[:3]:
         assert next(transcripts).text == nano.transcribe(clip, sample_rate=16000).text
     with pytest.raises(AudioError, match="7 samples"):
@@ -107,7 +108,26 @@ def test_no_recordings_give_no_transcripts(nano: Model) -> None:
 
 def test_an_empty_recording_is_an_error(nano: Model) -> None:
     with pytest.raises(AudioError, match="empty"):
-        list(nano.transcribe_many([np.zeros(0, np.float32)], sample_rate=16000))
+        list(nano.transcribe_many([np.zeros(0, np.float32)], sample_rate=16000, errors="raise"))
+
+
+def test_an_unreadable_recording_does_not_stop_the_others_and_its_error_is_kept(nano: Model, tmp_path: Path) -> None:
+    text = tmp_path / "notes.wav"
+    text.write_text("no sound")
+    recordings = [CLIPS[0], text, np.zeros(7, np.float32), np.zeros(0, np.float32), "nowhere.wav", CLIPS[1]]
+    got = list(nano.transcribe_many(recordings, sample_rate=16000, batch=2))
+    for clip, transcript in ((CLIPS[0], got[0]), (CLIPS[1], got[5])):
+        assert without_times(transcript) == without_times(nano.transcribe(clip, sample_rate=16000))
+    for transcript, words in zip(got[1:5], ("notes.wav", "7 samples", "empty", "nowhere.wav"), strict=True):
+        (segment,) = transcript.segments
+        assert (transcript.text, transcript.complete, segment.status) == ("", False, "failed")
+        assert segment.error is not None
+        assert words in segment.error
+
+
+def test_errors_are_kept_or_raised(nano: Model) -> None:
+    with pytest.raises(UsageError, match="errors cannot be 'ignore'"):
+        nano.transcribe_many([], errors="ignore")  # type: ignore[arg-type]
 
 
 def test_leaving_the_loop_frees_the_session(nano: Model) -> None:

@@ -36,7 +36,7 @@ class Told:
 
 def cut(samples: np.ndarray, blocks: list[int], told: list[float] | None = None, silence: float = 0.8) -> Marks:
     """What a cutter gives for audio in blocks of these sizes, again and again."""
-    cutter = Cutter(vad=told is not None, silence=silence)
+    cutter = Cutter(vad="off" if told is None else "on", silence=silence)
     if told is not None:
         cutter._detector = Told(told)  # type: ignore[assignment]
     marks: Marks = []
@@ -155,7 +155,7 @@ def test_a_single_frame_like_speech_is_no_speech() -> None:
 
 
 def test_a_cutter_that_hears_silence_keeps_hardly_any_of_it() -> None:
-    cutter = Cutter(vad=True)
+    cutter = Cutter(vad="on")
     for _ in range(60):
         assert not list(cutter.push(np.zeros(RATE, np.float32)))
     assert cutter.open() is None
@@ -168,7 +168,7 @@ def test_the_recorded_utterances_are_found() -> None:
     clips = [audio.load(SAMPLES / f"{name}.wav") for name in names]
     gap = np.zeros(3 * RATE, np.float32)
     sound = np.concatenate([part for clip in clips for part in (gap, clip)] + [gap])
-    stretches = plan(sound, vad=True, silence=2)
+    stretches = plan(sound, vad="on", silence=2)
     assert len(stretches) == len(names)
     begin = 0
     for (start, end), clip in zip(stretches, clips, strict=True):

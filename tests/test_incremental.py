@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,40 @@ def test_a_cancelled_hypothesis_says_so_until_reset(nano_path: Path) -> None:
     session.feed(make_tones(2))
     session.end()
     assert list(iter(session.next, None)) == hear(model, make_tones(2), 5)
+
+
+@pytest.mark.parametrize("delay", [0, 0.002, 0.01, 0.05, 0.2])
+def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
+    model: _native.NativeModel, delay: float
+) -> None:
+    sound = make_tones(20, seed=8)
+    session = _native.NativeSession(model, threads=1, max_new_tokens=300)
+    session.feed(sound[:-4000])
+    before = session.hypothesis()
+    session.feed(sound[-4000:])
+    timer = threading.Timer(delay, session.hurry)
+    timer.start()
+    if not delay:
+        timer.join()
+    hurried = session.hypothesis()
+    timer.join()
+    session.end()
+    wanted = hear(model, sound, 300)
+    assert list(iter(session.next, None)) == wanted
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(hurried, wanted, strict=False)))
+    assert hurried[same:] == before[same:] or same == len(hurried)
+    if not delay:
+        assert hurried == before
+
+
+def test_a_reset_ends_the_hurry(nano_path: Path) -> None:
+    session = _native.NativeSession(_native.NativeModel(nano_path), threads=1, max_new_tokens=5)
+    session.hurry()
+    session.feed(make_tones(2))
+    assert session.hypothesis() == []
+    session.reset()
+    session.feed(make_tones(2))
+    assert len(session.hypothesis()) == 5
 
 
 def test_a_repeated_phrase_stops_the_text_and_is_told(nano_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_utterances_have_the_tokens_of_their_audio(tiny: Model) -> None:
         for block in blocks(sound, 0):
             session.feed(block)
         got = session.finish()
-    stretches = plan(sound, vad=True, silence=0.5)
+    stretches = plan(sound, vad="on", silence=0.5)
     assert [(round(s.start * RATE), round(s.end * RATE)) for s in got.segments] == stretches
     assert len(stretches) > 3
     for segment, (start, end) in zip(got.segments, stretches, strict=True):
@@ -336,7 +336,7 @@ def test_an_end_without_audio_is_an_error(nano: Model) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("silence", 0), ("silence", float("nan")), ("partial_every", -1), ("buffer", 0), ("vad", "auto"), ("batch", 0)],
+    [("silence", 0), ("silence", float("nan")), ("partial_every", -1), ("buffer", 0), ("vad", "maybe"), ("batch", 0)],
 )
 def test_options_that_cannot_be_are_refused(nano: Model, option: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{option} cannot be {value!r}"):

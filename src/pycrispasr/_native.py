@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -353,6 +353,10 @@ class NativeSession:
     def cancel(self) -> None:
         """Makes the running call, or else the next one, raise `Cancelled`."""
         self._lib.pcr_session_cancel(self._pointer)
+
+    def hurry(self) -> None:
+        """Makes the running hypothesis, and every later one, end soon: what is missing is taken from the last one."""
+        self._lib.pcr_session_hurry(self._pointer)
 
     def clear(self, sequence: int) -> None:
         """Forgets a clip and its text."""

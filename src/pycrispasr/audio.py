@@ -36,7 +36,7 @@ _FULL_SCALE = {"i2": 32768.0, "i4": 2147483648.0}
 _MAX_PEAK = 16.0
 
 
-def load(audio: Audio, *, sample_rate: float | None = None) -> Samples:
+def load(audio: Audio, *, sample_rate: float | None = None, channel: int | None = None) -> Samples:
     """Reads audio and makes it mono at 16 kHz.
 
     Channels are averaged, then the rate is converted (soxr, high quality).
@@ -78,6 +78,32 @@ def load(audio: Audio, *, sample_rate: float | None = None) -> Samples:
     if not samples.size:
         raise AudioError(f"the audio is empty: shape {np.shape(audio)}")
     return np.concatenate([resampler.push(samples), resampler.finish()])
+
+
+class AudioReader:
+    """shim"""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.duration: float | None = len(samples) / SAMPLE_RATE
+        self.warnings: list[str] = []
+
+    def blocks(self) -> Iterator[Samples]:
+        for i in range(0, len(self.samples), 1 << 16):
+            yield self.samples[i : i + (1 << 16)]
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> AudioReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open(audio: Audio, *, sample_rate: float | None = None, channel: int | None = None) -> AudioReader:  # noqa: A001
+    return AudioReader(load(audio, sample_rate=sample_rate))
 
 
 def to_mono(samples: npt.NDArray[Any]) -> Samples:

@@ -7,7 +7,7 @@ overlap instead: at pauses where a voice activity detector looks for them, else 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,12 @@ from pycrispasr.audio import CHUNK_SECONDS, SAMPLE_RATE, Samples
 from pycrispasr.events import Silence, SpeechStarted
 from pycrispasr.vad import FRAME, VoiceDetector
 
+Vad = Literal["auto", "on", "off"]
+
 LONGEST = round(CHUNK_SECONDS * SAMPLE_RATE)
 """Samples of the longest stretch."""
+
+_SILENCE = {"auto": 2.0, "on": 0.8, "off": 0.8}
 
 _REST = 1 * SAMPLE_RATE  # a shorter rest is never cut off
 _SEARCH = 10 * SAMPLE_RATE  # the last part of the longest stretch, where the quietest place is looked for
@@ -26,6 +30,9 @@ _PAUSE = 3 * FRAME  # the shortest of these
 # As Silero's own code decides: speech begins above the first probability and ends below the second.
 _SPEECH, _NO_SPEECH = 0.5, 0.35
 _FRAMES = 2  # of speech, one after the other, make a beginning
+_LOUD = 0.01  # of speech's power, or what no speech has is not quiet
+_SOUND = 1e-6  # the power that is not quiet as long as no speech has been heard: -60 dB
+_LEARN = 0.05  # the weight of a frame in speech's power
 _PAD = round(0.3 * SAMPLE_RATE)  # is kept before and after speech
 
 _STEP = 10 * SAMPLE_RATE  # samples that are taken in at once
@@ -48,17 +55,22 @@ class Cutter:
     speech have followed; what lies between stretches is left out. Speech that goes on for longer than a stretch may
     be is cut in the middle of the longest pause of its second half, or else as above.
 
+    With "auto", audio of 30 seconds or less is one stretch. For more there is a detector, and only what is quiet too,
+    20 dB below speech, is left out: noise and music are not, since somebody may speak in them unnoticed.
+
     Args:
         vad: Use a voice activity detector.
-        silence: Seconds without speech that end a stretch.
+        silence: Seconds without speech that end a stretch. None: 2.0 with "auto", else 0.8.
     """
 
-    def __init__(self, *, vad: bool = False, silence: float = 0.8) -> None:
-        self._detector = VoiceDetector() if vad else None
-        self._silence = round(silence * SAMPLE_RATE)
+    def __init__(self, *, vad: Vad = "off", silence: float | None = None) -> None:
+        self._detector = VoiceDetector() if vad == "on" else None
+        self._auto = vad == "auto"
+        self._level = 0.0  # power of speech
+        self._silence = round((_SILENCE[vad] if silence is None else silence) * SAMPLE_RATE)
         self._held = _Held()  # samples from here on
         self._start = 0  # of the stretch, or the earliest place where the next one may begin
-        self._open = not vad
+        self._open = vad != "on"
         self._now = 0  # samples that the detector has seen
         self._run = 0  # frames of speech before a beginning
         self._spoken = 0  # where speech ended last
@@ -81,6 +93,11 @@ class Cutter:
         for first in range(0, len(samples), _STEP):
             step = samples[first : first + _STEP]
             self._held.append(step)
+            if self._auto and self._detector is None:
+                if self.heard <= LONGEST:
+                    continue
+                self._detector, self._open = VoiceDetector(), False
+                step = self._held.view().copy()
             if self._detector is None:
                 while len(self._held.view()) >= LONGEST + _REST:
                     yield self._cut(self._place(self._start + LONGEST))
@@ -97,16 +114,19 @@ class Cutter:
 
     def _frame(self, probability: float) -> Iterator[Cut | SpeechStarted | Silence]:
         """Decides at the end of a frame, knowing nothing later."""
+        loud = self._auto and self._loud(probability)
         if not self._open:
-            self._run = self._run + 1 if probability >= _SPEECH else 0
+            self._run = self._run + 1 if probability >= _SPEECH or loud else 0
             begin = self._now - self._run * FRAME
             self._drop(begin - _PAD)
             if self._run == _FRAMES:
                 self._open, self._run, self._spoken, self._pauses = True, 0, self._now, []
                 yield SpeechStarted(begin / SAMPLE_RATE)
             return
-        if probability >= _NO_SPEECH:
+        if probability >= _NO_SPEECH or loud:
             self._spoken = self._now
+        if probability >= _NO_SPEECH:
+            pass
         elif self._pauses and self._pauses[-1][1] == self._now - FRAME:
             self._pauses[-1] = self._pauses[-1][0], self._now
         else:
@@ -117,6 +137,14 @@ class Cutter:
             yield Silence(self._spoken / SAMPLE_RATE)
         elif self._now - self._start >= LONGEST + _REST:
             yield from self._speech(self._place(self._start + LONGEST))
+
+    def _loud(self, probability: float) -> bool:
+        """True where a frame is not quiet."""
+        end = self._now - self._start
+        power = float(np.square(self._held.view()[end - FRAME : end], dtype=np.float64).mean())
+        if probability >= _SPEECH:
+            self._level += (_LEARN if self._level else 1.0) * (power - self._level)
+        return power > (_LOUD * self._level or _SOUND)
 
     def _close(self, end: int) -> Iterator[Cut]:
         """The rest until there, which may have to be cut once more."""
@@ -156,7 +184,7 @@ class Cutter:
         return middle
 
 
-def plan(samples: Samples, *, vad: bool = False, silence: float = 0.8) -> list[tuple[int, int]]:
+def plan(samples: Samples, *, vad: Vad = "off", silence: float | None = None) -> list[tuple[int, int]]:
     """Where a whole recording is cut.
 
     Args:

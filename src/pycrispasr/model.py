@@ -8,23 +8,24 @@ import math
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pycrispasr import _crispasr, _native, audio, hub
-from pycrispasr.audio import Audio
-from pycrispasr.batch import Batch, Recording
+from pycrispasr.audio import CHUNK_SECONDS, Audio
+from pycrispasr.batch import Batch, Recording, side_by_side
+from pycrispasr.cutter import Cutter, Vad
 from pycrispasr.errors import (
+    AudioError,
     ClosedError,
     ModelFormatError,
-    PycrispasrError,
     UnsupportedModelError,
     UnsupportedOperationError,
     UsageError,
 )
-from pycrispasr.result import Token, Transcript
-from pycrispasr.session import Session, Vad
+from pycrispasr.result import Segment, Token, Transcript
+from pycrispasr.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -165,42 +166,98 @@ class Model:
         audio: Audio,
         *,
         sample_rate: float | None = None,
-        max_new_tokens: int = 512,
+        channel: int | None = None,
+        vad: Vad = "auto",
+        silence: float | None = None,
+        max_new_tokens: int | None = None,
         batch: int = BATCH,
-        progress: Callable[[float, float], object] | None = None,
+        progress: Callable[[float, float | None], object] | None = None,
     ) -> Transcript:
         """Transcribes a whole recording.
 
-        A recording longer than 30 seconds is cut at its quietest places into stretches: one segment each. Up to `batch`
-        of them are decoded side by side, which takes less time and more memory; the text does not depend on it.
+        A recording longer than 30 seconds is cut, where nobody speaks if that is possible, into stretches: one segment
+        each. Up to `batch` of them are decoded side by side, which takes less time and more memory; the text does not
+        depend on it. The audio is read as it is needed: hours of it take no more memory than minutes.
+
+        A stretch whose text repeats itself without end or is cut off, or that cannot be worked on, is tried once more
+        in two parts, cut where it is quietest. What then still fails stays in the transcript with its `status`, and `complete` is false.
 
         Args:
             audio: A path, the bytes of an audio file, a binary file object, or an array of samples of shape `[frames]`
                 or `[frames, channels]`: see `pycrispasr.audio.load`.
             sample_rate: Samples per second of an array.
+            channel: Which channel of several is heard, from 0. None: their mean.
+            vad: How a long recording is cut. "on": a voice activity detector (Silero's) finds speech, and what lies
+                between is left out. "off": all audio is heard, cut where it is quietest. "auto": as "on" for more than
+                30 seconds, but only what is quiet too is left out, so that no music or noise is passed over in which
+                somebody might speak.
+            silence: Seconds without speech that end a stretch, and are left out. None: 0.8 with "on", 2.0 with "auto".
             max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
+                None: 512, which is more than anybody says in 30 seconds; a stretch that reaches it is tried again in
+                two parts.
             batch: How many stretches are decoded side by side.
-            progress: Called with the seconds of audio done and their total: at the beginning, and when stretches are
-                done.
+            progress: Called with the seconds of audio done and their total, or None where that is not known yet: at the
+                beginning, and when stretches are done.
 
         Raises:
             AudioError: The audio cannot be read or understood, or is too short.
-            UsageError: `max_new_tokens` or `batch` is not positive.
+            UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad`.
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
         """
         if self._crispasr is not None:
-            return self._transcribe_whole(self._crispasr, audio, sample_rate, max_new_tokens, progress)
-        with self._feed(audio, sample_rate, max_new_tokens, batch) as session:
+            return self._transcribe_whole(
+                self._crispasr, audio, sample_rate, channel, vad, silence, max_new_tokens, progress
+            )
+        with self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch) as session:
             return session.finish(progress=progress)
+
+    def segments(
+        self,
+        audio: Audio,
+        *,
+        sample_rate: float | None = None,
+        channel: int | None = None,
+        vad: Vad = "auto",
+        silence: float | None = None,
+        max_new_tokens: int | None = None,
+        batch: int = BATCH,
+    ) -> Iterator[Segment]:
+        """Transcribes a whole recording, and gives its segments one by one as they become final.
+
+        Args:
+            audio: As for `transcribe`.
+            sample_rate: As for `transcribe`.
+            channel: As for `transcribe`.
+            vad: As for `transcribe`.
+            silence: As for `transcribe`.
+            max_new_tokens: As for `transcribe`.
+            batch: As for `transcribe`.
+
+        Returns:
+            A generator of those that are in the `Transcript`, in order. Closing it, or leaving the loop over it, stops
+            the work and frees its memory.
+
+        Raises:
+            AudioError: As for `transcribe`.
+            UsageError: As for `transcribe`.
+            ClosedError: As for `transcribe`.
+            OutOfMemoryError: As for `transcribe`.
+            UnsupportedOperationError: CrispASR's library runs the model.
+        """
+        return _segments(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch))
 
     def transcribe_many(
         self,
         recordings: Iterable[Audio],
         *,
         sample_rate: float | None = None,
-        max_new_tokens: int = 512,
+        channel: int | None = None,
+        vad: Vad = "auto",
+        silence: float | None = None,
+        max_new_tokens: int | None = None,
         batch: int = BATCH,
+        errors: Literal["keep", "raise"] = "keep",
     ) -> Iterator[Transcript]:
         """Transcribes recordings side by side, each as `transcribe` would, and gives their transcripts in order.
 
@@ -210,34 +267,63 @@ class Model:
         Args:
             recordings: Any number of what `transcribe` takes.
             sample_rate: Samples per second of arrays.
+            channel: As for `transcribe`.
+            vad: As for `transcribe`.
+            silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
             batch: How many stretches are decoded side by side.
+            errors: "keep": a recording that `transcribe` would raise an error for has a transcript with no text, whose
+                only segment has the status "failed" and the error's message; the others go on. "raise": the error is
+                raised when the transcripts before it have been given, and ends the generator.
 
         Returns:
             A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
 
         Raises:
-            AudioError: A recording cannot be read, or is too short; the transcripts before it are given first.
-            UsageError: `max_new_tokens` or `batch` is not positive.
+            AudioError: With `errors="raise"`: a recording cannot be read, or is too short.
+            UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad` or `errors`.
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
+        if errors not in ("keep", "raise"):
+            raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
+        runner = self._batch(max_new_tokens, batch)
+        _cutter(vad, silence)  # tells at once what cannot be
+        read = (_read(one, sample_rate, channel, vad, silence) for one in recordings)
+        return _transcribe_many(runner, read, keep=errors == "keep")
+
+    def _batch(self, max_new_tokens: int | None, batch: int) -> Batch:
+        """Room for so many stretches side by side."""
         native = self._opened()
-        runner = _native.NativeSession(
+        session = _native.NativeSession(
             native,
             threads=self._threads,
-            max_new_tokens=_positive("max_new_tokens", max_new_tokens),
+            max_new_tokens=_limit(max_new_tokens),
             sequences=_positive("batch", batch),
         )
-        return _transcribe_many(iter(recordings), sample_rate, Batch(runner, native.token_bytes))
+        return Batch(session, native.token_bytes, ("looped", "truncated") if max_new_tokens is None else ("looped",))
 
-    def stream(self, audio: Audio, *, sample_rate: float | None = None, max_new_tokens: int = 512) -> Iterator[Token]:
+    def stream(
+        self,
+        audio: Audio,
+        *,
+        sample_rate: float | None = None,
+        channel: int | None = None,
+        vad: Vad = "auto",
+        silence: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[Token]:
         """Transcribes a whole recording, and gives its tokens one by one as they are decoded.
+
+        A stretch that does not end well is not tried again, since its tokens have been given: see `segments`.
 
         Args:
             audio: As for `transcribe`.
             sample_rate: As for `transcribe`.
+            channel: As for `transcribe`.
+            vad: As for `transcribe`.
+            silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
 
         Returns:
@@ -250,30 +336,29 @@ class Model:
             OutOfMemoryError: As for `transcribe`.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        return _drain(self._feed(audio, sample_rate, max_new_tokens))
+        return _drain(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, 1))
 
     def session(
         self,
         *,
-        vad: Vad = "off",
-        silence: float = 0.8,
+        vad: Vad = "auto",
+        silence: float | None = None,
         partial_every: float | None = 1.0,
         buffer: float = 30.0,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         batch: int = 1,
     ) -> Session:
         """A session, for audio that comes in parts, and for a transcription that can be cancelled.
 
         Args:
-            vad: "off": all audio is transcribed, in stretches that are cut where it is quietest, as late as 30 seconds
-                allow. "on": a voice activity detector (Silero's) finds utterances; each is a stretch, ended by silence
-                or by the same limit, and what lies between them is left out.
-            silence: With `vad="on"`, the seconds without speech that end an utterance.
+            vad: As for `transcribe`. With "on", each utterance becomes final as soon as silence has followed it; with
+                "auto", that begins after 30 seconds; with "off", every stretch is as long as possible.
+            silence: As for `transcribe`.
             partial_every: Seconds of audio after which the text so far is made, for `Session.text` and `Partial`
                 events, or None for never. It takes at most about half of the time, and is made more rarely than asked
                 for where a machine is too slow.
             buffer: Seconds of audio that wait for their turn after `Session.push`, at the most.
-            max_new_tokens: The text of a stretch of at most 30 seconds is cut after so many tokens.
+            max_new_tokens: As for `transcribe`.
             batch: How many stretches are decoded side by side. With more than one the text of each comes later, and
                 all of it sooner: for recordings that are fed faster than they were spoken.
 
@@ -283,15 +368,11 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        limit, sequences = _positive("max_new_tokens", max_new_tokens), _positive("batch", batch)
-        if vad not in ("on", "off"):
-            raise UsageError(f"vad cannot be {vad!r}: choose 'on' or 'off'")
-        native = self._opened()
+        _cutter(vad, silence)  # tells at once what cannot be
         return Session(
-            _native.NativeSession(native, threads=self._threads, max_new_tokens=limit, sequences=sequences),
-            native.token_bytes,
+            self._batch(max_new_tokens, batch),
             vad=vad,
-            silence=_seconds("silence", silence),
+            silence=silence,
             partial_every=None if partial_every is None else _seconds("partial_every", partial_every),
             buffer=_seconds("buffer", buffer),
         )
@@ -349,12 +430,25 @@ class Model:
             raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
         return native
 
-    def _feed(self, recording: Audio, sample_rate: float | None, max_new_tokens: int, batch: int = 1) -> Session:
+    def _feed(
+        self,
+        recording: Audio,
+        sample_rate: float | None,
+        channel: int | None,
+        vad: Vad,
+        silence: float | None,
+        max_new_tokens: int | None,
+        batch: int,
+    ) -> Session:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
-        whole = Recording.of(audio.load(recording, sample_rate=sample_rate))
-        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, len(whole.stretches))))
+        whole = _read(recording, sample_rate, channel, vad, silence)
+        if whole.failure is not None:
+            raise whole.failure
+        expected = whole.seconds_expected
+        one = expected is not None and expected <= CHUNK_SECONDS
+        session = Session(self._batch(max_new_tokens, 1 if one else batch))
         session._take(whole)
         return session
 
@@ -363,11 +457,17 @@ class Model:
         runtime: _crispasr.CrispasrModel,
         recording: Audio,
         sample_rate: float | None,
-        max_new_tokens: int,
-        progress: Callable[[float, float], object] | None,
+        channel: int | None,
+        vad: Vad,
+        silence: float | None,
+        max_new_tokens: int | None,
+        progress: Callable[[float, float | None], object] | None,
     ) -> Transcript:
-        limit = _positive("max_new_tokens", max_new_tokens)
-        samples = audio.load(recording, sample_rate=sample_rate)
+        limit = _limit(max_new_tokens)
+        _cutter(vad, silence)
+        if vad == "on":
+            raise _unsupported("choice of what is heard: vad='on'")
+        samples = audio.load(recording, sample_rate=sample_rate, channel=channel)
         return runtime.transcribe(samples, max_new_tokens=limit, progress=progress)
 
 
@@ -407,41 +507,44 @@ def _unsupported(what: str) -> UnsupportedOperationError:
     )
 
 
-def _transcribe_many(
-    recordings: Iterator[Audio], sample_rate: float | None, batch: Batch
-) -> Generator[Transcript, None, None]:
-    begun: collections.deque[tuple[Recording, float]] = collections.deque()  # in order, with when they began
-    failure: BaseException | None = None
-    more = True
-    while True:
-        while not batch.full:
-            recording = next((recording for recording, _ in begun if recording.waiting), None)
-            try:
-                if recording is None:
-                    if not more:
-                        break
-                    now = time.perf_counter()
-                    recording = Recording.of(audio.load(next(recordings), sample_rate=sample_rate))
-                    begun.append((recording, now))
-                batch.start(recording)
-            except StopIteration:
-                more = False
-            except PycrispasrError as error:
-                more, failure = False, error  # told when the recordings before are done
-                begun = collections.deque(one for one in begun if one[0] is not recording)
-        batch.step()
-        while begun and begun[0][0].finished:
-            recording, began = begun.popleft()
-            yield recording.transcript(time.perf_counter() - began)
-        if not more and not batch.running and not begun:
-            if failure is not None:
-                raise failure
-            return
+def _cutter(vad: Vad, silence: float | None) -> Cutter:
+    if vad not in ("auto", "on", "off"):
+        raise UsageError(f"vad cannot be {vad!r}: choose 'auto', 'on' or 'off'")
+    return Cutter(vad=vad, silence=None if silence is None else _seconds("silence", silence))
+
+
+def _read(
+    recording: Audio, sample_rate: float | None, channel: int | None, vad: Vad, silence: float | None
+) -> Recording:
+    """A recording that is read as it is needed, or one that has failed."""
+    cutter = _cutter(vad, silence)
+    try:
+        return Recording(audio.open(recording, sample_rate=sample_rate, channel=channel), cutter)
+    except AudioError as error:
+        return Recording.failed(error)
+
+
+def _transcribe_many(batch: Batch, recordings: Iterator[Recording], *, keep: bool) -> Iterator[Transcript]:
+    for recording in side_by_side(batch, recordings, collections.deque()):
+        if recording is None:
+            continue
+        if recording.failure is not None and not keep:
+            raise recording.failure
+        yield recording.transcript(time.perf_counter() - recording.begun)
+
+
+def _segments(session: Session) -> Iterator[Segment]:
+    with session:
+        yield from iter(session._next_segment, None)
 
 
 def _drain(session: Session) -> Iterator[Token]:
     with session:
         yield from session.tokens()
+
+
+def _limit(max_new_tokens: int | None) -> int:
+    return 512 if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
 
 
 def _positive(name: str, value: int) -> int:
@@ -470,8 +573,12 @@ def transcribe(
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     sample_rate: float | None = None,
-    max_new_tokens: int = 512,
-    progress: Callable[[float, float], object] | None = None,
+    channel: int | None = None,
+    vad: Vad = "auto",
+    silence: float | None = None,
+    max_new_tokens: int | None = None,
+    batch: int = BATCH,
+    progress: Callable[[float, float | None], object] | None = None,
 ) -> Transcript:
     """Opens a model, transcribes one recording, and closes the model.
 
@@ -485,11 +592,18 @@ def transcribe(
         precision: See `Model`.
         runtime: See `Model`.
         sample_rate: See `Model.transcribe`.
+        channel: See `Model.transcribe`.
+        vad: See `Model.transcribe`.
+        silence: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
+        batch: See `Model.transcribe`.
         progress: See `Model.transcribe`.
 
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
     with Model(model, device=device, threads=threads, precision=precision, runtime=runtime) as opened:
-        return opened.transcribe(audio, sample_rate=sample_rate, max_new_tokens=max_new_tokens, progress=progress)
+        return opened.transcribe(
+            audio, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence, max_new_tokens=max_new_tokens,
+            batch=batch, progress=progress,
+        )  # fmt: skip

@@ -8,26 +8,24 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import _native, audio
 from pycrispasr.batch import Batch, Recording, Stretch
-from pycrispasr.cutter import LONGEST, Cut, Cutter
+from pycrispasr.cutter import LONGEST, Cut, Cutter, Vad
 from pycrispasr.errors import AudioError, BusyError, CancelledError, ClosedError, UsageError
 from pycrispasr.events import Event, Final, Overrun, Partial
 from pycrispasr.handover import Handover
 from pycrispasr.live_text import Caption, LiveText
-from pycrispasr.result import Token, Transcript
+from pycrispasr.result import Segment, Token, Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pycrispasr.async_session import AsyncSession
-
-Vad = Literal["on", "off"]
 
 _BEHIND = 1.0  # seconds of audio that wait: no text is made then that is not final
 _TURN = 0.5  # seconds of audio that are taken from the queue at once
@@ -62,16 +60,15 @@ class Session:
 
     def __init__(
         self,
-        native: _native.NativeSession,
-        token_bytes: Callable[[int], bytes],
+        batch: Batch,
         *,
-        vad: Vad = "off",
-        silence: float = 0.8,
+        vad: Vad = "auto",
+        silence: float | None = None,
         partial_every: float | None = None,
         buffer: float = 30.0,
     ) -> None:
-        self._batch: Batch | None = Batch(native, token_bytes)
-        self._vad, self._silence, self._buffer = vad == "on", silence, buffer
+        self._batch: Batch | None = batch
+        self._vad, self._silence, self._buffer = vad, silence, buffer
         self._partial_every = partial_every
         self._process = os.getpid()
         self._coroutines: AsyncSession | None = None
@@ -163,8 +160,14 @@ class Session:
         return handover.push(np.array(audio.to_mono(samples)), rate, wait=wait)
 
     def end(self) -> None:
-        """Tells that no more samples will be pushed: `events` comes to its end. May be called from any thread."""
+        """Tells that no more samples will be pushed: `events` comes to its end. May be called from any thread.
+
+        A text that is not final is not finished any more; the final one comes the sooner.
+        """
         self._handover.end()
+        batch = self._batch
+        if batch is not None:
+            batch.native.hurry()
 
     def events(self) -> Iterator[Event]:
         """Does the work on what is pushed, and tells what happens, until `end` was called and all is done.
@@ -220,12 +223,12 @@ class Session:
     def __iter__(self) -> Iterator[Token]:
         return self.tokens()
 
-    def finish(self, *, progress: Callable[[float, float], object] | None = None) -> Transcript:
+    def finish(self, *, progress: Callable[[float, float | None], object] | None = None) -> Transcript:
         """Ends the audio, and gives the transcript of all of it.
 
         Args:
-            progress: Called with the seconds of audio done and their total: at the beginning, and when stretches are
-                done.
+            progress: Called with the seconds of audio done and their total, or None where that is not known yet: at the
+                beginning, and when stretches are done.
 
         Raises:
             AudioError: No audio was fed, or too little for this model.
@@ -362,7 +365,7 @@ class Session:
         stretch = self._cutter.open()
         if stretch is None:
             return
-        batch.listen(stretch.samples)
+        batch.listen(stretch)
         end = stretch.start + batch.heard
         fresh = end - max(self._hypothesis_end, stretch.start)
         now = time.perf_counter()
@@ -371,6 +374,7 @@ class Session:
             or fresh < self._partial_every * audio.SAMPLE_RATE
             or now < self._hypothesis_time + self._hypothesis_cost  # at most half of the time
             or self._handover.seconds > _BEHIND
+            or self._handover.ended
             or len(stretch.samples) > LONGEST
             or not self._recording.finished
         ):
@@ -433,7 +437,7 @@ class Session:
             self._cut(batch, self._resampler.finish())
             for cut in self._cutter.finish():
                 self._end_stretch(batch, cut)
-        if not self._recording.n_samples:
+        if self._resampler is not None and not self._recording.n_samples:
             raise AudioError("the audio is empty: all that was fed are 0 samples")
 
     def _take(self, recording: Recording) -> None:
@@ -442,17 +446,36 @@ class Session:
         self._ended = True
         self._handover.end()
 
-    def _finish(self, batch: Batch, progress: Callable[[float, float], object] | None = None) -> None:
+    def _finish(self, batch: Batch, progress: Callable[[float, float | None], object] | None = None) -> None:
         recording = self._recording
         self._end_audio(batch)
         done = -1.0
         while True:
             if progress and recording.seconds_done > done:
                 done = recording.seconds_done
-                progress(done, recording.seconds)
+                progress(done, recording.seconds_expected)
             if not batch.advance(recording, batch.native.sequences):
                 break
         self._finished = True
+        if recording.failure is not None:
+            raise recording.failure
+
+    def _next_segment(self) -> Segment | None:
+        """Ends the audio, and gives the next segment that is final; None behind the last one."""
+        with self._inside() as batch:
+            recording = self._recording
+            self._end_audio(batch)
+            self._check_cancelled(batch)
+            place = self._given[0]
+            while place == len(recording.finals) and batch.advance(recording, batch.native.sequences):
+                pass
+            if place < len(recording.finals):
+                self._given = place + 1, 0
+                return recording.finals[place]
+            self._finished = True
+            if recording.failure is not None:
+                raise recording.failure
+            return None
 
     def _next_token(self) -> Token | None:
         with self._inside() as batch:
@@ -461,8 +484,10 @@ class Session:
             self._check_cancelled(batch)
             while True:
                 place, given = self._given
-                if place == len(recording.stretches):
+                if place == len(recording.stretches) and not recording.ready():
                     self._finished = True
+                    if recording.failure is not None:
+                        raise recording.failure
                     return None
                 stretch = recording.stretches[place]
                 if given < len(stretch.tokens):

@@ -67,7 +67,7 @@ def live(
     with (
         Model(model, device=device, threads=threads, precision=precision.value, runtime="pycrispasr") as opened,
         opened.session(
-            vad="on" if (vad if vad is not None else not from_pipe) else "off",
+            vad="on" if vad or (vad is None and not from_pipe) else "auto" if vad is None else "off",
             silence=silence,
             partial_every=partial_every or None,
             buffer=0.5 if from_pipe else 30.0,

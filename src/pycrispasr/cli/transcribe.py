@@ -63,7 +63,7 @@ def _transcribe(model: Model, file: str, output: Format, max_new_tokens: int, ve
         if output == Format.txt:
             print(formats.to_txt(transcript), flush=True)
     else:
-        with model._feed(source, None, max_new_tokens) as session:
+        with model._feed(source, None, None, "auto", 2.0, max_new_tokens, 1) as session:
             if output == Format.txt:
                 try:
                     print_tokens(session)
