@@ -14,16 +14,30 @@ from pycrispasr.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PAGES = [
+    "README.md",
+    "docs/drop-in.md",
+    "docs/output.md",
+]
+EXAMPLES = [
+    pytest.param(code, shown, id=f"{page}: {code.strip().splitlines()[-1].strip()}")
+    for page in PAGES
+    for code, shown in re.findall(
+        r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?",
+        (ROOT / page).read_text("utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.strip().splitlines()[-1].strip())
-def test_every_python_example_of_the_readme_runs(example: str) -> None:
+@pytest.mark.parametrize(("example", "shown"), EXAMPLES)
+def test_every_python_example_of_the_pages_runs_and_prints_what_is_shown(example: str, shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
+    assert shown.strip() in ("", done.stdout.strip())
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
@@ -60,9 +74,10 @@ def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[s
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
-        r"`((?:csrc|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`", (ROOT / name).read_text("utf-8")
+        r"`((?:csrc|docs|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`",
+        (ROOT / name).read_text("utf-8"),
     ):
         assert (ROOT / path).exists() or list((ROOT / path).parent.glob(Path(path).name + ".*")), path

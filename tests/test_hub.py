@@ -113,3 +113,16 @@ def test_an_existing_file_goes_before_the_hub(stand_in: Hub, tmp_path: Path, mon
 
 def test_tiny_is_part_of_the_package() -> None:
     assert hub.resolve("tiny") == Path(hub.__file__).parent / "bundled" / "tiny.gguf"
+
+
+def test_offline_only_the_cache_is_used(stand_in: Hub, tmp_path: Path) -> None:
+    file = "moss-transcribe-preview-2b-q4_k.gguf"
+    for name in ("moss-transcribe", f"{MOSS}:{file}"):
+        with pytest.raises(ModelNotFoundError, match="is not in the cache"):
+            hub.resolve(name, offline=True)
+    with pytest.raises(ModelNotFoundError, match=r"must be named: org/repo:FILE\.gguf"):
+        hub.resolve("org/repo", offline=True)
+    stand_in.cached.add(file)
+    assert hub.resolve("moss-transcribe", offline=True) == tmp_path / file
+    assert hub.resolve("tiny", offline=True).name == "tiny.gguf"
+    assert stand_in.downloads == []

@@ -19,6 +19,7 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "OutputError",
     "PycrispasrError",
     "UnsupportedModelError",
     "UnsupportedOperationError",
@@ -60,6 +61,10 @@ class AudioError(PycrispasrError, ValueError):
 
 class AudioNotFoundError(AudioError, FileNotFoundError):
     """There is no such audio file."""
+
+
+class OutputError(PycrispasrError, OSError):
+    """A file of results is already there, or cannot be written."""
 
 
 class DeviceError(PycrispasrError, RuntimeError):

@@ -7,7 +7,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import _native
+from pycrispasr.atomic import replacing
 from pycrispasr.errors import InstallationError, ModelFormatError, ModelNotFoundError, PycrispasrError
 
 # ggml's tensor types by number. Where a file has another one, its tensors are listed, but not read.
@@ -298,7 +298,7 @@ def write(
     path = Path(path)
     total = sum(tensor.bytes for tensor in tensors)
     try:
-        with _replacing(path) as part:
+        with replacing(path) as part:
             writer = gguf.GGUFWriter(part, values["general.architecture"].content)
             for key, value in values.items():
                 if key != "general.architecture":
@@ -336,31 +336,6 @@ def write(
             f"{str(path)!r} cannot be written ({error.strerror or error}): name a path in a writable folder with "
             f"{total / 1e6:,.0f} MB left"
         ) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """The path of a file to write that takes the place of `path` when the block ends, and is gone when it fails.
-
-    On Linux the file has no name of its own meanwhile, so that not even a killed process leaves it behind.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    unnamed: int | None = None
-    with contextlib.suppress(AttributeError, OSError):  # another system, or a file system that cannot do it
-        unnamed = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-    try:
-        if unnamed is None:
-            yield part
-        else:
-            # O_APPEND and a second open file are what `write` needs, so the descriptor itself will not do.
-            handle = Path(f"/proc/self/fd/{unnamed}")
-            yield handle
-            os.link(handle, part, src_dir_fd=unnamed)  # with the argument, linkat() follows the symbolic link
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-        if unnamed is not None:
-            os.close(unnamed)
 
 
 def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ _MOSS_REPO = "cstr/MOSS-Transcribe-preview-2B-GGUF"
 _MOSS_TYPES = ("q4_k", "q8_0", "f16")  # the first one is the default
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
+def resolve(name: str | os.PathLike[str], *, offline: bool = False) -> Path:
     """The file of a model, fetched from the Hugging Face hub at its first use.
 
     A model in the hub's cache is used without the network. A download shows the hub's progress bar on a terminal.
@@ -29,6 +29,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             "moss-transcribe", the published model in Q4_K, or "moss-transcribe:q8_0", "moss-transcribe:f16";
             the path of a GGUF file: a PathLike, an existing file, or a text that ends in ".gguf";
             "org/repo" of the hub, if it has one GGUF file, or "org/repo:file.gguf".
+        offline: Use no network: only what is in the hub's cache, for which "org/repo" needs its file's name.
 
     Returns:
         A path, which exists.
@@ -45,9 +46,11 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         elif alias == DEFAULT:
             if kind and kind not in _MOSS_TYPES:
                 raise ModelNotFoundError(f"{name!r} does not exist: the types of {alias} are {', '.join(_MOSS_TYPES)}")
-            return _fetch(_MOSS_REPO, f"moss-transcribe-preview-2b-{kind or _MOSS_TYPES[0]}.gguf")
+            return _fetch(_MOSS_REPO, f"moss-transcribe-preview-2b-{kind or _MOSS_TYPES[0]}.gguf", offline)
         elif _names_repo(alias, kind) and not os.path.exists(text):
-            return _fetch(alias, kind or _only_gguf(alias))
+            if offline and not kind:
+                raise ModelNotFoundError(f"without the network the file in {name!r} must be named: {name}:FILE.gguf")
+            return _fetch(alias, kind or _only_gguf(alias), offline)
     if os.path.isdir(path):
         raise ModelNotFoundError(f"{text!r} is a directory: name the GGUF file in it")
     if not os.path.exists(path):
@@ -87,7 +90,7 @@ def _names_repo(repo: str, file: str) -> bool:
     return bool(rest) and not is_path
 
 
-def _fetch(repo: str, file: str) -> Path:
+def _fetch(repo: str, file: str, offline: bool) -> Path:
     """The file in the hub's cache, downloaded if it is not there."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -96,6 +99,8 @@ def _fetch(repo: str, file: str) -> Path:
         try:
             return Path(hf_hub_download(repo, file, local_files_only=True))
         except LocalEntryNotFoundError:
+            if offline:
+                raise
             return Path(hf_hub_download(repo, file))
 
 

@@ -125,6 +125,68 @@ class Transcript:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""
         return dataclasses.asdict(self, dict_factory=without_nan)
 
+    def to_txt(self) -> str:
+        """The text alone, in one piece and without a newline at its end."""
+        from pycrispasr import formats
+
+        return formats.to_txt(self)
+
+    def to_srt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
+        """SubRip subtitles: the content of a .srt file.
+
+        Args:
+            max_line_chars: The longest line. Wide characters, such as Chinese ones, count double. Only a word that is
+                longer is cut in two.
+            max_lines: The most lines that are shown at once.
+            max_cue_seconds: How long they are shown at the most.
+
+        Raises:
+            UsageError: `max_line_chars` is below 2, `max_lines` below 1, or `max_cue_seconds` below 0.1 or infinite.
+        """
+        from pycrispasr import formats
+
+        return formats.to_srt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
+
+    def to_vtt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
+        """WebVTT subtitles: the content of a .vtt file.
+
+        Where words have times, these stand before them, for players that follow the voice. A note tells of each segment
+        that failed.
+
+        Args:
+            max_line_chars: As for `to_srt`.
+            max_lines: As for `to_srt`.
+            max_cue_seconds: As for `to_srt`.
+
+        Raises:
+            UsageError: As for `to_srt`.
+        """
+        from pycrispasr import formats
+
+        return formats.to_vtt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
+
+    def to_tsv(self) -> str:
+        """A table: start and end in milliseconds and the text of each segment, separated by tabs, below a header."""
+        from pycrispasr import formats
+
+        return formats.to_tsv(self)
+
+    def to_audacity(self) -> str:
+        """Labels that Audacity imports: one for each word where words have times, else for each segment."""
+        from pycrispasr import formats
+
+        return formats.to_audacity(self)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One JSON object, as `docs/transcript.schema.json` describes it.
+
+        Args:
+            indent: Spaces for each level, or None for one line.
+        """
+        from pycrispasr import formats
+
+        return formats.to_json(self, indent=indent)
+
 
 def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes dictionaries for `dataclasses.asdict` in which None stands for NaN, which JSON does not have."""

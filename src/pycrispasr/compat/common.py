@@ -1,0 +1,252 @@
+"""What both shapes share: models' names, options that mean nothing here, and a transcription on its way."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import os
+import re
+import sys
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from pycrispasr import audio, hub
+from pycrispasr.audio import Samples
+from pycrispasr.errors import UnsupportedOperationError
+from pycrispasr.live_text import pieces
+from pycrispasr.model import BATCH, Model, Precision, devices
+from pycrispasr.result import Segment
+
+MODEL = hub.DEFAULT
+"""What stands for Whisper's models."""
+
+BUNDLED = "pycrispasr/tiny"
+"""The small model in this package, whose own name, "tiny", is that of a Whisper model."""
+
+WHISPER_MODELS = (
+    "tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en", "large", "large-v1", "large-v2",
+    "large-v3", "large-v3-turbo", "turbo", "distil-small.en", "distil-medium.en", "distil-large-v2", "distil-large-v3",
+    "distil-large-v3.5",
+)  # fmt: skip
+_WHISPER_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]*whisper[\w.-]*|distil-whisper/[\w.-]+", re.IGNORECASE)
+
+LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "mandarin": "zh"}
+
+_GREEDY = "the most probable token is taken at every step"
+_NO_PROMPT = "this model takes no text beside the audio"
+_LOOPS = "loops are stopped while they happen"
+
+# Options with the values that change nothing: others' defaults, and what is done here anyway. Others get a warning.
+_HARMLESS: dict[str, tuple[tuple[object, ...], str]] = {
+    "beam_size": ((5, 1, None), _GREEDY),
+    "best_of": ((5, 1, None), _GREEDY),
+    "patience": ((1, None), _GREEDY),
+    "length_penalty": ((1, None), _GREEDY),
+    "repetition_penalty": ((1,), _LOOPS),
+    "no_repeat_ngram_size": ((0,), _LOOPS),
+    "temperature": ((0,), _GREEDY),
+    "compression_ratio_threshold": ((2.4, None), _LOOPS),
+    "log_prob_threshold": ((-1, None), _GREEDY),
+    "logprob_threshold": ((-1, None), _GREEDY),
+    "no_speech_threshold": ((0.6, None), "this model tells no probability of silence"),
+    "condition_on_previous_text": ((True, False), _NO_PROMPT),
+    "prompt_reset_on_temperature": ((0.5,), _NO_PROMPT),
+    "initial_prompt": ((None, "", ()), _NO_PROMPT),
+    "carry_initial_prompt": ((False,), _NO_PROMPT),
+    "prompt": ((None, "", ()), _NO_PROMPT),
+    "hotwords": ((None, ""), _NO_PROMPT),
+    "suppress_blank": ((True,), "no token is suppressed"),
+    "suppress_tokens": (((-1,), "-1", None, (), ""), "no token is suppressed"),
+    "without_timestamps": ((True, False), "this model writes no times"),
+    "max_initial_timestamp": ((1, None), "this model writes no times"),
+    "prepend_punctuations": (("\"'“¿([{-",), "a word has its punctuation"),
+    "append_punctuations": (("\"'.。,，!！?？:：”)]}、",), "a word has its punctuation"),
+    "hallucination_silence_threshold": ((None,), "a voice activity detector leaves silence out"),
+    "multilingual": ((True, False), "this model hears both of its languages"),
+    "language_detection_threshold": ((0.5, None), "this model is not told a language"),
+    "language_detection_segments": ((1,), "this model is not told a language"),
+    "chunk_length": ((30, None), "stretches of at most 30 seconds are cut at pauses"),
+    "log_progress": ((False,), "no progress is shown"),
+    "fp16": ((True, False), "what is computed in follows from the model and the machine"),
+}
+
+# Options that say what to transcribe: a warning would not do.
+_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "prefix": ((None, "", ()), "this model cannot be told how a text begins"),
+    "clip_timestamps": (("0", (0,), None, ()), "pass the part of the samples that is meant"),
+}
+
+
+def open_model(
+    name: str | os.PathLike[str], *, device: str, threads: int = 0, precision: Precision = "auto", offline: bool = False
+) -> Model:
+    """Opens a model by a name that a program for Whisper has, or by one of ours."""
+    if isinstance(name, str):
+        if name in WHISPER_MODELS or (_WHISPER_REPOSITORY.fullmatch(name) and not os.path.exists(name)):
+            warn(f"{name!r} is a model for Whisper: {MODEL!r} is used, another model, which knows English and Chinese")
+            name = MODEL
+        elif name == BUNDLED:
+            name = "tiny"
+    return Model(
+        hub.resolve(name, offline=True) if offline else name,
+        device=device,
+        threads=threads or None,
+        precision=precision,
+    )
+
+
+def find_device(device: str, index: int = 0) -> str:
+    """Our name for a device; the CPU's, with a warning, where there is no such one."""
+    kind, _, number = device.partition(":")
+    if kind in ("auto", "cpu"):
+        return kind
+    wanted = f"{kind}:{number or index}"
+    if wanted in (one.name for one in devices()):
+        return wanted
+    warn(f"there is no device {wanted!r}: the CPU is used")
+    return "cpu"
+
+
+def check(options: Mapping[str, object], language: object = None, task: object = "transcribe") -> None:
+    """Refuses what cannot be done, and warns of what is not done.
+
+    Raises:
+        UnsupportedOperationError: Another language or task is asked for, or another part of the audio.
+        TypeError: There is no such option.
+    """
+    if language is not None and str(language).lower() not in LANGUAGES:
+        raise UnsupportedOperationError(f"language={language!r}: this model knows English ('en') and Chinese ('zh')")
+    if task != "transcribe":
+        raise UnsupportedOperationError(f"task={task!r}: this model writes down what is said, in its language")
+    for name, value in options.items():
+        harmless, why = _HARMLESS.get(name) or _REFUSED.get(name) or (None, "")
+        if harmless is None:
+            raise TypeError(f"transcribe() got an unexpected keyword argument {name!r}")
+        value = tuple(value) if isinstance(value, (list, tuple)) else value
+        if name == "temperature" and isinstance(value, tuple):
+            value = value[0] if value else 0  # the others are for another try
+        if value in harmless:
+            continue
+        if name in _REFUSED:
+            raise UnsupportedOperationError(f"{name}={value!r}: {why}")
+        warn(f"{name}={value!r} has no effect: {why}")
+
+
+def warn(message: str) -> None:
+    """Warns the line that called this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("pycrispasr."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def load(recording: Any) -> Samples:
+    """The samples of a file, or of an array at 16 kHz.
+
+    Raises:
+        AudioError: The audio cannot be read.
+    """
+    is_array = hasattr(recording, "__array__")
+    return audio.load(np.asarray(recording) if is_array else recording, sample_rate=16000 if is_array else None)
+
+
+class Numbers(TypedDict):
+    """What Whisper tells of a segment."""
+
+    tokens: list[int]
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    temperature: float
+
+
+def numbers(segment: Segment) -> Numbers:
+    """What Whisper tells of a segment; this model has no probability of silence, which is 0 therefore."""
+    logs = [math.log(max(token.probability, 1e-10)) for token in segment.tokens]
+    text = segment.text.encode()
+    return {
+        "tokens": [token.id for token in segment.tokens],
+        "avg_logprob": sum(logs) / len(logs) if logs else 0.0,
+        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "no_speech_prob": 0.0,
+        "temperature": 0.0,
+    }
+
+
+class Run:
+    """A transcription on its way: an iterator of its segments that have text."""
+
+    def __init__(
+        self,
+        model: Model,
+        samples: Samples,
+        *,
+        vad: Literal["auto", "on", "off"],
+        silence: float | None = None,
+        max_new_tokens: int | None = None,
+        word_timestamps: bool = False,
+        batch: int = BATCH,
+    ) -> None:
+        self._language: str | None = None  # where the runtime tells it
+        self._first: Segment | None = None
+        self._ahead: collections.deque[Segment] = collections.deque()
+        self._rest = self._with_text(
+            self._decoded(model, samples, vad, silence, max_new_tokens, word_timestamps, batch)
+        )
+
+    def __iter__(self) -> Iterator[Segment]:
+        return self
+
+    def __next__(self) -> Segment:
+        segment = self._ahead.popleft() if self._ahead else next(self._rest)
+        if self._first is None:
+            self._first = segment
+        return segment
+
+    def language(self) -> tuple[str | None, float]:
+        """The language of the first text, and how much of it is in its script; makes that text, if need be."""
+        if self._first is None:
+            with contextlib.suppress(StopIteration):
+                self._ahead.appendleft(next(self))
+        if self._language is not None:
+            return self._language, 1.0
+        return script("" if self._first is None else self._first.text)
+
+    def _with_text(self, segments: Iterator[Segment]) -> Iterator[Segment]:
+        for segment in segments:
+            if segment.status != "ok":
+                warn(f"{segment.start:.2f}-{segment.end:.2f} s: {segment.status} {segment.error or ''}".rstrip())
+            if segment.text:
+                yield segment
+
+    def _decoded(
+        self,
+        model: Model,
+        samples: Samples,
+        vad: Literal["auto", "on", "off"],  # noqa: ARG002
+        silence: float | None,  # noqa: ARG002
+        max_new_tokens: int | None,
+        word_timestamps: bool,
+        batch: int,
+    ) -> Iterator[Segment]:
+        if word_timestamps:
+            raise UnsupportedOperationError("word_timestamps=True: there are no word times yet")
+        limit = 512 if max_new_tokens is None else max_new_tokens
+        transcript = model.transcribe(samples, sample_rate=audio.SAMPLE_RATE, max_new_tokens=limit, batch=batch)
+        self._language = transcript.language
+        yield from transcript.segments
+
+
+def script(text: str) -> tuple[str | None, float]:
+    """The language of a text in English or Chinese, by its characters, and the share of words in it; None for none."""
+    words = [piece.strip() for piece in pieces(text) if any(map(str.isalnum, piece))]
+    if not words:
+        return None, 0.0
+    chinese = sum(unicodedata.east_asian_width(word[0]) in "WF" for word in words) / len(words)
+    return ("zh", chinese) if chinese > 0.5 else ("en", 1 - chinese)
