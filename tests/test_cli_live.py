@@ -193,10 +193,13 @@ def test_a_microphone_s_utterances_are_printed(monkeypatch: pytest.MonkeyPatch) 
     sound = np.concatenate([quiet, speech, quiet, quiet])
     sessions: list[Any] = []
     monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(sound, 48000, lambda: sessions[0].end()))
-    until_interrupted = live.until_interrupted
-    monkeypatch.setattr(
-        live, "until_interrupted", lambda session, work: (sessions.append(session), until_interrupted(session, work))
-    )
+    microphone = live.microphone
+
+    def recorded(session: Any, *rest: Any) -> Any:
+        sessions.append(session)
+        return microphone(session, *rest)
+
+    monkeypatch.setattr(live, "microphone", recorded)
     done = CliRunner().invoke(app, ["live", "-m", "tiny", "--device", "1"])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()

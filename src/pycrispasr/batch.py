@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 from pycrispasr import _native, audio
-from pycrispasr.cutter import LONGEST, Cut, Cutter, quietest
+from pycrispasr.cutter import LONGEST, Cut, Cutter, Vad, quietest
 from pycrispasr.errors import AudioError, DeviceError, InternalError, OutOfMemoryError, PycrispasrError
 from pycrispasr.live_text import separator
 from pycrispasr.result import Segment, Status, Timings, Token, Transcript
@@ -125,7 +125,28 @@ class Recording:
         self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
 
     @classmethod
-    def failed(cls, failure: PycrispasrError) -> Recording:
+    def open(
+        cls,
+        recording: audio.Audio,
+        *,
+        sample_rate: float | None,
+        channel: int | None,
+        vad: Vad,
+        silence: float | None,
+    ) -> Recording:
+        """One that is read as it is needed; where it cannot even be opened, its `failure` is set.
+
+        Raises:
+            UsageError: An option cannot be.
+        """
+        cutter = Cutter(vad=vad, silence=silence)
+        try:
+            return cls(audio.open(recording, sample_rate=sample_rate, channel=channel), cutter)
+        except AudioError as error:
+            return cls.broken(error)
+
+    @classmethod
+    def broken(cls, failure: PycrispasrError) -> Recording:
         """One that cannot be read."""
         recording = cls()
         recording._break_off(failure)

@@ -6,12 +6,14 @@ overlap instead: at pauses where a voice activity detector looks for them, else 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pycrispasr.audio import CHUNK_SECONDS, SAMPLE_RATE, Samples
+from pycrispasr.errors import UsageError
 from pycrispasr.events import Silence, SpeechStarted
 from pycrispasr.vad import FRAME, VoiceDetector
 
@@ -61,9 +63,16 @@ class Cutter:
     Args:
         vad: Use a voice activity detector.
         silence: Seconds without speech that end a stretch. None: 2.0 with "auto", else 0.8.
+
+    Raises:
+        UsageError: There is no such `vad`, or `silence` is not positive.
     """
 
     def __init__(self, *, vad: Vad = "off", silence: float | None = None) -> None:
+        if vad not in _SILENCE:
+            raise UsageError(f"vad cannot be {vad!r}: choose 'auto', 'on' or 'off'")
+        if silence is not None and not 0 < silence < math.inf:
+            raise UsageError(f"silence cannot be {silence}: it must be a positive number of seconds")
         self._detector = VoiceDetector() if vad == "on" else None
         self._auto = vad == "auto"
         self._level = 0.0  # power of speech

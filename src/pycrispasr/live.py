@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -138,39 +138,6 @@ def draw(events: Iterable[Event], console: Console) -> Iterator[Event]:
                 if event.segment.text:
                     console.print(Text(event.segment.text), soft_wrap=True)
             yield event
-
-
-def until_interrupted(session: Session, work: Callable[[], None]) -> None:
-    """Runs what iterates over a session's events in a thread, so that Ctrl-C is obeyed at once.
-
-    The first one ends the audio, the second one the work.
-
-    Raises:
-        CancelledError: It was interrupted twice.
-        BaseException: What `work` raises.
-    """
-    failures: list[BaseException] = []
-    done = threading.Event()  # an interrupted Thread.join takes the thread for dead: python/cpython#90882
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
-            failures.append(error)
-        done.set()
-
-    threading.Thread(target=guarded, name="pycrispasr-live", daemon=True).start()
-    interrupted = False
-    while not done.is_set():
-        try:
-            done.wait(0.1)
-        except KeyboardInterrupt:
-            if interrupted:
-                session.cancel()
-            interrupted = True
-            session.end()
-    if failures:
-        raise failures[0]
 
 
 def _sounddevice() -> Any:

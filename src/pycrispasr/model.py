@@ -17,7 +17,6 @@ from pycrispasr.audio import CHUNK_SECONDS, Audio
 from pycrispasr.batch import Batch, Recording, side_by_side
 from pycrispasr.cutter import Cutter, Vad
 from pycrispasr.errors import (
-    AudioError,
     ClosedError,
     ModelFormatError,
     UnsupportedModelError,
@@ -180,7 +179,8 @@ class Model:
         depend on it. The audio is read as it is needed: hours of it take no more memory than minutes.
 
         A stretch whose text repeats itself without end or is cut off, or that cannot be worked on, is tried once more
-        in two parts, cut where it is quietest. What then still fails stays in the transcript with its `status`, and `complete` is false.
+        in two parts, cut where it is quietest. What then still fails stays in the transcript with its `status`, and
+        `complete` is false.
 
         Args:
             audio: A path, the bytes of an audio file, a binary file object, or an array of samples of shape `[frames]`
@@ -289,9 +289,12 @@ class Model:
         if errors not in ("keep", "raise"):
             raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
         runner = self._batch(max_new_tokens, batch)
-        _cutter(vad, silence)  # tells at once what cannot be
-        read = (_read(one, sample_rate, channel, vad, silence) for one in recordings)
-        return _transcribe_many(runner, read, keep=errors == "keep")
+        Cutter(vad=vad, silence=silence)  # tells at once what cannot be
+        opened = (
+            Recording.open(one, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence)
+            for one in recordings
+        )
+        return _transcribe_many(runner, opened, keep=errors == "keep")
 
     def _batch(self, max_new_tokens: int | None, batch: int) -> Batch:
         """Room for so many stretches side by side."""
@@ -368,7 +371,6 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        _cutter(vad, silence)  # tells at once what cannot be
         return Session(
             self._batch(max_new_tokens, batch),
             vad=vad,
@@ -443,7 +445,7 @@ class Model:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
-        whole = _read(recording, sample_rate, channel, vad, silence)
+        whole = Recording.open(recording, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence)
         if whole.failure is not None:
             raise whole.failure
         expected = whole.seconds_expected
@@ -464,7 +466,7 @@ class Model:
         progress: Callable[[float, float | None], object] | None,
     ) -> Transcript:
         limit = _limit(max_new_tokens)
-        _cutter(vad, silence)
+        Cutter(vad=vad, silence=silence)  # tells what cannot be
         if vad == "on":
             raise _unsupported("choice of what is heard: vad='on'")
         samples = audio.load(recording, sample_rate=sample_rate, channel=channel)
@@ -505,23 +507,6 @@ def _unsupported(what: str) -> UnsupportedOperationError:
     return UnsupportedOperationError(
         f"CrispASR's library, which runs this model, gives no {what}: it can only transcribe() a whole recording"
     )
-
-
-def _cutter(vad: Vad, silence: float | None) -> Cutter:
-    if vad not in ("auto", "on", "off"):
-        raise UsageError(f"vad cannot be {vad!r}: choose 'auto', 'on' or 'off'")
-    return Cutter(vad=vad, silence=None if silence is None else _seconds("silence", silence))
-
-
-def _read(
-    recording: Audio, sample_rate: float | None, channel: int | None, vad: Vad, silence: float | None
-) -> Recording:
-    """A recording that is read as it is needed, or one that has failed."""
-    cutter = _cutter(vad, silence)
-    try:
-        return Recording(audio.open(recording, sample_rate=sample_rate, channel=channel), cutter)
-    except AudioError as error:
-        return Recording.failed(error)
 
 
 def _transcribe_many(batch: Batch, recordings: Iterator[Recording], *, keep: bool) -> Iterator[Transcript]:

@@ -7,6 +7,7 @@ import enum
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,41 @@ def print_tokens(tokens: Iterable[Token]) -> None:
         if ready:
             print(ready if begun else ready.lstrip(), end="", flush=True)
             held, begun = held[len(ready) :], True
+
+
+def until_interrupted(work: Callable[[], None], *steps: Callable[[], object]) -> None:
+    """Runs something in a thread, so that Ctrl-C is obeyed at once, also while the library computes.
+
+    Args:
+        work: What to run.
+        steps: The first Ctrl-C calls the first one, and so on. One more leaves the work alone.
+
+    Raises:
+        KeyboardInterrupt: There were more than `steps`.
+        BaseException: What `work` raises.
+    """
+    failures: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join takes the thread for dead: python/cpython#90882
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            failures.append(error)
+        done.set()
+
+    threading.Thread(target=guarded, name="pycrispasr-work", daemon=True).start()
+    left = iter(steps)
+    while not done.is_set():
+        try:
+            done.wait(0.1)
+        except KeyboardInterrupt:
+            step = next(left, None)
+            if step is None:
+                raise
+            step()
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

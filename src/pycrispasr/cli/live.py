@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pycrispasr import audio, formats, hub
-from pycrispasr.cli.common import ComputedIn, Precision, app, complain, print_tokens, tell
-from pycrispasr.cli.transcribe import complain_about
+from pycrispasr.cli.common import ComputedIn, Precision, app, complain, print_tokens, tell, until_interrupted
+from pycrispasr.cli.transcribe import complaints
 from pycrispasr.events import Event, Final
 from pycrispasr.model import Model
 
@@ -81,9 +81,11 @@ def live(
         with recording:
             if not from_pipe and sys.stderr.isatty():
                 tell("listening; Ctrl-C ends it")
-            listening.until_interrupted(session, lambda: _print_events(session.events(), as_json=as_json))
+            work = lambda: _print_events(session.events(), as_json=as_json)  # noqa: E731
+            until_interrupted(work, session.end, session.cancel)
         transcript = session.finish()
-        complain_about("live", transcript)
+        for sentence in complaints("live", transcript):
+            complain(sentence)
         if session.lost:
             complain(f"live: {session.lost:.1f} s of audio were lost: this machine is too slow for the model")
 
