@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import itertools
 import logging
 import os
 import sys
@@ -119,7 +120,7 @@ def transcribe(
             opened, plan, progress, book,
             to_stdout=to_stdout or folder is None,
             subtitles={"max_line_chars": max_line_chars, "max_cue_seconds": max_cue_seconds},
-            overwrite=overwrite,
+            overwrite=overwrite, limited=max_new_tokens is not None,
         )  # fmt: skip
         reading: dict[str, Any] = {"channel": channel, "vad": vad.value, "silence": silence}
         decoding = {"batch": batch, "max_new_tokens": max_new_tokens}
@@ -127,7 +128,7 @@ def transcribe(
             until_interrupted(lambda: work.run(reading, decoding), work.stop)
         except KeyboardInterrupt:
             work.interrupted = True
-    work.sum_up(always=verbose or folder is not None or len(plan) > 1)
+    work.sum_up(always=verbose or folder is not None or (len(plan) > 1 and sys.stderr.isatty()))
     if work.interrupted:
         raise typer.Exit(_INTERRUPTED)
     if work.failed:
@@ -179,11 +180,13 @@ class _Work:
         to_stdout: bool,
         subtitles: dict[str, Any],
         overwrite: bool,
+        limited: bool,
     ) -> None:
         self.interrupted = False
         self.failed = 0  # recordings
         self._model, self._plan, self._progress, self._book = model, plan, progress, book
         self._to_stdout, self._subtitles, self._overwrite = to_stdout, subtitles, overwrite
+        self._limited = limited
         self._begun: collections.deque[Recording] = collections.deque()
         self._done = 0  # jobs
         self._seconds = 0.0  # of their audio
@@ -225,13 +228,13 @@ class _Work:
         self._batch: Batch = batch
         if self._stopped:
             return
-        opened = (Recording.open(_source(job), sample_rate=None, **reading) for job in self._plan)
-        for recording in side_by_side(batch, opened, self._begun):
-            if recording is None:
-                self._show()
-            else:
+        # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
+        for _, jobs in itertools.groupby(self._plan, lambda job: job.entry.audio == "-"):
+            opened = (Recording.open(_source(job), sample_rate=None, **reading) for job in jobs)
+            for recording in side_by_side(batch, opened, self._begun):
                 self._show(recording)
-                self._finish(self._plan[self._done], recording.transcript(time.perf_counter() - recording.begun))
+                if recording is not None:
+                    self._finish(self._plan[self._done], recording.transcript(time.perf_counter() - recording.begun))
 
     def _show(self, done: Recording | None = None) -> None:
         """Prints what has become final of the first recording, and how far the work is."""
@@ -279,7 +282,7 @@ class _Work:
             complain(str(error))
             failed = True
         self._print(job, transcript.segments)
-        if self._prints(job):
+        if self._prints(job) and not failed:
             self._progress.end_line()
         elif self._to_stdout and not failed:
             self._progress.write(formats.render(transcript, job.kinds[0], audio=name, **self._subtitles))
@@ -289,7 +292,8 @@ class _Work:
         )
         for sentence in complaints(name, transcript):
             self._progress.complain(sentence)
-        self.failed += failed or not (transcript.complete or partial)
+        kept = ("ok", "truncated") if self._limited else ("ok",)  # a text is cut where that was asked for
+        self.failed += failed or (not partial and any(segment.status not in kept for segment in transcript.segments))
         self._seconds += transcript.duration
         self._done += 1
         self._shown, self._text = 0, ""
