@@ -12,7 +12,8 @@ from pycrispasr import _native, audio
 from pycrispasr.cutter import LONGEST, Cut, plan, quietest
 from pycrispasr.errors import AudioError
 from pycrispasr.live_text import separator
-from pycrispasr.result import Segment, Status, Timings, Token, Transcript
+from pycrispasr.result import Segment, Status, Timings, Token, Transcript, Word
+from pycrispasr.word_times import Aligner, Kind
 
 _WORK = ("log_mel", "encoder", "adapter", "prefill", "decode", "hypotheses", "n_prompt_tokens", "n_tokens")
 """What a recording's timings add up, by its name in the library's result."""
@@ -33,6 +34,7 @@ class Stretch:
         self.start, self.end = start, start + len(samples)
         self.samples: audio.Samples | None = samples  # as long as they are needed
         self.tokens: list[Token] = []
+        self.words: tuple[Word, ...] | None = None
         self.status: Status | None = None  # as long as it is not done
         self.may_split = whole  # if it loops: not when somebody has got tokens of it
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -67,7 +69,12 @@ class Stretch:
                 tokens = (*tokens[:i], first, *tokens[i + 1 :])
                 break
         return Segment(
-            self.start / audio.SAMPLE_RATE, self.end / audio.SAMPLE_RATE, self.text, tokens, self.status or "cancelled"
+            self.start / audio.SAMPLE_RATE,
+            self.end / audio.SAMPLE_RATE,
+            self.text,
+            tokens,
+            self.status or "cancelled",
+            self.words,
         )
 
     def halves(self) -> list[Stretch]:
@@ -91,6 +98,7 @@ class Recording:
         self.finals: list[Segment] = []  # of the first of them, which are done
         self.text = ""  # of these
         self.lost = 0.0  # seconds that were lost on the way here
+        self.word_times: Kind | None = None
         self.waiting: collections.deque[Stretch] = collections.deque()  # that have not been started
         self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
 
@@ -183,6 +191,7 @@ class Recording:
                 total=seconds,
                 **work,
             ),
+            word_times=self.word_times,
         )
 
     @staticmethod
@@ -197,10 +206,14 @@ class Batch:
     Args:
         native: The session.
         token_bytes: Gives a token's bytes.
+        aligner: Gives times to words, if that is wanted; the session keeps the attention of its heads.
     """
 
-    def __init__(self, native: _native.NativeSession, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, native: _native.NativeSession, token_bytes: Callable[[int], bytes], aligner: Aligner | None = None
+    ) -> None:
         self.native = native
+        self._aligner = aligner
         self.running: dict[int, tuple[Recording, Stretch]] = {}  # by sequence
         self._token_bytes = token_bytes
         self._listening: int | None = None  # the sequence
@@ -275,17 +288,31 @@ class Batch:
             if step is not None:
                 stretch.add(*step, self._token_bytes(step[0]))
             else:
+                self._align(sequence)
                 recording.keep(stretch, self.native.result(sequence))
                 del self.running[sequence]
         return bool(sequences)
 
     def work_on(self, recording: Recording) -> list[tuple[Stretch, dict[str, Any]]]:
         """The stretches of a recording that are being decoded, with the library's results so far."""
+        for sequence in self.running:
+            self._align(sequence)
         return [
             (stretch, self.native.result(sequence))
             for sequence, (whose, stretch) in self.running.items()
             if whose is recording
         ]
+
+    def _align(self, sequence: int) -> None:
+        """Times for the words of a stretch as far as it is decoded, if they are wanted."""
+        recording, stretch = self.running[sequence]
+        if self._aligner is not None and stretch.samples is not None:
+            recording.word_times = self._aligner.kind
+            attention = self.native.attention(sequence)
+            tokens, stretch.words = self._aligner.align(
+                stretch.tokens, stretch.text, attention, stretch.samples, stretch.start
+            )
+            stretch.tokens[:] = tokens
 
     def _free(self) -> int:
         """A free sequence, empty."""

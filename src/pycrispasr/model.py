@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pycrispasr import _crispasr, _native, audio, hub
+from pycrispasr import _crispasr, _native, audio, hub, word_times
 from pycrispasr.audio import Audio
 from pycrispasr.batch import Batch, Recording
 from pycrispasr.errors import (
@@ -74,6 +74,7 @@ class ModelInfo:
         encoder_d_model: Width of the encoder.
         encoder_output: Columns of an encoder row.
         llm_layers: Layers of the decoder.
+        llm_heads: Attention heads of each.
         llm_hidden: Width of the decoder.
         llm_vocab: Tokens in the vocabulary.
         llm_max_positions: Tokens that the decoder can hold, prompt and text together.
@@ -96,6 +97,7 @@ class ModelInfo:
     encoder_d_model: int
     encoder_output: int
     llm_layers: int
+    llm_heads: int
     llm_hidden: int
     llm_vocab: int
     llm_max_positions: int
@@ -152,7 +154,8 @@ class Model:
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
-        opened = _open(hub.resolve(name), device, self._threads, precision, runtime)
+        self._path = hub.resolve(name)
+        opened = _open(self._path, device, self._threads, precision, runtime)
         if isinstance(opened, _native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
@@ -167,6 +170,7 @@ class Model:
         sample_rate: float | None = None,
         max_new_tokens: int = 512,
         batch: int = BATCH,
+        word_timestamps: bool = False,
         progress: Callable[[float, float], object] | None = None,
     ) -> Transcript:
         """Transcribes a whole recording.
@@ -180,6 +184,7 @@ class Model:
             sample_rate: Samples per second of an array.
             max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
             batch: How many stretches are decoded side by side.
+            word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
             progress: Called with the seconds of audio done and their total: at the beginning, and when stretches are
                 done.
 
@@ -187,11 +192,15 @@ class Model:
             AudioError: The audio cannot be read or understood, or is too short.
             UsageError: `max_new_tokens` or `batch` is not positive.
             ClosedError: The model is closed.
+            ModelFormatError: With `word_timestamps`: the file beside the model that names its heads is damaged.
             OutOfMemoryError: An allocation failed.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model.
         """
         if self._crispasr is not None:
+            if word_timestamps:
+                raise _unsupported("word_timestamps of ours")
             return self._transcribe_whole(self._crispasr, audio, sample_rate, max_new_tokens, progress)
-        with self._feed(audio, sample_rate, max_new_tokens, batch) as session:
+        with self._feed(audio, sample_rate, max_new_tokens, batch, word_timestamps) as session:
             return session.finish(progress=progress)
 
     def transcribe_many(
@@ -201,6 +210,7 @@ class Model:
         sample_rate: float | None = None,
         max_new_tokens: int = 512,
         batch: int = BATCH,
+        word_timestamps: bool = False,
     ) -> Iterator[Transcript]:
         """Transcribes recordings side by side, each as `transcribe` would, and gives their transcripts in order.
 
@@ -212,6 +222,7 @@ class Model:
             sample_rate: Samples per second of arrays.
             max_new_tokens: As for `transcribe`.
             batch: How many stretches are decoded side by side.
+            word_timestamps: As for `transcribe`.
 
         Returns:
             A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
@@ -223,14 +234,15 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        native = self._opened()
+        native, aligner = self._opened(), self._aligner(word_timestamps)
         runner = _native.NativeSession(
             native,
             threads=self._threads,
             max_new_tokens=_positive("max_new_tokens", max_new_tokens),
             sequences=_positive("batch", batch),
+            heads=aligner.heads if aligner else (),
         )
-        return _transcribe_many(iter(recordings), sample_rate, Batch(runner, native.token_bytes))
+        return _transcribe_many(iter(recordings), sample_rate, Batch(runner, native.token_bytes, aligner))
 
     def stream(self, audio: Audio, *, sample_rate: float | None = None, max_new_tokens: int = 512) -> Iterator[Token]:
         """Transcribes a whole recording, and gives its tokens one by one as they are decoded.
@@ -261,6 +273,7 @@ class Model:
         buffer: float = 30.0,
         max_new_tokens: int = 512,
         batch: int = 1,
+        word_timestamps: bool = False,
     ) -> Session:
         """A session, for audio that comes in parts, and for a transcription that can be cancelled.
 
@@ -276,6 +289,8 @@ class Model:
             max_new_tokens: The text of a stretch of at most 30 seconds is cut after so many tokens.
             batch: How many stretches are decoded side by side. With more than one the text of each comes later, and
                 all of it sooner: for recordings that are fed faster than they were spoken.
+            word_timestamps: As for `transcribe`. Segments have their words when they are final; tokens that
+                `Session.tokens` gives before have no times.
 
         Raises:
             UsageError: An option is not positive, or there is no such `vad`.
@@ -286,10 +301,14 @@ class Model:
         limit, sequences = _positive("max_new_tokens", max_new_tokens), _positive("batch", batch)
         if vad not in ("on", "off"):
             raise UsageError(f"vad cannot be {vad!r}: choose 'on' or 'off'")
-        native = self._opened()
+        native, aligner = self._opened(), self._aligner(word_timestamps)
+        heads = aligner.heads if aligner else ()
         return Session(
-            _native.NativeSession(native, threads=self._threads, max_new_tokens=limit, sequences=sequences),
+            _native.NativeSession(
+                native, threads=self._threads, max_new_tokens=limit, sequences=sequences, heads=heads
+            ),
             native.token_bytes,
+            aligner=aligner,
             vad=vad,
             silence=_seconds("silence", silence),
             partial_every=None if partial_every is None else _seconds("partial_every", partial_every),
@@ -349,12 +368,30 @@ class Model:
             raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
         return native
 
-    def _feed(self, recording: Audio, sample_rate: float | None, max_new_tokens: int, batch: int = 1) -> Session:
+    def _aligner(self, wanted: bool) -> word_times.Aligner | None:
+        """What gives times to words, where they are wanted."""
+        if not wanted:
+            return None
+        heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
+        return word_times.Aligner(heads, kind, self.info.chunk_frames)
+
+    def _feed(
+        self,
+        recording: Audio,
+        sample_rate: float | None,
+        max_new_tokens: int,
+        batch: int = 1,
+        word_timestamps: bool = False,
+    ) -> Session:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
         whole = Recording.of(audio.load(recording, sample_rate=sample_rate))
-        session = self.session(max_new_tokens=max_new_tokens, batch=max(1, min(batch, len(whole.stretches))))
+        session = self.session(
+            max_new_tokens=max_new_tokens,
+            batch=max(1, min(batch, len(whole.stretches))),
+            word_timestamps=word_timestamps,
+        )
         session._take(whole)
         return session
 
@@ -471,6 +508,7 @@ def transcribe(
     runtime: Runtime = "auto",
     sample_rate: float | None = None,
     max_new_tokens: int = 512,
+    word_timestamps: bool = False,
     progress: Callable[[float, float], object] | None = None,
 ) -> Transcript:
     """Opens a model, transcribes one recording, and closes the model.
@@ -486,10 +524,17 @@ def transcribe(
         runtime: See `Model`.
         sample_rate: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
+        word_timestamps: See `Model.transcribe`.
         progress: See `Model.transcribe`.
 
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
     with Model(model, device=device, threads=threads, precision=precision, runtime=runtime) as opened:
-        return opened.transcribe(audio, sample_rate=sample_rate, max_new_tokens=max_new_tokens, progress=progress)
+        return opened.transcribe(
+            audio,
+            sample_rate=sample_rate,
+            max_new_tokens=max_new_tokens,
+            word_timestamps=word_timestamps,
+            progress=progress,
+        )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pycrispasr.async_session import AsyncSession
+    from pycrispasr.word_times import Aligner
 
 Vad = Literal["on", "off"]
 
@@ -69,8 +70,9 @@ class Session:
         silence: float = 0.8,
         partial_every: float | None = None,
         buffer: float = 30.0,
+        aligner: Aligner | None = None,
     ) -> None:
-        self._batch: Batch | None = Batch(native, token_bytes)
+        self._batch: Batch | None = Batch(native, token_bytes, aligner)
         self._vad, self._silence, self._buffer = vad == "on", silence, buffer
         self._partial_every = partial_every
         self._process = os.getpid()

@@ -39,6 +39,9 @@ def transcribe(
     precision: ComputedIn = Precision.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+    word_timestamps: Annotated[
+        bool, typer.Option("--word-timestamps", help="Tell in json when each word was said.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is done.")] = False,
 ) -> None:
     """Print what is said in audio files, word by word as it is recognised."""
@@ -48,7 +51,7 @@ def transcribe(
     with Model(model, device=device, threads=threads, precision=precision.value, runtime=runtime.value) as opened:
         for file in files:
             try:
-                _transcribe(opened, file, output, max_new_tokens, verbose)
+                _transcribe(opened, file, output, max_new_tokens, word_timestamps, verbose)
             except PycrispasrError as error:
                 complain(str(error) if file in str(error) else f"{file}: {error}")
                 failed = True
@@ -56,14 +59,16 @@ def transcribe(
         raise typer.Exit(1)
 
 
-def _transcribe(model: Model, file: str, output: Format, max_new_tokens: int, verbose: bool) -> None:
+def _transcribe(
+    model: Model, file: str, output: Format, max_new_tokens: int, word_timestamps: bool, verbose: bool
+) -> None:
     source: str | BinaryIO = sys.stdin.buffer if file == "-" else file
     if model.runtime == "crispasr":
-        transcript = model.transcribe(source, max_new_tokens=max_new_tokens)
+        transcript = model.transcribe(source, max_new_tokens=max_new_tokens, word_timestamps=word_timestamps)
         if output == Format.txt:
             print(formats.to_txt(transcript), flush=True)
     else:
-        with model._feed(source, None, max_new_tokens) as session:
+        with model._feed(source, None, max_new_tokens, word_timestamps=word_timestamps) as session:
             if output == Format.txt:
                 try:
                     print_tokens(session)
