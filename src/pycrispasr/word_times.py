@@ -31,7 +31,7 @@ _Floats = npt.NDArray[np.floating[Any]]
 _TAIL = 0.1  # share of a token's attention on either side that tells nothing about where it lies
 _QUIET = 0.2  # of the way in decibels from the quietest of the audio to its loudest: below it nothing is said
 _RANGE = 50.0  # decibels of that way at the most
-_SHORTEST = 3  # quiet frames that count
+_SHORTEST = 6  # quiet frames that count
 _LONGEST = 20  # quiet frames beyond which no pause is better than another
 _REACH = 0.4  # seconds of sound beyond what a word's tokens attended to, that may be its own
 
@@ -204,7 +204,7 @@ def token_spans(attention: _Floats, weights: _Floats, edges: _Floats) -> _Floats
 
 
 def quiet_runs(samples: Samples) -> _Floats:
-    """Where nothing is said: beginnings and ends of at least 30 ms, seconds, `[runs, 2]`."""
+    """Where nothing is said: beginnings and ends of at least 60 ms, seconds, `[runs, 2]`."""
     hop = round(_FRAME * SAMPLE_RATE)
     count = len(samples) // hop
     # The difference of neighbours: hum counts less than the hiss of consonants.
@@ -232,8 +232,8 @@ def word_spans(attended: _Floats, quiet: _Floats, seconds: float) -> _Floats:
         left, right = attended[k - 1] if k else None, attended[k] if k < n else None
         begin, end = 0.0 if left is None else left[1], seconds if right is None else right[1]
         low, high = begin if left is None else left[2], end if right is None else right[0]
-        runs = quiet.clip(begin, end)
-        runs = runs[runs[:, 1] > runs[:, 0]]
+        centres = quiet.mean(axis=1)
+        runs = quiet[(centres > begin) & (centres < end)].clip(begin, end)
         if len(runs):
             lengths = np.minimum(runs[:, 1] - runs[:, 0], _LONGEST * _FRAME)
             outside = np.maximum(0, np.maximum(low - runs[:, 1], runs[:, 0] - high))
@@ -324,6 +324,12 @@ class Aligner:
             for word, (start, end) in zip(found, spans, strict=True)
         )
         return tuple(timed), tuple(words)
+
+
+def token_ranges(tokens: Sequence[Token], text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, each with its first and its last token."""
+    nowhere = np.zeros((len(tokens), 3))
+    return [(word.text, word.first, word.last) for word in _words(tokens, text, nowhere)] if tokens else []
 
 
 class _Word(NamedTuple):
