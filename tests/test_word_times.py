@@ -70,7 +70,7 @@ def check_order(segment: Segment) -> None:
         assert 0 <= word.probability <= 1
 
 
-@pytest.mark.parametrize("noise", [None, 20])
+@pytest.mark.parametrize("noise", [None, 30])
 def test_words_between_pauses_have_their_times(tiny: Model, noise: float | None) -> None:
     recordings = []
     for seed in range(60):
@@ -336,7 +336,7 @@ def test_a_character_that_two_tokens_write_is_a_word_of_both() -> None:
 def test_a_head_that_aligns_scores_more_than_others() -> None:
     steps, rows = 12, 60
     rng = np.random.default_rng(0)
-    aligned = np.eye(steps).repeat(rows // steps, axis=1) + 0.01
+    aligned = np.eye(steps).repeat(rows // steps, axis=1) + 0.001
     pictures = {
         "aligned": aligned,
         "backwards": aligned[::-1],

@@ -152,13 +152,13 @@ def score(picture: _Floats) -> float:
     """How well a head aligns, 0 to 1, from its attention `[steps, rows]`.
 
     A head that aligns looks at few rows at a time, at which it looks in no other step, and never goes back. So its
-    score is the share of a step's attention on the five rows around its peak, less the share that the other steps have
+    score is the share of a step's attention on the five rows that have most of it, less the share that other steps have
     there; times the share of pairs of steps in order, less that of those out of order.
     """
     steps, rows = picture.shape
     near = np.pad(_shares(picture), ((0, 0), (3, 2))).cumsum(axis=1)
     near = near[:, 5:] - near[:, :-5]
-    peaks = picture.argmax(axis=1)
+    peaks = near.argmax(axis=1)
     own = near[np.arange(steps), peaks]
     others = near.sum(axis=0)[peaks] - own + min(1.0, 5 / rows)  # and one that looks everywhere
     order = np.sign(np.subtract.outer(peaks, peaks))[np.tril_indices(steps, -1)].sum()
@@ -186,7 +186,8 @@ def token_spans(attention: _Floats, weights: _Floats, edges: _Floats) -> _Floats
         edges: See `row_edges`.
     """
     picture = np.einsum("thr,h->tr", _shares(attention), weights / weights.sum())
-    path = warp(picture - picture.mean(axis=0))
+    others = (picture.sum(axis=0) + 1 / picture.shape[1]) / (len(picture) + 1)  # and one that looks everywhere
+    path = warp(picture - others)
     places = np.arange(len(path))
     spans = np.empty((len(path), 3))
     for place, (first, last) in enumerate(path):
@@ -207,12 +208,15 @@ def quiet_runs(samples: Samples) -> _Floats:
     """Where nothing is said: beginnings and ends of at least 60 ms, seconds, `[runs, 2]`."""
     hop = round(_FRAME * SAMPLE_RATE)
     count = len(samples) // hop
-    # The difference of neighbours: hum counts less than the hiss of consonants.
-    sharp = np.diff(samples, prepend=samples[:1])[: count * hop].reshape(count, hop)
-    level = 10 * np.log10(np.square(sharp, dtype=np.float64).mean(axis=1) + 1e-12)
-    top = np.percentile(level, 95)
-    bottom = max(np.percentile(level, 5), top - _RANGE)
-    quiet = np.concatenate([[False], level < bottom + _QUIET * (top - bottom), [False]])
+    quiet = np.zeros(count + 2, bool)
+    quiet[1:-1] = True
+    # Vowels stand out of the samples, the hiss of consonants out of their differences.
+    for sound in (samples, np.diff(samples, prepend=samples[:1])):
+        frames = sound[: count * hop].reshape(count, hop)
+        level = 10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12)
+        top = np.percentile(level, 95)
+        bottom = max(np.percentile(level, 5), top - _RANGE)
+        quiet[1:-1] &= level < bottom + _QUIET * (top - bottom)
     changes = np.flatnonzero(quiet[1:] != quiet[:-1]).reshape(-1, 2)
     return np.asarray(changes[changes[:, 1] - changes[:, 0] >= _SHORTEST] * _FRAME)
 
