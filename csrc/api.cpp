@@ -370,8 +370,8 @@ pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params,
             const int32_t layer = params->heads[2 * i], head = params->heads[2 * i + 1];
             if (layer < 0 || layer >= decoder.n_layers || head < 0 || head >= decoder.n_heads) {
                 throw Error(PCR_ERROR_ARGUMENT,
-                            format("layer %d has no head %d in this model: the decoder has %d layers of %d heads", layer,
-                                   head, decoder.n_layers, decoder.n_heads));
+                            format("layer %d has no head %d in this model: the decoder has %d layers of %d heads",
+                                   layer, head, decoder.n_layers, decoder.n_heads));
             }
         }
         (*session)->session = std::make_unique<pcr::Session>(*model->model, *params);

@@ -84,7 +84,7 @@ struct WatchNode {
     Compute *                 compute;
     const std::vector<Look> * looks;
     std::vector<int64_t>      heads;  // of this layer
-    std::vector<int64_t>      rows;   // that they fill
+    std::vector<int64_t>      rows;  // that they fill
     Tickets                   tickets{};
 };
 

@@ -235,8 +235,7 @@ void Decoder::append_tokens(int32_t sequence, const int32_t * tokens, int64_t co
     get(pass.out, out);
 }
 
-void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out,
-                   const Look * looks_) {
+void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out, const Look * looks_) {
     for (int32_t i = 0; i < count; i++) {
         reserve(length(sequences[i]) + 1);
     }

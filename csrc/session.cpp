@@ -291,8 +291,7 @@ Look Session::look(int32_t sequence, int64_t n_steps) {
     }
     std::vector<float> & held = clip.text.attention;
     held.resize((clip.text.steps + static_cast<size_t>(n_steps)) * size);
-    return {static_cast<int64_t>(model.prompt_before.size()), clip.done.n_rows,
-            held.data() + clip.text.steps * size};
+    return {static_cast<int64_t>(model.prompt_before.size()), clip.done.n_rows, held.data() + clip.text.steps * size};
 }
 
 const float * Session::attention(int32_t sequence, int64_t * n_steps) const {

@@ -14,11 +14,16 @@ from pycrispasr.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PAGES = ("README.md", "docs/word-times.md")  # whose examples run without a network
+EXAMPLES = [
+    example
+    for page in PAGES
+    for example in re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.strip().splitlines()[-1].strip())
-def test_every_python_example_of_the_readme_runs(example: str) -> None:
+def test_every_python_example_runs(example: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -46,11 +51,15 @@ def test_every_command_of_the_readme_exists() -> None:
 
 @pytest.mark.parametrize(
     ("name", "commands"),
-    [("models.md", {"convert", "quantize", "imatrix", "info"}), ("performance.md", {"bench", "diff"})],
+    [
+        ("models.md", {"convert", "quantize", "imatrix", "info"}),
+        ("performance.md", {"bench", "diff"}),
+        ("word-times.md", {"transcribe", "align-heads"}),
+    ],
 )
 def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[str]) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:\$ )?pycrispasr (\w+)(.*)$", page, re.MULTILINE)
+    lines = re.findall(r"^(?:\$ )?pycrispasr ([\w-]+)(.*)$", page, re.MULTILINE)
     assert commands <= {command for command, _ in lines}
     for command, rest in lines:
         shown = CliRunner().invoke(app, [command, "--help"])
@@ -60,7 +69,7 @@ def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[s
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "docs/word-times.md"])
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
         r"`((?:csrc|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`", (ROOT / name).read_text("utf-8")

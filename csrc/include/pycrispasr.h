@@ -169,14 +169,14 @@ PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t *
 /* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
 
 typedef struct pcr_session_params {
-    size_t  size;
-    int32_t threads; /* 0: the number of physical cores that this process may use       */
-    int32_t max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
-    int32_t sequences; /* clips that are held at once, each with a KV cache. Default 1 */
-    int32_t importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
+    size_t          size;
+    int32_t         threads; /* 0: the number of physical cores that this process may use       */
+    int32_t         max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
+    int32_t         sequences; /* clips that are held at once, each with a KV cache. Default 1 */
+    int32_t         importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
     const int32_t * heads; /* heads of the decoder whose attention pcr_session_attention() gives: a layer and a query
                               head for each, both from 0. Copied. Default NULL                   */
-    int32_t n_heads; /* their number. Default 0: nothing is computed for them              */
+    int32_t         n_heads; /* their number. Default 0: nothing is computed for them              */
 } pcr_session_params;
 
 PCR_API void pcr_session_params_default(pcr_session_params * params);
