@@ -25,7 +25,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 4;
+constexpr int32_t abi_version = 5;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -277,6 +277,7 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         info->encoder_d_model         = e.d_model;
         info->encoder_output          = e.output_dim;
         info->llm_layers              = d.n_layers;
+        info->llm_heads               = d.n_heads;
         info->llm_hidden              = d.hidden;
         info->llm_vocab               = d.vocab;
         info->llm_max_positions       = d.max_positions;
@@ -335,7 +336,7 @@ pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens,
 // ---- Session
 
 void pcr_session_params_default(pcr_session_params * params) {
-    *params = {sizeof(*params), 0, 512, 1, 0};
+    *params = {sizeof(*params), 0, 512, 1, 0, nullptr, 0};
 }
 
 pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params, pcr_session ** session) {
@@ -362,6 +363,16 @@ pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params,
         }
         if (params->sequences < 1 || params->sequences > 256) {
             throw Error(PCR_ERROR_ARGUMENT, format("sequences is %d: 1 to 256 are possible", params->sequences));
+        }
+        const pcr::DecoderWeights & decoder = model->model->decoder;
+        require(params->n_heads >= 0 && (params->heads || params->n_heads == 0), "heads is NULL, or n_heads negative");
+        for (int32_t i = 0; i < params->n_heads; i++) {
+            const int32_t layer = params->heads[2 * i], head = params->heads[2 * i + 1];
+            if (layer < 0 || layer >= decoder.n_layers || head < 0 || head >= decoder.n_heads) {
+                throw Error(PCR_ERROR_ARGUMENT,
+                            format("layer %d has no head %d in this model: the decoder has %d layers of %d heads",
+                                   layer, head, decoder.n_layers, decoder.n_heads));
+            }
         }
         (*session)->session = std::make_unique<pcr::Session>(*model->model, *params);
         return PCR_OK;
@@ -447,6 +458,24 @@ pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_resul
         require_sequences(s, &sequence, 1);
         require(result != nullptr, "NULL");
         *result = s.result(sequence);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_attention(pcr_session * session, int32_t sequence, float * weights, size_t capacity,
+                                 int64_t * n_steps) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        require(n_steps && (weights || capacity == 0), "NULL");
+        require(s.decoder.n_watched() > 0, "the session was made without params.heads");
+        const float * from = s.attention(sequence, n_steps);
+        const size_t  size = static_cast<size_t>(*n_steps * s.result(sequence).n_rows) * s.decoder.n_watched();
+        if (capacity > 0 && size > capacity) {
+            throw Error(PCR_ERROR_ARGUMENT, format("there are %zu weights, and room for %zu", size, capacity));
+        }
+        if (capacity > 0) {
+            std::copy_n(from, size, weights);
+        }
         return PCR_OK;
     });
 }

@@ -80,6 +80,47 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
     }
 }
 
+struct WatchNode {
+    Compute *                 compute;
+    const std::vector<Look> * looks;
+    std::vector<int64_t>      heads;  // of this layer
+    std::vector<int64_t>      rows;  // that they fill
+    Tickets                   tickets{};
+};
+
+void run_watch(ggml_tensor * dst, int thread, int n_threads, void * user) {
+    WatchNode &         node  = *static_cast<WatchNode *>(user);
+    const ggml_tensor * q     = dst->src[0];
+    const ggml_tensor * k     = dst->src[1];
+    const Span *        spans = static_cast<const Span *>(dst->src[2]->data);
+    const Kernels &     ours  = *node.compute->arithmetic.kernels;
+
+    const int64_t head_dim = q->ne[0], n_heads = q->ne[1], group = n_heads / k->ne[2];
+    const int64_t n_watched = static_cast<int64_t>(node.heads.size()), pieces = q->ne[2] * n_watched;
+    const float   scale  = 1.0f / std::sqrt(static_cast<float>(head_dim));
+    float * const scores = reinterpret_cast<float *>(node.compute->scratch(thread));
+    for (int64_t piece; (piece = node.tickets.take(pieces, n_threads)) < pieces;) {
+        const int64_t token = piece / n_watched;
+        const size_t  which = static_cast<size_t>(piece % n_watched);
+        const Span &  span  = spans[token];
+        const Look &  look  = (*node.looks)[static_cast<size_t>(token)];
+        if (!look.weights) {
+            continue;
+        }
+        const int64_t   head = node.heads[which];
+        const uint8_t * keys = static_cast<const uint8_t *>(k->data) + static_cast<size_t>(head / group) * k->nb[2] +
+                               static_cast<size_t>(span.first) * k->nb[1];
+        ours.dot_rows(k->type, keys, k->nb[1], span.count, head_dim,
+                      static_cast<const float *>(q->data) + (token * n_heads + head) * head_dim, 1, scores, span.count);
+        std::transform(scores, scores + span.count, scores, [scale](float x) { return x * scale; });
+        const float   top = ours.most(scores, span.count);
+        const float   sum = static_cast<float>(ours.sum_of_exponentials(scores, span.count, top));
+        const float * row = scores + look.first;
+        std::transform(row, row + look.count, look.weights + node.rows[which] * look.count,
+                       [top, sum](float x) { return std::exp(x - top) / sum; });
+    }
+}
+
 }  // namespace
 
 ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
@@ -89,6 +130,22 @@ ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_
     ggml_tensor * args[] = {q, k, v, spans};
     return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, q->ne[0] * q->ne[1], q->ne[2], 1, 1, args, 4, run,
                           GGML_N_TASKS_MAX, &graph.keep<Node>(&compute));
+}
+
+ggml_tensor * watch(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * spans,
+                    const std::vector<WatchedHead> & heads, int32_t layer, const std::vector<Look> & looks,
+                    int64_t longest) {
+    std::vector<int64_t> of_layer, rows;
+    for (size_t row = 0; row < heads.size(); row++) {
+        if (heads[row].layer == layer) {
+            of_layer.push_back(heads[row].head);
+            rows.push_back(static_cast<int64_t>(row));
+        }
+    }
+    compute.reserve_scratch(longest);
+    ggml_tensor * args[] = {q, k, spans};
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, 1, 1, 1, 1, args, 3, run_watch, GGML_N_TASKS_MAX,
+                          &graph.keep<WatchNode>(&compute, &looks, of_layer, rows));
 }
 
 }  // namespace pcr

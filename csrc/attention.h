@@ -4,6 +4,7 @@
 #include "compute.h"
 
 #include <cstdint>
+#include <vector>
 
 namespace pcr {
 
@@ -21,5 +22,25 @@ struct Span {
 //        of head h / (n_heads / n_kv_heads). A token's result depends on neither its batch nor the number of threads.
 ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
                         ggml_tensor * spans);
+
+// A query head of a decoder layer whose attention is read out.
+struct WatchedHead {
+    int32_t layer;
+    int32_t head;
+};
+
+// Where one query token's attention goes to.
+struct Look {
+    int64_t first   = 0;        // of the rows that are looked at, from the token's first one (Span::first)
+    int64_t count   = 0;        // of them
+    float * weights = nullptr;  // [watched heads][count], or null: nothing is computed
+};
+
+// A node without a result: token i's softmax(q k^T / sqrt(head_dim)), over all that it sees, goes to looks[i]. looks are
+// read when the node runs. Only the heads of one layer are computed; head j of `heads` fills row j of the weights.
+// longest: rows that a token may see.
+ggml_tensor * watch(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * spans,
+                    const std::vector<WatchedHead> & heads, int32_t layer, const std::vector<Look> & looks,
+                    int64_t longest);
 
 }  // namespace pcr

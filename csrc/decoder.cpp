@@ -3,7 +3,6 @@
 
 #include "decoder.h"
 
-#include "attention.h"
 #include "product.h"
 
 #include <algorithm>
@@ -24,10 +23,12 @@ constexpr int64_t growth = 256;  // rows: caches grow in steps of this
 
 }  // namespace
 
-Decoder::Decoder(const Model & model, Compute & compute_, int32_t n_sequences, Importance * importance)
+Decoder::Decoder(const Model & model, Compute & compute_, int32_t n_sequences, Importance * importance,
+                 std::vector<WatchedHead> watched_)
     : weights(model.decoder),
       compute(compute_),
       ggml_only(importance != nullptr),
+      watched(std::move(watched_)),
       lengths(static_cast<size_t>(n_sequences), 0),
       prefill_workspace(compute_, node_count(model.decoder), importance),
       step_workspace(compute_, node_count(model.decoder), importance) {}
@@ -146,6 +147,9 @@ void Decoder::build(Pass & pass, int64_t n, bool from_tokens, int32_t n_layers, 
             graph.also(v_held);
             return;
         }
+        if (std::any_of(watched.begin(), watched.end(), [i](const WatchedHead & head) { return head.layer == i; })) {
+            graph.also(watch(graph, compute, q, k_held, pass.spans, watched, i, looks, capacity));
+        }
         Products *       behind = &products;
         Products         last_row(graph, compute, 1, /*each =*/from_tokens, ggml_only);
         Products::Factor seen;
@@ -198,13 +202,16 @@ void Decoder::place_tokens(Pass & pass, const int32_t * sequences, bool one_each
     fill(pass.spans, spans.data());
 }
 
-void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out) {
+void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out,
+                     const Look & look) {
     reserve(length(sequence) + n_rows);
     Pass pass("prefill", prefill_workspace.max_nodes());
     build(pass, n_rows, /*from_tokens =*/false, n_layers, out ? Want::last : Want::nothing);
     prefill_workspace.place(pass.graph);
     set(pass.rows, rows);
     place_tokens(pass, &sequence, /*one_each =*/false);
+    looks.assign(static_cast<size_t>(n_rows), {});
+    looks.back() = look;
     prefill_workspace.run(pass.graph);
     lengths[static_cast<size_t>(sequence)] += n_rows;
     if (out) {
@@ -212,19 +219,23 @@ void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32
     }
 }
 
-void Decoder::append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out) {
+void Decoder::append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out, const Look & look) {
     reserve(length(sequence) + count);
     Pass pass("draft", prefill_workspace.max_nodes());
     build(pass, count, /*from_tokens =*/true, -1, Want::all);
     prefill_workspace.place(pass.graph);
     set(pass.tokens, tokens);
     place_tokens(pass, &sequence, /*one_each =*/false);
+    looks.assign(static_cast<size_t>(count), look);
+    for (size_t i = 1; look.weights && i < looks.size(); i++) {
+        looks[i].weights = looks[i - 1].weights + static_cast<int64_t>(watched.size()) * look.count;
+    }
     prefill_workspace.run(pass.graph);
     lengths[static_cast<size_t>(sequence)] += count;
     get(pass.out, out);
 }
 
-void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out) {
+void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out, const Look * looks_) {
     for (int32_t i = 0; i < count; i++) {
         reserve(length(sequences[i]) + 1);
     }
@@ -236,6 +247,10 @@ void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t co
     }
     set(step_pass->tokens, tokens);
     place_tokens(*step_pass, sequences, /*one_each =*/true);
+    looks.assign(static_cast<size_t>(count), {});
+    if (looks_) {
+        std::copy_n(looks_, count, looks.begin());
+    }
     step_workspace.run(step_pass->graph);
     for (int32_t i = 0; i < count; i++) {
         lengths[static_cast<size_t>(sequences[i])]++;

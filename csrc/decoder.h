@@ -2,6 +2,7 @@
 // come out.
 #pragma once
 
+#include "attention.h"
 #include "compute.h"
 #include "model.h"
 
@@ -11,8 +12,10 @@ namespace pcr {
 
 class Decoder {
 public:
-    // n_sequences caches of at least n_positions rows each; they grow when more is appended.
-    Decoder(const Model & model, Compute & compute, int32_t n_sequences, Importance * importance);
+    // n_sequences caches of at least n_positions rows each; they grow when more is appended. The attention of watched
+    // heads can be read out; without any, nothing is computed for it.
+    Decoder(const Model & model, Compute & compute, int32_t n_sequences, Importance * importance,
+            std::vector<WatchedHead> watched);
 
     // Makes room for n_positions rows per sequence, so that no append below that reallocates. What is cached stays.
     // An Error(PCR_ERROR_AUDIO) beyond the model's positions.
@@ -28,15 +31,22 @@ public:
     void embed(const int32_t * tokens, int64_t count, float * out);
 
     // Appends n_rows rows [n_rows][hidden] to a sequence. out, unless null, receives the last row [hidden]: what the head
-    // reads, or with n_layers >= 0 the row after so many layers.
-    void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out);
+    // reads, or with n_layers >= 0 the row after so many layers. look: where the last row's attention goes, if out is
+    // not null.
+    void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, float * out,
+                const Look & look = {});
 
     // Appends count tokens to one sequence. out: [count][hidden], what the head reads behind each: to the last bit what
-    // step() gives for one after the other, where rows_stand_alone(model, true).
-    void append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out);
+    // step() gives for one after the other, where rows_stand_alone(model, true). look: where the first token's attention
+    // goes; that of the others follows it.
+    void append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, float * out, const Look & look = {});
 
     // Appends one token to each of count different sequences, as one batch. out: [count][hidden], what the head reads.
-    void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out);
+    // looks: null, or one for each sequence.
+    void step(const int32_t * sequences, const int32_t * tokens, int32_t count, float * out,
+              const Look * looks = nullptr);
+
+    size_t n_watched() const { return watched.size(); }
 
 private:
     struct Pass {  // a graph with the tensors to fill and to read
@@ -65,6 +75,9 @@ private:
     const DecoderWeights & weights;
     Compute &              compute;
     bool                   ggml_only;
+
+    const std::vector<WatchedHead> watched;
+    std::vector<Look>              looks;  // of the tokens of the pass that runs
 
     std::vector<int64_t>       lengths;  // rows held, per sequence
     int64_t                    capacity = 0;  // rows per sequence

@@ -87,13 +87,21 @@ std::vector<int32_t> tokens_of(const std::vector<Choice> & choices) {
     return tokens;
 }
 
+std::vector<WatchedHead> watched_heads(const pcr_session_params & params) {
+    std::vector<WatchedHead> heads;
+    for (int32_t i = 0; i < params.n_heads; i++) {
+        heads.push_back({params.heads[2 * i], params.heads[2 * i + 1]});
+    }
+    return heads;
+}
+
 }  // namespace
 
 Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
       compute(model_.device, params.threads > 0 ? params.threads : usable_cores(), model_.arithmetic),
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
-      decoder(model_, compute, params.sequences, importance.get()),
+      decoder(model_, compute, params.sequences, importance.get(), watched_heads(params)),
       head(model_, compute, importance.get()),
       encoder(model_, compute, importance.get()),
       max_new_tokens(params.max_new_tokens),
@@ -279,14 +287,34 @@ void Session::prefill(int32_t sequence, bool last, float * row) {
         if (after) {
             decoder.embed(model.prompt_after.data(), static_cast<int64_t>(after), audio + rows * hidden);
         }
-        decoder.append(sequence, block.data(), static_cast<int64_t>(total), -1, close ? row : nullptr);
+        decoder.append(sequence, block.data(), static_cast<int64_t>(total), -1, close ? row : nullptr,
+                       close ? look(sequence, 1) : Look{});
         k             = end;
         clip.appended = std::min(end, whole);
     }
 }
 
+// Room for the attention of the next n_steps steps. A hypothesis has none.
+Look Session::look(int32_t sequence, int64_t n_steps) {
+    Clip &       clip = at(sequence);
+    const size_t size = decoder.n_watched() * static_cast<size_t>(clip.done.n_rows);  // of a step
+    if (size == 0 || clip.state == State::listening) {
+        return {};
+    }
+    std::vector<float> & held = clip.text.attention;
+    held.resize((clip.text.steps + static_cast<size_t>(n_steps)) * size);
+    return {static_cast<int64_t>(model.prompt_before.size()), clip.done.n_rows, held.data() + clip.text.steps * size};
+}
+
+const float * Session::attention(int32_t sequence, int64_t * n_steps) const {
+    const Text & text = at(sequence).text;
+    *n_steps          = static_cast<int64_t>(text.steps);
+    return text.attention.data();
+}
+
 // The next token. Decides whether the text ends with it.
 void Session::take(Text & text, const Choice & choice) {
+    text.steps++;
     text.ended = choice.token == model.eos_token;
     text.done  = text.ended || text.tokens.size() == static_cast<size_t>(max_new_tokens);
     if (text.done) {
@@ -316,7 +344,7 @@ void Session::follow_draft(int32_t sequence, Text & text) {
                        text.draft.begin() + static_cast<std::ptrdiff_t>(n) + count - 1);
     last_rows.resize(static_cast<size_t>(count * model.decoder.hidden));
     choices.resize(static_cast<size_t>(count));
-    decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data());
+    decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data(), look(sequence, count));
     head.choose(last_rows.data(), count, choices.data());
     int64_t taken = 0;  // choice i follows what was put in as token i
     do {
@@ -417,10 +445,14 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
         for (const int32_t sequence : stepping) {
             step_tokens.push_back(at(sequence).text.tokens.back().token);
         }
+        looks.clear();
+        for (const int32_t sequence : stepping) {
+            looks.push_back(look(sequence, 1));
+        }
         double seconds = 0.0;
         if (n_stepping > 0) {
             const Stopwatch watch(seconds);
-            decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data());
+            decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data(), looks.data());
         }
         for (int32_t i = 0; i < count; i++) {
             Clip & clip = at(sequences[i]);

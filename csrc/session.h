@@ -25,6 +25,8 @@ public:
     void       hurry() { compute.hurried.store(true); }
     void       reset();                  // forgets every clip, the cancellation and the hurry
     pcr_result result(int32_t sequence) const;
+    // What the watched heads attended to: [steps][heads][audio rows]. It stands until the next call.
+    const float * attention(int32_t sequence, int64_t * n_steps) const;
 
     // The stages on their own. They forget what was fed.
     int64_t log_mel(const float * samples, int64_t n_samples, float * mel);  // normalized, [frames][n_mels]
@@ -52,6 +54,8 @@ private:
         bool                 on_draft = false;  // tokens are the beginning of the draft
         std::vector<int32_t> repeated;    // [p]: how many of the last tokens equal those p + 1 places before them
         bool                 done = false, ended = false, looped = false;
+        size_t               steps = 0;  // that chose these tokens, and the end
+        std::vector<float>   attention;  // of the watched heads: [steps][heads][audio rows], or more than these
     };
 
     struct Window {      // a whole attention window, whose rows are in Clip::rows
@@ -83,6 +87,7 @@ private:
     void    extend_log_mel(Clip & clip, bool last);
     int64_t cached_rows(int64_t n_windows) const;
     void    prefill(int32_t sequence, bool last, float * row);
+    Look    look(int32_t sequence, int64_t n_steps);
     void    take(Text & text, const Choice & choice);
     void    follow_draft(int32_t sequence, Text & text);
     void    forget();
@@ -95,6 +100,7 @@ private:
     std::vector<int32_t> stepping, step_tokens;
     std::vector<float>   last_rows;  // of the last layer: [count][hidden]
     std::vector<Choice>  choices;
+    std::vector<Look>    looks;
 };
 
 }  // namespace pcr

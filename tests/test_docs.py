@@ -18,6 +18,8 @@ PAGES = [
     "README.md",
     "docs/drop-in.md",
     "docs/output.md",
+    "docs/streaming.md",
+    "docs/word-times.md",
 ]
 EXAMPLES = [
     pytest.param(code, shown, id=f"{page}: {code.strip().splitlines()[-1].strip()}")
@@ -60,11 +62,15 @@ def test_every_command_of_the_readme_exists() -> None:
 
 @pytest.mark.parametrize(
     ("name", "commands"),
-    [("models.md", {"convert", "quantize", "imatrix", "info"}), ("performance.md", {"bench", "diff"})],
+    [
+        ("models.md", {"convert", "quantize", "imatrix", "info"}),
+        ("performance.md", {"bench", "diff"}),
+        ("word-times.md", {"transcribe", "align-heads"}),
+    ],
 )
 def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[str]) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:\$ )?pycrispasr (\w+)(.*)$", page, re.MULTILINE)
+    lines = re.findall(r"^(?:\$ )?pycrispasr ([\w-]+)(.*)$", page, re.MULTILINE)
     assert commands <= {command for command, _ in lines}
     for command, rest in lines:
         shown = CliRunner().invoke(app, [command, "--help"])

@@ -137,6 +137,7 @@ typedef struct pcr_model_info {
     int32_t      encoder_d_model;
     int32_t      encoder_output; /* columns of an encoder row                                  */
     int32_t      llm_layers;
+    int32_t      llm_heads; /* query heads of each                                        */
     int32_t      llm_hidden; /* columns of an adapter row and of an embedding              */
     int32_t      llm_vocab;
     int32_t      llm_max_positions;
@@ -168,11 +169,14 @@ PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t *
 /* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
 
 typedef struct pcr_session_params {
-    size_t  size;
-    int32_t threads; /* 0: the number of physical cores that this process may use       */
-    int32_t max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
-    int32_t sequences; /* clips that are held at once, each with a KV cache. Default 1 */
-    int32_t importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
+    size_t          size;
+    int32_t         threads; /* 0: the number of physical cores that this process may use       */
+    int32_t         max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
+    int32_t         sequences; /* clips that are held at once, each with a KV cache. Default 1 */
+    int32_t         importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
+    const int32_t * heads; /* heads of the decoder whose attention pcr_session_attention() gives: a layer and a query
+                              head for each, both from 0. Copied. Default NULL                   */
+    int32_t         n_heads; /* their number. Default 0: nothing is computed for them              */
 } pcr_session_params;
 
 PCR_API void pcr_session_params_default(pcr_session_params * params);
@@ -244,6 +248,14 @@ typedef struct pcr_result {
 
 /* What has been done so far for a clip. Time that a batch took is divided among its clips. */
 PCR_API pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_result * result);
+
+/* How params.heads attended to the audio in the steps that chose a clip's tokens: weights [n_steps][n_heads][n_rows],
+ * n_rows as in pcr_result, columns in the order of the audio. Step i chose token i, from the position before it; where
+ * the text has ended, or was cut, one more step chose the end. A step's weights for a head are a part of its softmax:
+ * together with those of the prompt and of the text, which are left out, they add up to 1. Steps may be more than the
+ * tokens that pcr_session_next() has given. capacity: of weights, in floats; 0 asks only for *n_steps. */
+PCR_API pcr_status pcr_session_attention(pcr_session * session, int32_t sequence, float * weights, size_t capacity,
+                                         int64_t * n_steps);
 
 /* ---- The stages one by one, for comparison with a reference ------------------------------------------------------
  * They use the session's threads and buffers and forget the audio and text fed to it. */

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -294,6 +295,7 @@ class NativeSession:
         max_new_tokens: Where the text is cut.
         sequences: Clips that are held at once.
         importance: Collect what `importance` gives.
+        heads: Layer and number of the decoder's heads whose `attention` is kept.
     """
 
     def __init__(
@@ -304,16 +306,20 @@ class NativeSession:
         max_new_tokens: int = 512,
         sequences: int = 1,
         importance: bool = False,
+        heads: Sequence[tuple[int, int]] = (),
     ) -> None:
         ffi, lib = self._ffi, self._lib = library()
         self._model = model
         self.sequences = sequences
+        self._n_heads = len(heads)
+        pairs = ffi.new("int32_t[]", [int32("a head", number) for head in heads for number in head])
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
         lib.pcr_session_params_default(params)
         params.threads = int32("threads", threads)
         params.max_new_tokens = int32("max_new_tokens", max_new_tokens)
         params.sequences = int32("sequences", sequences)
         params.importance = importance
+        params.heads, params.n_heads = pairs, len(heads)
         status = lib.pcr_session_new(model.pointer, params, out)
         drain_log()
         self._pointer = out[0]
@@ -371,6 +377,16 @@ class NativeSession:
         result = self._ffi.new("pcr_result *")
         self._check(self._lib.pcr_session_result(self._pointer, sequence, result))
         return _fields(self._ffi, result)
+
+    def attention(self, sequence: int = 0) -> _Floats:
+        """How the session's heads attended to a clip's audio, `[steps, heads, rows]`: see `pcr_session_attention`."""
+        steps = self._ffi.new("int64_t *")
+        self._check(self._lib.pcr_session_attention(self._pointer, sequence, self._ffi.NULL, 0, steps))
+        weights = np.empty((steps[0], self._n_heads, self.result(sequence)["n_rows"]), np.float32)
+        self._check(
+            self._lib.pcr_session_attention(self._pointer, sequence, self._output(weights), weights.size, steps)
+        )
+        return weights
 
     # The stages one by one, for comparison with a reference.
 

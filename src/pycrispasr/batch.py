@@ -13,7 +13,8 @@ from pycrispasr import _native, audio
 from pycrispasr.cutter import LONGEST, Cut, Cutter, Vad, quietest
 from pycrispasr.errors import AudioError, DeviceError, InternalError, OutOfMemoryError, PycrispasrError
 from pycrispasr.live_text import separator
-from pycrispasr.result import Segment, Status, Timings, Token, Transcript
+from pycrispasr.result import Segment, Status, Timings, Token, Transcript, Word
+from pycrispasr.word_times import Aligner, Kind
 
 _WORK = ("log_mel", "encoder", "adapter", "prefill", "decode", "hypotheses", "n_prompt_tokens", "n_tokens")
 """What a recording's timings add up, by its name in the library's result."""
@@ -34,6 +35,7 @@ class Stretch:
     def __init__(self, start: int, samples: audio.Samples, *, whole: bool = True) -> None:
         self.start, self.end = start, start + len(samples)
         self.samples: audio.Samples | None = samples  # as long as they are needed
+        self.words: tuple[Word, ...] | None = None
         self.status: Status | None = None  # as long as it is not done
         self.may_split = whole  # if it does not end well: not when somebody has got tokens of it
         self.alone = not whole  # it is decoded by itself
@@ -43,6 +45,7 @@ class Stretch:
     def _forget(self) -> None:
         """No token has been decoded."""
         self.tokens: list[Token] = []
+        self.words = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._content = bytearray()
 
@@ -88,6 +91,7 @@ class Stretch:
             self.text,
             tokens,
             self.status or "cancelled",
+            self.words,
             error=str(self.failure) if self.failure else None,
         )
 
@@ -118,6 +122,7 @@ class Recording:
         self.finals: list[Segment] = []  # of the first of them, which are done
         self.text = ""  # of these
         self.lost = 0.0  # seconds that were lost on the way here
+        self.word_times: Kind | None = None
         self.waiting: collections.deque[Stretch] = collections.deque()  # that have not been started
         self.failure: PycrispasrError | None = None  # of all of it
         self._reader = reader
@@ -284,6 +289,7 @@ class Recording:
                 total=seconds,
                 **work,
             ),
+            word_times=self.word_times,
         )
 
     @staticmethod
@@ -299,6 +305,7 @@ class Batch:
         native: The session.
         token_bytes: Gives a token's bytes.
         retried: The statuses of stretches that are tried again in two parts.
+        aligner: Gives times to words, if that is wanted; the session keeps the attention of its heads.
     """
 
     def __init__(
@@ -306,8 +313,10 @@ class Batch:
         native: _native.NativeSession,
         token_bytes: Callable[[int], bytes],
         retried: Container[Status] = ("looped",),
+        aligner: Aligner | None = None,
     ) -> None:
         self.native = native
+        self._aligner = aligner
         self.running: dict[int, tuple[Recording, Stretch]] = {}  # by sequence
         self._token_bytes = token_bytes
         self._retried = retried
@@ -393,17 +402,31 @@ class Batch:
             if step is not None:
                 stretch.add(*step, self._token_bytes(step[0]))
             else:
+                self._align(sequence)
                 recording.keep(stretch, self.native.result(sequence), self._retried)
                 del self.running[sequence]
         return bool(sequences)
 
     def work_on(self, recording: Recording) -> list[tuple[Stretch, dict[str, Any]]]:
         """The stretches of a recording that are being decoded, with the library's results so far."""
+        for sequence in self.running:
+            self._align(sequence)
         return [
             (stretch, self.native.result(sequence))
             for sequence, (whose, stretch) in self.running.items()
             if whose is recording
         ]
+
+    def _align(self, sequence: int) -> None:
+        """Times for the words of a stretch as far as it is decoded, if they are wanted."""
+        recording, stretch = self.running[sequence]
+        if self._aligner is not None and stretch.samples is not None:
+            recording.word_times = self._aligner.kind
+            attention = self.native.attention(sequence)
+            tokens, stretch.words = self._aligner.align(
+                stretch.tokens, stretch.text, attention, stretch.samples, stretch.start
+            )
+            stretch.tokens[:] = tokens
 
     def _free(self) -> int:
         """A free sequence, empty."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pycrispasr import _crispasr, _native, audio, hub
+from pycrispasr import _crispasr, _native, audio, hub, word_times
 from pycrispasr.audio import CHUNK_SECONDS, Audio
 from pycrispasr.batch import Batch, Recording, side_by_side
 from pycrispasr.cutter import Cutter, Vad
@@ -23,7 +23,7 @@ from pycrispasr.errors import (
     UnsupportedOperationError,
     UsageError,
 )
-from pycrispasr.result import Segment, Token, Transcript
+from pycrispasr.result import Segment, Status, Token, Transcript
 from pycrispasr.session import Session
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class ModelInfo:
         encoder_d_model: Width of the encoder.
         encoder_output: Columns of an encoder row.
         llm_layers: Layers of the decoder.
+        llm_heads: Attention heads of each.
         llm_hidden: Width of the decoder.
         llm_vocab: Tokens in the vocabulary.
         llm_max_positions: Tokens that the decoder can hold, prompt and text together.
@@ -96,6 +97,7 @@ class ModelInfo:
     encoder_d_model: int
     encoder_output: int
     llm_layers: int
+    llm_heads: int
     llm_hidden: int
     llm_vocab: int
     llm_max_positions: int
@@ -152,7 +154,8 @@ class Model:
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
-        opened = _open(hub.resolve(name), device, self._threads, precision, runtime)
+        self._path = hub.resolve(name)
+        opened = _open(self._path, device, self._threads, precision, runtime)
         if isinstance(opened, _native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
@@ -170,6 +173,7 @@ class Model:
         silence: float | None = None,
         max_new_tokens: int | None = None,
         batch: int = BATCH,
+        word_timestamps: bool = False,
         progress: Callable[[float, float | None], object] | None = None,
     ) -> Transcript:
         """Transcribes a whole recording.
@@ -196,6 +200,7 @@ class Model:
                 None: 512, which is more than anybody says in 30 seconds; a stretch that reaches it is tried again in
                 two parts.
             batch: How many stretches are decoded side by side.
+            word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
             progress: Called with the seconds of audio done and their total, or None where that is not known yet: at the
                 beginning, and when stretches are done.
 
@@ -203,13 +208,17 @@ class Model:
             AudioError: The audio cannot be read or understood, or is too short.
             UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad`.
             ClosedError: The model is closed.
+            ModelFormatError: With `word_timestamps`: the file beside the model that names its heads is damaged.
             OutOfMemoryError: An allocation failed.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model.
         """
         if self._crispasr is not None:
+            if word_timestamps:
+                raise _unsupported("word_timestamps of ours")
             return self._transcribe_whole(
                 self._crispasr, audio, sample_rate, channel, vad, silence, max_new_tokens, progress
             )
-        with self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch) as session:
+        with self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch, word_timestamps) as session:
             return session.finish(progress=progress)
 
     def segments(
@@ -222,6 +231,7 @@ class Model:
         silence: float | None = None,
         max_new_tokens: int | None = None,
         batch: int = BATCH,
+        word_timestamps: bool = False,
     ) -> Iterator[Segment]:
         """Transcribes a whole recording, and gives its segments one by one as they become final.
 
@@ -233,6 +243,7 @@ class Model:
             silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
             batch: As for `transcribe`.
+            word_timestamps: As for `transcribe`.
 
         Returns:
             A generator of those that are in the `Transcript`, in order. Closing it, or leaving the loop over it, stops
@@ -245,7 +256,7 @@ class Model:
             OutOfMemoryError: As for `transcribe`.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        return _segments(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch))
+        return _segments(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch, word_timestamps))
 
     def transcribe_many(
         self,
@@ -257,6 +268,7 @@ class Model:
         silence: float | None = None,
         max_new_tokens: int | None = None,
         batch: int = BATCH,
+        word_timestamps: bool = False,
         errors: Literal["keep", "raise"] = "keep",
     ) -> Iterator[Transcript]:
         """Transcribes recordings side by side, each as `transcribe` would, and gives their transcripts in order.
@@ -272,6 +284,7 @@ class Model:
             silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
             batch: How many stretches are decoded side by side.
+            word_timestamps: As for `transcribe`.
             errors: "keep": a recording that `transcribe` would raise an error for has a transcript with no text, whose
                 only segment has the status "failed" and the error's message; the others go on. "raise": the error is
                 raised when the transcripts before it have been given, and ends the generator.
@@ -288,7 +301,7 @@ class Model:
         """
         if errors not in ("keep", "raise"):
             raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
-        runner = self._batch(max_new_tokens, batch)
+        runner = self._batch(max_new_tokens, batch, word_timestamps)
         Cutter(vad=vad, silence=silence)  # tells at once what cannot be
         opened = (
             Recording.open(one, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence)
@@ -296,16 +309,18 @@ class Model:
         )
         return _transcribe_many(runner, opened, keep=errors == "keep")
 
-    def _batch(self, max_new_tokens: int | None, batch: int) -> Batch:
+    def _batch(self, max_new_tokens: int | None, batch: int, word_timestamps: bool = False) -> Batch:
         """Room for so many stretches side by side."""
-        native = self._opened()
+        native, aligner = self._opened(), self._aligner(word_timestamps)
         session = _native.NativeSession(
             native,
             threads=self._threads,
             max_new_tokens=_limit(max_new_tokens),
             sequences=_positive("batch", batch),
+            heads=aligner.heads if aligner else (),
         )
-        return Batch(session, native.token_bytes, ("looped", "truncated") if max_new_tokens is None else ("looped",))
+        retried: tuple[Status, ...] = ("looped", "truncated") if max_new_tokens is None else ("looped",)
+        return Batch(session, native.token_bytes, retried, aligner)
 
     def stream(
         self,
@@ -350,6 +365,7 @@ class Model:
         buffer: float = 30.0,
         max_new_tokens: int | None = None,
         batch: int = 1,
+        word_timestamps: bool = False,
     ) -> Session:
         """A session, for audio that comes in parts, and for a transcription that can be cancelled.
 
@@ -364,6 +380,8 @@ class Model:
             max_new_tokens: As for `transcribe`.
             batch: How many stretches are decoded side by side. With more than one the text of each comes later, and
                 all of it sooner: for recordings that are fed faster than they were spoken.
+            word_timestamps: As for `transcribe`. Segments have their words when they are final; tokens that
+                `Session.tokens` gives before have no times.
 
         Raises:
             UsageError: An option is not positive, or there is no such `vad`.
@@ -372,7 +390,7 @@ class Model:
             UnsupportedOperationError: CrispASR's library runs the model.
         """
         return Session(
-            self._batch(max_new_tokens, batch),
+            self._batch(max_new_tokens, batch, word_timestamps),
             vad=vad,
             silence=silence,
             partial_every=None if partial_every is None else _seconds("partial_every", partial_every),
@@ -432,6 +450,13 @@ class Model:
             raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
         return native
 
+    def _aligner(self, wanted: bool) -> word_times.Aligner | None:
+        """What gives times to words, where they are wanted."""
+        if not wanted:
+            return None
+        heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
+        return word_times.Aligner(heads, kind, self.info.chunk_frames)
+
     def _feed(
         self,
         recording: Audio,
@@ -441,6 +466,7 @@ class Model:
         silence: float | None,
         max_new_tokens: int | None,
         batch: int,
+        word_timestamps: bool = False,
     ) -> Session:
         """A session with the whole recording in it."""
         self._opened()
@@ -450,7 +476,7 @@ class Model:
             raise whole.failure
         expected = whole.seconds_expected
         one = expected is not None and expected <= CHUNK_SECONDS
-        session = Session(self._batch(max_new_tokens, 1 if one else batch))
+        session = Session(self._batch(max_new_tokens, 1 if one else batch, word_timestamps))
         session._take(whole)
         return session
 
@@ -563,6 +589,7 @@ def transcribe(
     silence: float | None = None,
     max_new_tokens: int | None = None,
     batch: int = BATCH,
+    word_timestamps: bool = False,
     progress: Callable[[float, float | None], object] | None = None,
 ) -> Transcript:
     """Opens a model, transcribes one recording, and closes the model.
@@ -582,6 +609,7 @@ def transcribe(
         silence: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
         batch: See `Model.transcribe`.
+        word_timestamps: See `Model.transcribe`.
         progress: See `Model.transcribe`.
 
     Raises:
@@ -590,5 +618,5 @@ def transcribe(
     with Model(model, device=device, threads=threads, precision=precision, runtime=runtime) as opened:
         return opened.transcribe(
             audio, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence, max_new_tokens=max_new_tokens,
-            batch=batch, progress=progress,
+            batch=batch, word_timestamps=word_timestamps, progress=progress,
         )  # fmt: skip

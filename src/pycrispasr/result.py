@@ -111,6 +111,8 @@ class Transcript:
         complete: True when every segment's status is "ok", and no audio was lost on the way.
         timings: Where the time went.
         warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.
+        word_times: How good the times of words and tokens are: "calibrated" where it is known which heads of the model
+            tell them, "approximate" where the most likely ones were taken, None where no times were asked for.
     """
 
     text: str
@@ -120,6 +122,7 @@ class Transcript:
     complete: bool
     timings: Timings
     warnings: tuple[str, ...] = ()
+    word_times: Literal["calibrated", "approximate"] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""

@@ -177,8 +177,13 @@ def rope(x: np.ndarray, first: int, theta: float) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def decoder_layer(model: Model, i: int, x: np.ndarray, cache: Cache | None = None) -> np.ndarray:
-    """Layer `i` on [P, hidden]. The rows follow those in `cache`, to which their keys and values are added."""
+def decoder_layer(
+    model: Model, i: int, x: np.ndarray, cache: Cache | None = None, seen: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """Layer `i` on [P, hidden]. The rows follow those in `cache`, to which their keys and values are added.
+
+    `seen` takes the layer's attention weights, [heads, P, keys].
+    """
     hp, name = model.hparams, f"llm.blk.{i}"
     past = cache[i][0].shape[1] if cache is not None and i < len(cache) else 0
     h = rms_norm(x, model[f"{name}.attn_norm.weight"], hp.llm_rms_norm_eps)
@@ -194,20 +199,30 @@ def decoder_layer(model: Model, i: int, x: np.ndarray, cache: Cache | None = Non
         else:
             cache.append((k, v))
     group = hp.llm_num_heads // hp.llm_num_kv_heads  # query heads for each key head, neighbours
-    rows = attention(q, k.repeat(group, axis=0), v.repeat(group, axis=0), causal=True)
+    weights = attention_weights(q, k.repeat(group, axis=0), causal=True)
+    if seen is not None:
+        seen.append(weights)
+    rows = weights @ v.repeat(group, axis=0)
     x = x + linear(model, f"{name}.attn.o", merge_heads(rows))
     h = rms_norm(x, model[f"{name}.ffn_norm.weight"], hp.llm_rms_norm_eps)
     gated = silu(linear(model, f"{name}.ffn.gate", h)) * linear(model, f"{name}.ffn.up", h)
     return x + linear(model, f"{name}.ffn.down", gated)
 
 
-def decode(model: Model, x: np.ndarray, cache: Cache | None = None, n_layers: int | None = None) -> np.ndarray:
+def decode(
+    model: Model,
+    x: np.ndarray,
+    cache: Cache | None = None,
+    n_layers: int | None = None,
+    seen: list[np.ndarray] | None = None,
+) -> np.ndarray:
     """[P, hidden] -> [P, hidden] after the final norm. With `n_layers`, the rows after so many layers, no norm.
 
-    `cache` is a list, empty before a sequence's first rows; each call adds its rows to it.
+    `cache` is a list, empty before a sequence's first rows; each call adds its rows to it. `seen` takes the attention
+    weights of each layer, [heads, P, keys].
     """
     for i in range(model.hparams.llm_num_layers if n_layers is None else n_layers):
-        x = decoder_layer(model, i, x, cache)
+        x = decoder_layer(model, i, x, cache, seen)
     return x if n_layers is not None else rms_norm(x, model["llm.final_norm.weight"], model.hparams.llm_rms_norm_eps)
 
 
@@ -290,13 +305,18 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = False) -> np.ndarray:
-    """[heads, rows, dim] queries over [heads, keys, dim]; causal: the last query sees the last key."""
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """[heads, rows, dim] queries over [heads, keys, dim]."""
+    return attention_weights(q, k) @ v
+
+
+def attention_weights(q: np.ndarray, k: np.ndarray, causal: bool = False) -> np.ndarray:
+    """[heads, rows, keys]: how much each query takes of each key; causal: the last query sees the last key."""
     scores = q @ k.transpose(0, 2, 1) * q.dtype.type(q.shape[-1] ** -0.5)
     if causal:
         scores = np.where(np.tri(*scores.shape[1:], k=scores.shape[2] - scores.shape[1], dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True) @ v
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def silu(x: np.ndarray) -> np.ndarray:

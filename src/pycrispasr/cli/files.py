@@ -1,15 +1,16 @@
-"""Commands for model files: `info`, `convert`, `quantize`, `imatrix`."""
+"""Commands for model files: `info`, `convert`, `quantize`, `imatrix`, `align-heads`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pycrispasr import audio, gguf_file, hub
+from pycrispasr import audio, gguf_file, hub, word_times
 from pycrispasr.cli.common import AsJson, app, bar, bytes_text, writing
 from pycrispasr.model import Model, ModelInfo
 
@@ -141,3 +142,36 @@ def imatrix(
 
     with writing(out) as progress:
         collect(model, files, out, threads=threads, max_new_tokens=max_new_tokens, progress=progress)
+
+
+@app.command("align-heads")
+def align_heads(
+    model: Annotated[str, typer.Argument(help="A model, as for `transcribe -m`.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="AUDIO TEXT...", help="Recordings, each followed by a file with its text.")
+    ],
+    out: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write: MODEL.heads.json.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+) -> None:
+    """Find which of a model's heads tell when words are said, for `transcribe --word-timestamps`."""
+    from pycrispasr.align_heads import calibrate
+
+    if len(files) % 2:
+        raise typer.BadParameter(f"{files[-1]!r} has no text: name a text file after each recording")
+    recordings = []
+    for recording, text in zip(files[::2], files[1::2], strict=True):
+        try:
+            recordings.append((recording, Path(text).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{text!r} cannot be read as text ({error})") from None
+    path = hub.resolve(model)
+    target = str(word_times.side_file(path)) if out is None else out
+    with writing(target) as progress:
+        found = calibrate(path, recordings, target, threads=threads, max_new_tokens=max_new_tokens, progress=progress)
+    print(f"{found.words} of {found.of} words were understood")
+    print(f"{'layer':>5} {'head':>5} {'score':>6}")
+    for (layer, head), score in zip(found.heads, found.scores, strict=True):
+        print(f"{layer:>5} {head:>5} {score:>6.3f}")

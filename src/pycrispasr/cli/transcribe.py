@@ -123,7 +123,7 @@ def transcribe(
             overwrite=overwrite, limited=max_new_tokens is not None,
         )  # fmt: skip
         reading: dict[str, Any] = {"channel": channel, "vad": vad.value, "silence": silence}
-        decoding = {"batch": batch, "max_new_tokens": max_new_tokens}
+        decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
         try:
             until_interrupted(lambda: work.run(reading, decoding), work.stop)
         except KeyboardInterrupt:
