@@ -14,11 +14,18 @@ from pycrispasr.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PAGES = ["README.md", "docs/audio.md"]  # whose examples are run
+EXAMPLES = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    )
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.strip().splitlines()[-1].strip())
-def test_every_python_example_of_the_readme_runs(example: str) -> None:
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_python_example_of_the_documents_runs(example: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -60,7 +67,9 @@ def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[s
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/audio.md", "docs/performance.md"]
+)
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
         r"`((?:csrc|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`", (ROOT / name).read_text("utf-8")
