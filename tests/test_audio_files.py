@@ -194,13 +194,15 @@ def test_times_are_those_of_the_picture_where_the_sound_begins_later(tmp_path: P
     assert error_to(got[24000:], WANTED) < 0.01
 
 
-def test_files_that_refer_to_others_open_nothing(tmp_path: Path) -> None:
+def test_files_that_refer_to_others_open_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.ts").write_bytes(ffmpeg(tmp_path / "sound.ts", [at(48000)], 48000))
     (tmp_path / "secret.wav").write_bytes(sndfile(at(48000), 48000))
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
     for name, text in {
         "list.m3u8": playlist.format((tmp_path / "secret.ts").as_uri()),
         "web.m3u8": playlist.format("http://127.0.0.1:9/sound.ts"),
+        "beside.ffconcat": "ffconcat version 1.0\nfile secret.wav\n",
         "list.ffconcat": f"ffconcat version 1.0\nfile {tmp_path / 'secret.wav'}\n",
     }.items():
         path = tmp_path / name
