@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
+    "docs/audio.md",
     "docs/drop-in.md",
     "docs/output.md",
     "docs/streaming.md",

@@ -25,7 +25,7 @@ Block = npt.NDArray[Any]
 """Samples of shape `[frames, channels]`, float32 or float64."""
 
 _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fails are lost
-_HOLE = 0.2  # seconds: silence stands for shorter holes between packets
+_HOLE = 0.2  # seconds: silence stands for longer holes between packets
 _STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 # How libsndfile logs that a header's size cannot be: "data : 64000 (should be 32000)".
 _CORRECTED = re.compile(
