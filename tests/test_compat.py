@@ -228,11 +228,18 @@ class Counting:
 
     def __init__(self, *segments: Segment) -> None:
         self.calls: list[dict[str, Any]] = []
-        self.result = Transcript("", segments, 60.0, None, True, Timings())
+        self.given = 0
+        self.result = segments
+
+    def segments(self, samples: object, **options: Any) -> Iterator[Segment]:
+        self.calls.append(options)
+        for segment in self.result:
+            self.given += 1
+            yield segment
 
     def transcribe(self, samples: object, **options: Any) -> Transcript:
         self.calls.append(options)
-        return self.result
+        return Transcript("", self.result, 60.0, "fr", True, Timings())
 
 
 def said(text: str, start: float = 0.0, **more: Any) -> Segment:
@@ -247,20 +254,42 @@ def counting(model: WhisperModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
 
 def test_no_work_is_done_before_segments_or_the_language_are_asked_for(model: WhisperModel, counting: Counting) -> None:
-    segments, info = model.transcribe(SAMPLES / "hello.wav", max_new_tokens=7)
+    segments, info = model.transcribe(SAMPLES / "hello.wav", max_new_tokens=7, batch_size=3)
     assert info.duration > 0
     assert counting.calls == []
     assert next(segments).text == "one"
+    assert counting.given == 1
     assert [segment.text for segment in segments] == [" two"]
-    assert len(counting.calls) == 1
-    assert counting.calls[0]["max_new_tokens"] == 7
+    (call,) = counting.calls
+    assert (call["max_new_tokens"], call["batch"], call["vad"]) == (7, 3, "off")
 
     segments, info = model.transcribe(SAMPLES / "hello.wav")
+    assert counting.given == 2
     assert (info.language, info.language_probability) == ("en", 1.0)
-    assert len(counting.calls) == 2
+    assert counting.given == 3
     assert [segment.text for segment in segments] == ["one", " two"]
-    assert len(counting.calls) == 2
+    assert (len(counting.calls), counting.given) == (2, 4)
     assert pickle.loads(pickle.dumps(info)) == info
+
+
+def test_the_voice_detector_gets_its_options(model: WhisperModel, counting: Counting) -> None:
+    hello, pause = SAMPLES / "hello.wav", {"min_silence_duration_ms": 500}
+    for call in (
+        lambda: model.transcribe(hello, vad_filter=True, vad_parameters=pause),
+        lambda: BatchedInferencePipeline(model).transcribe(hello),
+        lambda: BatchedInferencePipeline(model).transcribe(hello, vad_filter=False),
+    ):
+        list(call()[0])
+    assert [(call["vad"], call["silence"]) for call in counting.calls] == [("on", 0.5), ("on", 2.0), ("off", None)]
+
+
+def test_a_language_that_the_runtime_tells_is_passed_on(
+    model: WhisperModel, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "runtime", "crispasr")
+    segments, info = model.transcribe(SAMPLES / "hello.wav")
+    assert (info.language, info.language_probability) == ("fr", 1.0)
+    assert [segment.text for segment in segments] == ["one", " two"]
 
 
 @pytest.mark.parametrize(
@@ -275,9 +304,7 @@ def test_words_have_the_spaces_that_join_them(
     model: WhisperModel, original: whisper.Whisper, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (Word("two", 1.0, 1.2, 0.5), Word("three", 1.2, 2.0, 0.25))
-    counting.result = dataclasses.replace(
-        counting.result, segments=(said("one"), said("two three", 1.0, words=words), said("你好", 2.0))
-    )
+    counting.result = said("one"), said("two three", 1.0, words=words), said("你好", 2.0)
     first, second, third = model.transcribe(SAMPLES / "hello.wav")[0]
     assert first.words is None
     assert second.words == [faster_whisper.Word(1.0, 1.2, " two", 0.5), faster_whisper.Word(1.2, 2.0, " three", 0.25)]
@@ -290,9 +317,7 @@ def test_words_have_the_spaces_that_join_them(
 
 
 def test_what_did_not_end_well_is_warned_of(model: WhisperModel, counting: Counting) -> None:
-    counting.result = dataclasses.replace(
-        counting.result, segments=(said("", status="failed", error="no memory"), said("two", 1.0, status="truncated"))
-    )
+    counting.result = said("", status="failed", error="no memory"), said("two", 1.0, status="truncated")
     segments, _ = model.transcribe(SAMPLES / "hello.wav")
     with pytest.warns(UserWarning, match="failed|truncated") as caught:
         assert [segment.text for segment in segments] == ["two"]
@@ -399,7 +424,7 @@ def test_options_for_opening_are_kept_or_told_of(nano_path: Path) -> None:
 
 
 def test_audio_that_cannot_be_read_is_told_of_at_once(model: WhisperModel, original: whisper.Whisper) -> None:
-    with pytest.raises(AudioNotFoundError, match=r"no audio file 'gone\.wav'"):
+    with pytest.raises(AudioNotFoundError, match=r"'gone\.wav': there is no such audio file"):
         model.transcribe("gone.wav")
     with pytest.raises(AudioError, match="libsndfile"):
         original.transcribe(SAMPLES / "long.txt")

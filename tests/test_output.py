@@ -23,7 +23,7 @@ SPOKEN = Transcript("hello 你好", (Segment(0, 2, "hello 你好", (), "ok"),), 
 
 
 def stems(*recordings: str, folder: str | None = "out", roots: tuple[str, ...] = ()) -> list[str]:
-    return [path.as_posix() for path in output.stems(recordings, folder, roots=roots)]
+    return [path.as_posix() for path in output.stems(recordings, folder, roots=iter(roots))]
 
 
 def everything(folder: Path) -> dict[str, str]:

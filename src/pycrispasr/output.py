@@ -33,8 +33,9 @@ def stems(recordings: Sequence[str], folder: str | os.PathLike[str] | None, *, r
         folder: Where the files go, or None: beside each recording, or in the current folder where it is no file.
         roots: Folders in which recordings were found. In `folder` these keep their place below them.
     """
+    roots = sorted(roots, key=len, reverse=True)  # the innermost first
     names = [_name(recording) for recording in recordings]
-    homes = [_home(recording, folder, tuple(roots)) for recording in recordings]
+    homes = [_home(recording, folder, roots) for recording in recordings]
     short = [home / os.path.splitext(name)[0] for home, name in zip(homes, names, strict=True)]
     counts = collections.Counter(map(_key, short))
     endings = tuple(f".{kind}" for kind in FORMATS)
@@ -166,11 +167,11 @@ def _name(recording: str) -> str:
     return os.path.basename(os.path.abspath(recording))
 
 
-def _home(recording: str, folder: str | os.PathLike[str] | None, roots: tuple[str, ...]) -> Path:
+def _home(recording: str, folder: str | os.PathLike[str] | None, roots: list[str]) -> Path:
     is_file = recording != "-" and "://" not in recording
     if folder is None:
         return Path(recording).parent if is_file else Path()
-    for root in sorted(roots, key=len, reverse=True) if is_file else ():
+    for root in roots if is_file else ():
         with contextlib.suppress(ValueError):  # not below it
             return Path(folder) / PurePath(recording).relative_to(root).parent
     return Path(folder)

@@ -12,12 +12,13 @@ import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from pycrispasr import audio, hub
 from pycrispasr.audio import Samples
+from pycrispasr.cutter import Vad
 from pycrispasr.errors import UnsupportedOperationError
 from pycrispasr.live_text import pieces
 from pycrispasr.model import BATCH, Model, Precision, devices
@@ -187,7 +188,7 @@ class Run:
         model: Model,
         samples: Samples,
         *,
-        vad: Literal["auto", "on", "off"],
+        vad: Vad,
         silence: float | None = None,
         max_new_tokens: int | None = None,
         word_timestamps: bool = False,
@@ -229,18 +230,29 @@ class Run:
         self,
         model: Model,
         samples: Samples,
-        vad: Literal["auto", "on", "off"],  # noqa: ARG002
-        silence: float | None,  # noqa: ARG002
+        vad: Vad,
+        silence: float | None,
         max_new_tokens: int | None,
         word_timestamps: bool,
         batch: int,
     ) -> Iterator[Segment]:
         if word_timestamps:
             raise UnsupportedOperationError("word_timestamps=True: there are no word times yet")
-        limit = 512 if max_new_tokens is None else max_new_tokens
-        transcript = model.transcribe(samples, sample_rate=audio.SAMPLE_RATE, max_new_tokens=limit, batch=batch)
-        self._language = transcript.language
-        yield from transcript.segments
+        if model.runtime == "crispasr":  # which gives all segments at once
+            transcript = model.transcribe(
+                samples, sample_rate=audio.SAMPLE_RATE, vad=vad, silence=silence, max_new_tokens=max_new_tokens
+            )
+            self._language = transcript.language
+            yield from transcript.segments
+        else:
+            yield from model.segments(
+                samples,
+                sample_rate=audio.SAMPLE_RATE,
+                vad=vad,
+                silence=silence,
+                max_new_tokens=max_new_tokens,
+                batch=batch,
+            )
 
 
 def script(text: str) -> tuple[str | None, float]:
