@@ -27,3 +27,12 @@ def event_to_json(event: Event) -> str:
 
 
 _EVENTS = {SpeechStarted: "speech_started", Partial: "partial", Final: "final", Silence: "silence", Overrun: "overrun"}
+
+
+def bytes_text(count: int) -> str:
+    """A size for people: "2.63 GB"."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"
