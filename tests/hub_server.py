@@ -117,7 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.hub.gated:
             self._send(403, {"X-Error-Code": "GatedRepo"})
         elif not known or (repo in self.hub.private and not allowed):
-            self._send(404 if allowed else 401, {"X-Error-Code": "RepoNotFound"} if allowed else {})
+            self._send(
+                404 if allowed else 401,
+                {"X-Error-Code": "RepoNotFound"} if allowed else {"X-Error-Message": "Invalid username or password."},
+            )
         elif revision not in REVISIONS:
             self._send(404, {"X-Error-Code": "RevisionNotFound"})
         else:

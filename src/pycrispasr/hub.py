@@ -176,7 +176,7 @@ def remove(name: str) -> int:
                 size = partial.stat().st_size
                 partial.unlink()
                 freed += size
-            cache = scan_cache_dir()
+            cache = scan_cache_dir(_cache())
             repos = [repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == remote.repo]
             revisions = [revision for repo in repos for revision in repo.revisions]
             staying = {file.blob_path for each in revisions for file in each.files if file.file_path not in doomed}
@@ -298,7 +298,7 @@ def _cache() -> Path:
     """The hub's cache: HF_HUB_CACHE, or a folder in HF_HOME."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def _cached(remote: _Remote) -> Path | None:
@@ -307,7 +307,7 @@ def _cached(remote: _Remote) -> Path | None:
 
     with _from_hub(remote):
         if remote.file:
-            path = try_to_load_from_cache(remote.repo, remote.file, revision=remote.revision)
+            path = try_to_load_from_cache(remote.repo, remote.file, cache_dir=_cache(), revision=remote.revision)
             return Path(path) if isinstance(path, str) else None
         ref = remote.folder / "refs" / remote.revision
         snapshot = remote.folder / "snapshots" / (ref.read_text("utf-8") if ref.is_file() else remote.revision)
@@ -322,7 +322,7 @@ def _cached_files() -> Iterator[tuple[str, str, bool, Path, str]]:
 
     try:
         with _quiet_hub():
-            repos = scan_cache_dir().repos
+            repos = scan_cache_dir(_cache()).repos
     except (CacheNotFound, OSError, ValueError):
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
@@ -385,7 +385,7 @@ def _fetch(remote: _Remote, local_files_only: bool) -> Path:
             if not blob.exists():
                 _download(remote, file, metadata, blob)
         # The file is there under its sum; now the hub's client gives it its name, of the very commit that was fetched.
-        path = Path(hf_hub_download(remote.repo, file, revision=commit))
+        path = Path(hf_hub_download(remote.repo, file, cache_dir=_cache(), revision=commit))
         if remote.revision != commit:
             _write(remote.folder / "refs" / remote.revision, commit)
     return path
@@ -463,7 +463,9 @@ def _wrong(path: Path, file: str, size: int | None, sums: set[str | None]) -> st
     if not wanted:
         return ""
     digest = hashlib.sha256()
-    progress = tqdm(total=actual, desc=f"checking {file}"[-40:], unit="B", unit_scale=True, disable=None)
+    progress: Any = tqdm(  # type: ignore[no-untyped-call]
+        total=actual, desc=f"checking {file}"[-40:], unit="B", unit_scale=True, disable=None
+    )
     with path.open("rb") as source, progress as bar:
         while block := source.read(1 << 22):
             digest.update(block)
@@ -533,14 +535,14 @@ def _explained(remote: _Remote, error: Exception) -> str:
             )
         if isinstance(cause, errors.GatedRepoError):
             return f"{remote} is gated: accept its terms at {page}, and set HF_TOKEN to a token of your account"
-        if isinstance(cause, errors.RepositoryNotFoundError):
+        if isinstance(cause, errors.RepositoryNotFoundError) or status == 401:  # the hub does not tell which
             return f"{page} does not exist, or is private: check the name, or set HF_TOKEN to a token that may read it"
         if isinstance(cause, errors.RevisionNotFoundError):
             return f"{page} has no revision {remote.revision!r}: name a branch, a tag or a commit of it"
         if isinstance(cause, errors.EntryNotFoundError) and status:
             return f"{page} has no file {remote.file!r}: {page}/tree/{remote.revision} lists its files"
-        if status in (401, 403):
-            return f"{_endpoint()} refuses to give out {remote} ({status}): set HF_TOKEN to a token that may read it"
+        if status == 403:
+            return f"{_endpoint()} refuses to give out {remote} (403): set HF_TOKEN to a token that may read it"
         if status == 429:
             return f"{_endpoint()} has had too many requests (429): try again in some minutes, or set HF_TOKEN"
         if status >= 500:
@@ -558,8 +560,8 @@ def _explained(remote: _Remote, error: Exception) -> str:
     arrived = sum(path.stat().st_size for path in remote.folder.glob("blobs/*.incomplete"))
     return (
         f"{remote} is not in the cache and cannot be fetched ({_reason(causes[-1])}): check the name and the network "
-        "(HTTPS_PROXY for a proxy, HF_ENDPOINT for a mirror) and try again, or download the file elsewhere and pass its "
-        "path" + f"; the {bytes_text(arrived)} that have arrived are kept for the next try" * (arrived > 0)
+        "(HTTPS_PROXY for a proxy, HF_ENDPOINT for a mirror) and try again, or download the file elsewhere and pass "
+        "its path" + f"; the {bytes_text(arrived)} that have arrived are kept for the next try" * (arrived > 0)
     )
 
 
