@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+MOSS, Q4_K = "cstr/MOSS-Transcribe-preview-2B-GGUF", "moss-transcribe-preview-2b-q4_k.gguf"
+CONTENT = bytes(range(256)) * 4000  # about 1 MB
 
 OLD, NEW = "1" * 40, "2" * 40  # commits; "v1" is a tag of the old one, "main" is the new one
 REVISIONS = {OLD: OLD, NEW: NEW, "v1": OLD, "main": NEW}
@@ -78,6 +83,12 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """What tells another process where this hub and its cache are."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), **more}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,35 +20,10 @@ import pycrispasr
 from pycrispasr import Model, ModelNotFoundError, PycrispasrError, UsageError, hub
 
 from . import hub_server
-from .hub_server import NEW, OLD
+from .hub_server import MOSS, NEW, OLD, Q4_K, environment
 from .sounds import make_tones
 
-MOSS = "cstr/MOSS-Transcribe-preview-2B-GGUF"
-Q4_K = "moss-transcribe-preview-2b-q4_k.gguf"
-CONTENT = bytes(range(256)) * 4000  # about 1 MB
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.Hub]:
-    """The hub of this process, with one published file and one of somebody else, and an empty cache."""
-    with hub_server.serve() as server:
-        server.add(MOSS, Q4_K, CONTENT)
-        server.add("org/repo", "model.gguf", b"old" * 1000, (OLD,))
-        server.add("org/repo", "model.gguf", b"new" * 1000, (NEW,))
-        server.add("org/repo", "README.md", b"read me")
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is written at a time
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        yield server
+CONTENT = hub_server.CONTENT
 
 
 @pytest.fixture
@@ -451,11 +425,6 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(server: hub_server.Hub, monk
 
 
 # Other processes, with nothing but the environment to tell them where the hub is.
-
-
-def environment(server: hub_server.Hub, home: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    return {**kept, "HF_ENDPOINT": server.url, "HF_HOME": str(home), **more}
 
 
 def python(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

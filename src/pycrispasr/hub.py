@@ -442,7 +442,7 @@ def _download(remote: _Remote, file: str, metadata: HfFileMetadata, blob: Path) 
         if getattr(getattr(error, "response", None), "status_code", 0) == 416:  # what is there is no part of it
             partial.unlink()
         raise
-    wrong = _wrong(partial, file, size, {remote.sha256, metadata.etag})
+    wrong = _wrong(partial, size, {remote.sha256, metadata.etag})
     if wrong:
         partial.unlink()
         raise ModelNotFoundError(
@@ -452,7 +452,7 @@ def _download(remote: _Remote, file: str, metadata: HfFileMetadata, blob: Path) 
     os.replace(partial, blob)
 
 
-def _wrong(path: Path, file: str, size: int | None, sums: set[str | None]) -> str:
+def _wrong(path: Path, size: int | None, sums: set[str | None]) -> str:
     """What is wrong with a file's contents, or ""."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
@@ -464,7 +464,7 @@ def _wrong(path: Path, file: str, size: int | None, sums: set[str | None]) -> st
         return ""
     digest = hashlib.sha256()
     progress: Any = tqdm(  # type: ignore[no-untyped-call]
-        total=actual, desc=f"checking {file}"[-40:], unit="B", unit_scale=True, disable=None
+        total=actual, desc="checking", unit="B", unit_scale=True, disable=None
     )
     with path.open("rb") as source, progress as bar:
         while block := source.read(1 << 22):
