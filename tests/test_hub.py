@@ -510,7 +510,7 @@ def test_a_killed_download_is_taken_up(server: hub_server.Hub, tmp_path: Path) -
 FORBIDDEN = """
 import sys
 def watch(event, arguments):
-    if event.startswith("socket."):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
         raise SystemExit(f"{event} {arguments}")
 sys.addaudithook(watch)
 import pycrispasr

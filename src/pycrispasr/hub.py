@@ -414,7 +414,7 @@ def _download(remote: _Remote, file: str, metadata: HfFileMetadata, blob: Path) 
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     partial = blob.with_name(f"{blob.name}.incomplete")  # the hub's name for such files: its tools show and remove them
-    size = remote.size if metadata.size is None else metadata.size
+    size = metadata.size or remote.size  # where the hub tells none, old versions of its client say 0
     have = partial.stat().st_size if partial.exists() else 0
     if size is not None and have > size:
         partial.unlink()
@@ -557,9 +557,12 @@ def _explained(remote: _Remote, error: Exception) -> str:
                 f"the cache {_cache()} cannot be used for {remote} ({cause.strerror}: {cause.filename}): "
                 "make it readable and writable, or set HF_HOME to a folder that is"
             )
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
     arrived = sum(path.stat().st_size for path in remote.folder.glob("blobs/*.incomplete"))
     return (
-        f"{remote} is not in the cache and cannot be fetched ({_reason(causes[-1])}): check the name and the network "
+        f"{remote} is not in the cache and cannot be fetched ({_reason(root)}): check the name and the network "
         "(HTTPS_PROXY for a proxy, HF_ENDPOINT for a mirror) and try again, or download the file elsewhere and pass "
         "its path" + f"; the {bytes_text(arrived)} that have arrived are kept for the next try" * (arrived > 0)
     )
