@@ -395,6 +395,13 @@ def test_without_network_the_error_tells_what_to_do(
     assert str(caught.value).startswith(f"{name} is not in the cache and cannot be fetched")
 
 
+def test_offline_a_checkpoint_is_fetched_elsewhere(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match=r"run `hf download org/some` on a machine with network"):
+        hub.checkpoint("org/some")
+    assert not server.requests
+
+
 def test_a_full_disk(server: hub_server.Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def http_get(url: str, sink: object, **_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

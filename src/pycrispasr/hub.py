@@ -74,7 +74,7 @@ class _Remote:
 
     name: str
     repo: str
-    file: str | None  # None: the only GGUF file of the repository
+    file: str | None  # None: the only GGUF file of the repository; "": all that a checkpoint is made of
     revision: str
     size: int | None = None
     sha256: str | None = None
@@ -82,6 +82,8 @@ class _Remote:
     @property
     def command(self) -> str:
         """What fetches it."""
+        if self.file == "":
+            return f"hf download {self.repo}"
         option = "" if self.revision == _MAIN else f" --revision {self.revision}"
         return f"pycrispasr models download {self.name}{option}"
 
@@ -213,7 +215,7 @@ def checkpoint(source: str | os.PathLike[str]) -> Path:
     if isinstance(source, str) and _names_repo(text, "") and not os.path.exists(text):
         from huggingface_hub import snapshot_download
 
-        with _from_hub(_Remote(text, text, None, _MAIN)):
+        with _from_hub(_Remote(text, text, "", _MAIN)):
             return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
     raise ModelNotFoundError(
         f"there is no folder {text!r}: name the folder of a Hugging Face checkpoint, or its repository as org/name"
