@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from pycrispasr import Model
 from pycrispasr.random_model import generate
+
+from . import hub_server
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,26 @@ def tiny() -> Iterator[Model]:
     """The bundled model."""
     with Model("tiny") as model:
         yield model
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.Hub]:
+    """The hub of this process, with one published file and one of somebody else, and an empty cache."""
+    with hub_server.serve() as server:
+        server.add(hub_server.MOSS, hub_server.Q4_K, hub_server.CONTENT)
+        server.add("org/repo", "model.gguf", b"old" * 1000, (hub_server.OLD,))
+        server.add("org/repo", "model.gguf", b"new" * 1000, (hub_server.NEW,))
+        server.add("org/repo", "README.md", b"read me")
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is written at a time
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield server

@@ -366,3 +366,12 @@ def _failed(transcript: Transcript) -> list[Segment]:
 def _failure(segment: Segment) -> str:
     """What went wrong, on one line."""
     return " ".join(f"{segment.start:.3f}-{segment.end:.3f} s failed: {segment.error or 'no reason known'}".split())
+
+
+def bytes_text(count: int) -> str:
+    """A size for people: "2.63 GB"."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"

@@ -128,6 +128,9 @@ class Model:
         runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
             CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
             whole recordings. "auto": the former where the file is of its architecture, else the latter.
+        revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
+            use.
+        local_files_only: Never use the network, not even for a model that is not here yet.
 
     Raises:
         ModelNotFoundError: There is no such model, or it cannot be fetched or read.
@@ -136,7 +139,8 @@ class Model:
         DeviceError: There is no such device, or it failed, or has no instructions for this precision.
         OutOfMemoryError: An allocation failed.
         InstallationError: `runtime` is "crispasr", and its library is missing.
-        UsageError: `threads` is not positive, or there is no such runtime or precision.
+        UsageError: `threads` is not positive, or there is no such runtime or precision, or `revision` is given for a
+            file that is not from the hub.
         UnsupportedOperationError: The runtime offers no choice of precision.
     """
 
@@ -148,13 +152,15 @@ class Model:
         threads: int | None = None,
         precision: Precision = "auto",
         runtime: Runtime = "auto",
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> None:
         self._native: _native.NativeModel | None = None
         self._crispasr: _crispasr.CrispasrModel | None = None
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
-        self._path = hub.resolve(name)
+        self._path = hub.resolve(name, revision=revision, local_files_only=local_files_only)
         opened = _open(self._path, device, self._threads, precision, runtime)
         if isinstance(opened, _native.NativeModel):
             self._native = opened
@@ -583,6 +589,8 @@ def transcribe(
     threads: int | None = None,
     precision: Precision = "auto",
     runtime: Runtime = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
     sample_rate: float | None = None,
     channel: int | None = None,
     vad: Vad = "auto",
@@ -603,6 +611,8 @@ def transcribe(
         threads: See `Model`.
         precision: See `Model`.
         runtime: See `Model`.
+        revision: See `Model`.
+        local_files_only: See `Model`.
         sample_rate: See `Model.transcribe`.
         channel: See `Model.transcribe`.
         vad: See `Model.transcribe`.
@@ -615,7 +625,10 @@ def transcribe(
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
-    with Model(model, device=device, threads=threads, precision=precision, runtime=runtime) as opened:
+    with Model(
+        model, device=device, threads=threads, precision=precision, runtime=runtime, revision=revision,
+        local_files_only=local_files_only,
+    ) as opened:  # fmt: skip
         return opened.transcribe(
             audio, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence, max_new_tokens=max_new_tokens,
             batch=batch, word_timestamps=word_timestamps, progress=progress,

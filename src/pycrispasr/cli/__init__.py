@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pycrispasr import __version__, _native
-from pycrispasr.cli import files, live, machine, transcribe  # noqa: F401 - each adds its commands
+from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
 from pycrispasr.cli.common import app, complain
 from pycrispasr.errors import PycrispasrError
 

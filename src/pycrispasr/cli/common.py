@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from pycrispasr.formats import bytes_text as bytes_text
 from pycrispasr.result import Token
 
 app = typer.Typer(
@@ -121,15 +122,6 @@ def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def bytes_text(count: int) -> str:
-    """A size for people: "2.63 GB"."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}"
 
 
 def tell(message: str) -> None:

@@ -85,7 +85,13 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 def open_model(
-    name: str | os.PathLike[str], *, device: str, threads: int = 0, precision: Precision = "auto", offline: bool = False
+    name: str | os.PathLike[str],
+    *,
+    device: str,
+    threads: int = 0,
+    precision: Precision = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Model:
     """Opens a model by a name that a program for Whisper has, or by one of ours."""
     if isinstance(name, str):
@@ -95,10 +101,12 @@ def open_model(
         elif name == BUNDLED:
             name = "tiny"
     return Model(
-        hub.resolve(name, offline=True) if offline else name,
+        name,
         device=device,
         threads=threads or None,
         precision=precision,
+        revision=revision,
+        local_files_only=local_files_only,
     )
 
 

@@ -168,8 +168,6 @@ class WhisperModel:
         use_auth_token: str | bool | None = None,
         **options: object,
     ) -> None:
-        if revision is not None:
-            raise UnsupportedOperationError(f"revision={revision!r}: download that file, and pass its path")
         indices = [device_index] if isinstance(device_index, int) else list(device_index)
         if len(indices) != 1:
             raise UnsupportedOperationError(f"device_index={device_index!r}: a model runs on one device")
@@ -186,7 +184,8 @@ class WhisperModel:
             device=common.find_device(device, indices[0]),
             threads=cpu_threads,
             precision=_PRECISIONS.get(compute_type, "auto"),
-            offline=local_files_only,
+            revision=revision,
+            local_files_only=local_files_only,
         )
 
     @property
