@@ -418,7 +418,7 @@ def test_options_for_opening_are_kept_or_told_of(nano_path: Path) -> None:
         whisper.load_model(nano_path, download_root="x")
     with pytest.warns(UserWarning, match="there is no device 'toaster:1': the CPU is used"):
         assert WhisperModel(nano_path, device="toaster", device_index=[1]).model.info.device == "cpu"
-    for refused in ({"revision": "main"}, {"device_index": [0, 1]}, {"files": {}}):
+    for refused in ({"device_index": [0, 1]}, {"files": {}}):
         with pytest.raises(UnsupportedOperationError, match=next(iter(refused))):
             WhisperModel(nano_path, **refused)  # type: ignore[arg-type]
 
