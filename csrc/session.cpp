@@ -362,7 +362,7 @@ void Session::follow_draft(int32_t sequence, Text & text) {
     const int64_t length = decoder.length(sequence);
     const int64_t room   = std::min<int64_t>(draft_at_once, model.decoder.max_positions - length);
     const int64_t left   = static_cast<int64_t>(text.draft.size() - std::min(text.draft.size(), text.draft_at));
-    const int64_t count  = std::min({room, left + 1, 2 * static_cast<int64_t>(text.right) + 3});
+    const int64_t count  = std::min({room, left + 1, 2 * static_cast<int64_t>(text.right) + 2});
     step_tokens.assign(1, text.tokens.back().token);
     if (count > 1) {
         const auto next = text.draft.begin() + static_cast<std::ptrdiff_t>(text.draft_at);
