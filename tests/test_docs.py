@@ -69,7 +69,9 @@ def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[s
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "docs/word-times.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "docs/word-times.md"]
+)
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
         r"`((?:csrc|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`", (ROOT / name).read_text("utf-8")
