@@ -40,8 +40,11 @@ ENDINGS = frozenset(
 )
 """Endings of the files that are taken from folders."""
 
-_AUDIO = ("audio", "audio_filepath", "path", "file")  # what a list may call the recording
-_RESULTS = ("text", "status", "complete", "duration", "error")  # what a list of results adds
+AUDIO = ("audio", "audio_filepath", "path", "file")
+"""What a list may call the recording."""
+
+RESULTS = ("text", "status", "complete", "duration", "error")
+"""What a list of results adds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,9 +104,9 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
     path = Path(path)
     entries = []
     for number, row in enumerate(_rows(path), start=1):
-        name = next((row[column] for column in _AUDIO if row.get(column)), None)
+        name = next((row[column] for column in AUDIO if row.get(column)), None)
         if not isinstance(name, str):
-            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {_AUDIO[0]!r}")
+            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {AUDIO[0]!r}")
         is_path = "://" not in name and name != "-"
         entries.append(Entry(str(path.parent / name) if is_path else name, name, row))
     return entries
@@ -164,7 +167,7 @@ class Results:
         Raises:
             OutputError: It cannot be written.
         """
-        row = entry.fields | {"audio": entry.name} | _summary(transcript)
+        row = entry.fields | {"audio": entry.name} | summary(transcript)
         with self._errors():
             if _is_json(self._path):
                 row["segments"] = transcript.to_dict()["segments"]
@@ -204,12 +207,13 @@ class Results:
             raise OutputError(f"{str(self._path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _summary(transcript: Transcript) -> dict[str, Any]:
+def summary(transcript: Transcript) -> dict[str, Any]:
+    """What a list of results says about a recording: `RESULTS`, with the worst of its segments' statuses."""
     statuses = {segment.status for segment in transcript.segments}
     worst = next((s for s in ("failed", "cancelled", "looped", "truncated") if s in statuses), "ok")
     error = next((segment.error for segment in transcript.segments if segment.error), None)
     values = (transcript.text, worst, transcript.complete, round(transcript.duration, 3), error)
-    return dict(zip(_RESULTS, values, strict=True))
+    return dict(zip(RESULTS, values, strict=True))
 
 
 def _is_json(path: Path) -> bool:
