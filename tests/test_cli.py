@@ -231,4 +231,4 @@ def test_convert_tells_what_it_lacks(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "missing" in done.stderr
     assert "Traceback" not in done.stderr
-    assert run("convert", tmp_path, tmp_path / "out.gguf", "--type", "q9").returncode == 1
+    assert run("convert", tmp_path, tmp_path / "out.gguf", "--type", "q9").returncode == 2
