@@ -1,6 +1,6 @@
 """How far the times of words are from the truth, on recordings of voices that training never heard.
 
-    python benchmarks/word_times.py [MODEL] [--recordings 200]
+    python benchmarks/word_times.py [MODEL] [--recordings 100]
 
 The recordings are composed of the clips in tests/data/words. Only words that the model understood can be compared.
 """
@@ -28,7 +28,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="tiny")
-    parser.add_argument("--recordings", type=int, default=200, help="that are composed for each row")
+    parser.add_argument("--recordings", type=int, default=100, help="that are composed for each row")
     arguments = parser.parse_args()
     rows: list[tuple[str, Iterable[Clip]]] = [("words with pauses, 2 to 20 s", composed(arguments.recordings, compose))]
     rows += [

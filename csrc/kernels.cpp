@@ -1003,21 +1003,32 @@ bool takes_bytes(ggml_type type, int64_t n) {
            (type == GGML_TYPE_Q8_0 && n % 64 == 0);
 }
 
+// n_x of a row's columns, or fewer: the row is unpacked once for all of them.
+template <int n_x>
+void dot_bytes_row(ggml_type type, const uint8_t * row, int64_t n, const uint8_t * x, int64_t count, float * out,
+                   int64_t out_stride) {
+    if (count < n_x) {
+        if constexpr (n_x > 1) {
+            dot_bytes_row<n_x - 1>(type, row, n, x, count, out, out_stride);
+        }
+        return;
+    }
+    const size_t bytes = column_bytes(n);
+    Column       columns[n_x];
+    for (int j = 0; j < n_x; j++) {
+        columns[j] = column(x + static_cast<size_t>(j) * bytes, n);
+    }
+    dot_bytes_row<n_x>(type, row, n, columns, out, out_stride);
+}
+
 void dot_bytes(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x,
                int64_t n_x, float * out, int64_t out_stride) {
-    const size_t bytes = column_bytes(n);
+    constexpr int most = 4;  // whose sums stay in registers
     for (int64_t i = 0; i < n_rows; i++) {
         const uint8_t * row = static_cast<const uint8_t *>(rows) + static_cast<size_t>(i) * row_bytes;
-        int64_t         j   = 0;
-        for (; j + 4 <= n_x; j += 4) {
-            const uint8_t * at      = x + static_cast<size_t>(j) * bytes;
-            const Column    four[4] = {column(at, n), column(at + bytes, n), column(at + 2 * bytes, n),
-                                       column(at + 3 * bytes, n)};
-            dot_bytes_row<4>(type, row, n, four, out + j * out_stride + i, out_stride);
-        }
-        for (; j < n_x; j++) {
-            const Column one[1] = {column(x + static_cast<size_t>(j) * bytes, n)};
-            dot_bytes_row<1>(type, row, n, one, out + j * out_stride + i, out_stride);
+        for (int64_t j = 0; j < n_x; j += most) {
+            dot_bytes_row<most>(type, row, n, x + static_cast<size_t>(j) * column_bytes(n), n_x - j,
+                                out + j * out_stride + i, out_stride);
         }
     }
 }

@@ -15,6 +15,8 @@ constexpr int32_t loop_period = 64;  // tokens of the longest phrase that is loo
 constexpr int32_t loop_tokens = 24;
 constexpr int32_t loop_turns  = 6;
 
+constexpr size_t draft_search = 8;  // tokens before and behind the expected one, where a wrong draft may be right again
+
 // Adds the time until the end of a block to a counter of seconds.
 class Stopwatch {
 public:
@@ -77,14 +79,6 @@ void check_room(const Model & model, int64_t n_samples) {
                                             "the most; split the recording",
                                             double(n_samples) / LogMel::sample_rate, std::floor(most)));
     }
-}
-
-std::vector<int32_t> tokens_of(const std::vector<Choice> & choices) {
-    std::vector<int32_t> tokens;
-    for (const Choice & choice : choices) {
-        tokens.push_back(choice.token);
-    }
-    return tokens;
 }
 
 std::vector<WatchedHead> watched_heads(const pcr_session_params & params) {
@@ -171,8 +165,8 @@ void Session::end(int32_t sequence, int64_t n_samples) {
         clip.appended = std::min(clip.appended, whole);
     }
     extend_log_mel(clip, true);
-    clip.state      = State::heard;
-    clip.text.draft = tokens_of(clip.hypothesis);
+    clip.state = State::heard;
+    expect(clip.text, clip.hypothesis);
 }
 
 // Log-mel frames as far as their samples are known. Only the last call may reflect at the end.
@@ -312,16 +306,44 @@ const float * Session::attention(int32_t sequence, int64_t * n_steps) const {
     return text.attention.data();
 }
 
-// The next token. Decides whether the text ends with it.
-void Session::take(Text & text, const Choice & choice) {
+// What the text is expected to be. Nothing, where checking it many tokens at a time could give other bits.
+void Session::expect(Text & text, const std::vector<Choice> & choices_) const {
+    text.draft.clear();
+    if (draft_at_once > 1) {
+        for (const Choice & choice : choices_) {
+            text.draft.push_back(choice.token);
+        }
+    }
+    text.draft_at = 0;
+    text.right    = static_cast<size_t>(draft_at_once);  // until it is wrong
+    text.on_draft = !text.draft.empty();
+}
+
+// The next token. Decides whether the text ends with it. True when it is what the draft says.
+bool Session::take(Text & text, const Choice & choice) {
     text.steps++;
     text.ended = choice.token == model.eos_token;
     text.done  = text.ended || text.tokens.size() == static_cast<size_t>(max_new_tokens);
     if (text.done) {
-        return;
+        return false;
     }
-    text.on_draft =
-        text.on_draft && text.tokens.size() < text.draft.size() && text.draft[text.tokens.size()] == choice.token;
+    const auto matches  = [&](size_t j) { return j < text.draft.size() && text.draft[j] == choice.token; };
+    const bool expected = text.on_draft && matches(text.draft_at);
+    if (expected) {
+        text.draft_at++;
+        text.right++;
+    } else {
+        // The nearest place where it says this token; else another one may stand in the place of this one.
+        const size_t at = text.draft_at++;
+        text.right      = 0;
+        text.on_draft   = false;
+        for (size_t d = 0; d <= draft_search && !text.on_draft; d++) {
+            if (matches(at + d) || (d <= at && matches(at - d))) {
+                text.draft_at = (matches(at + d) ? at + d : at - d) + 1;
+                text.on_draft = true;
+            }
+        }
+    }
     text.tokens.push_back(choice);
     text.repeated.resize(loop_period, 0);
     const size_t n = text.tokens.size();
@@ -331,25 +353,28 @@ void Session::take(Text & text, const Choice & choice) {
         text.looped   = text.looped || run + p >= std::max(loop_tokens, loop_turns * p);
     }
     text.done = text.looped;
+    return expected;
 }
 
-// Takes what the draft says next, up to the first token that the decoder chooses otherwise: that one is right.
+// Takes what the draft says next, up to the first token that the decoder chooses otherwise: that one is right. A draft
+// that was wrong is asked for few tokens, and for more the longer it is right.
 void Session::follow_draft(int32_t sequence, Text & text) {
-    const size_t  n      = text.tokens.size();
     const int64_t length = decoder.length(sequence);
     const int64_t room   = std::min<int64_t>(draft_at_once, model.decoder.max_positions - length);
-    const int64_t count  = std::min<int64_t>(room, static_cast<int64_t>(text.draft.size() - n) + 1);
+    const int64_t left   = static_cast<int64_t>(text.draft.size() - std::min(text.draft.size(), text.draft_at));
+    const int64_t count  = std::min({room, left + 1, 2 * static_cast<int64_t>(text.right) + 2});
     step_tokens.assign(1, text.tokens.back().token);
-    step_tokens.insert(step_tokens.end(), text.draft.begin() + static_cast<std::ptrdiff_t>(n),
-                       text.draft.begin() + static_cast<std::ptrdiff_t>(n) + count - 1);
+    if (count > 1) {
+        const auto next = text.draft.begin() + static_cast<std::ptrdiff_t>(text.draft_at);
+        step_tokens.insert(step_tokens.end(), next, next + count - 1);
+    }
     last_rows.resize(static_cast<size_t>(count * model.decoder.hidden));
     choices.resize(static_cast<size_t>(count));
     decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data(), look(sequence, count));
     head.choose(last_rows.data(), count, choices.data());
     int64_t taken = 0;  // choice i follows what was put in as token i
-    do {
-        take(text, choices[static_cast<size_t>(taken++)]);
-    } while (taken < count && text.on_draft && !text.done);
+    while (taken < count && take(text, choices[static_cast<size_t>(taken++)]) && !text.done) {
+    }
     decoder.rewind(sequence, length + taken);
 }
 
@@ -372,8 +397,7 @@ const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
         or_fail(&sequence, 1, [&] {
             const Stopwatch watch(seconds);
             Text &          text = clip.text;
-            text.draft           = tokens_of(clip.hypothesis);
-            text.on_draft        = true;
+            expect(text, clip.hypothesis);
             const Interruptible here(compute);
             try {
                 extend_log_mel(clip, true);
@@ -392,10 +416,10 @@ const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
                     }
                 }
             } catch (const Hurried &) {
-                if (text.on_draft) {  // the rest of what was expected is still expected
-                    text.tokens.insert(text.tokens.end(),
-                                       clip.hypothesis.begin() + static_cast<std::ptrdiff_t>(text.tokens.size()),
-                                       clip.hypothesis.end());
+                // The rest of what was expected is still expected.
+                if (text.on_draft || text.tokens.empty()) {
+                    const auto rest = clip.hypothesis.begin() + static_cast<std::ptrdiff_t>(text.draft_at);
+                    text.tokens.insert(text.tokens.end(), rest, clip.hypothesis.end());
                 }
             }
         });
@@ -459,8 +483,7 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
             if (clip.state == State::heard) {
                 prefill(sequences[i], /*last =*/true,
                         last_rows.data() + static_cast<int64_t>(stepping.size()) * hidden);
-                clip.text.on_draft = true;
-                clip.state         = State::decoding;
+                clip.state = State::decoding;
                 stepping.push_back(sequences[i]);
             }
         }

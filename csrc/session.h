@@ -47,11 +47,14 @@ private:
     enum class State { listening, heard, decoding, complete, failed };
 
     // Greedy decoding of one clip. A draft is what the text is expected to be: its tokens go through the decoder many at
-    // a time, and are kept as far as the decoder would have chosen them itself.
+    // a time, and are kept as far as the decoder would have chosen them itself. Where it chose another one, the draft is
+    // followed again from where the two agree.
     struct Text {
         std::vector<Choice>  tokens;      // chosen so far, the last of them not yet in the cache
         std::vector<int32_t> draft;
-        bool                 on_draft = false;  // tokens are the beginning of the draft
+        size_t               draft_at = 0;      // its token that is expected next
+        size_t               right    = 0;      // tokens that it has foreseen since it was last wrong
+        bool                 on_draft = false;  // it is followed
         std::vector<int32_t> repeated;    // [p]: how many of the last tokens equal those p + 1 places before them
         bool                 done = false, ended = false, looped = false;
         size_t               steps = 0;  // that chose these tokens, and the end
@@ -88,7 +91,8 @@ private:
     int64_t cached_rows(int64_t n_windows) const;
     void    prefill(int32_t sequence, bool last, float * row);
     Look    look(int32_t sequence, int64_t n_steps);
-    void    take(Text & text, const Choice & choice);
+    void    expect(Text & text, const std::vector<Choice> & choices_) const;
+    bool    take(Text & text, const Choice & choice);
     void    follow_draft(int32_t sequence, Text & text);
     void    forget();
 

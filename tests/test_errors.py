@@ -237,7 +237,7 @@ def test_every_error_is_a_pycrispasr_error_and_what_python_users_expect() -> Non
     exceptions = [
         value for name in pycrispasr.__all__ if name.endswith("Error") for value in [getattr(pycrispasr, name)]
     ]
-    assert len(exceptions) == 15
+    assert len(exceptions) == 16
     assert all(issubclass(exception, PycrispasrError) for exception in exceptions)
     assert issubclass(pycrispasr.ModelNotFoundError, FileNotFoundError)
     assert issubclass(pycrispasr.AudioError, ValueError)

@@ -292,7 +292,7 @@ def test_json_is_as_its_schema_says(tiny: Model) -> None:
     heard = tiny.transcribe("samples/digits.wav")
     with_all = Transcript(
         "a b", (spoken("a b"), FAILED, dataclasses.replace(FAILED, tokens=(Token(-1, "x", math.nan, 0.5, 0.75),))),
-        9.0, "en", False, Timings(), ("clipped",),
+        9.0, "en", False, Timings(), ("clipped",), "calibrated",
     )  # fmt: skip
     for one in (heard, with_all):
         check.validate(json.loads(one.to_json()))

@@ -70,7 +70,7 @@ def check_order(segment: Segment) -> None:
         assert 0 <= word.probability <= 1
 
 
-@pytest.mark.parametrize("noise", [None, 30])
+@pytest.mark.parametrize("noise", [None, 20])
 def test_words_between_pauses_have_their_times(tiny: Model, noise: float | None) -> None:
     recordings = []
     for seed in range(60):

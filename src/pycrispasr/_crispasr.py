@@ -230,10 +230,19 @@ class CrispasrModel:
         self,
         samples: audio.Samples,
         *,
+        vad: cutter.Vad = "auto",
+        silence: float | None = None,
         max_new_tokens: int = 512,
         progress: Callable[[float, float], object] | None = None,
     ) -> Transcript:
         """Transcribes mono samples at 16 kHz, a stretch of at most 30 seconds after the other.
+
+        Args:
+            samples: Shape `[n]`.
+            vad: As for `cutter.Cutter`.
+            silence: As for `cutter.Cutter`.
+            max_new_tokens: For models that heed it.
+            progress: Called with the seconds of audio done and their total.
 
         Raises:
             AudioError: There are no samples.
@@ -246,7 +255,7 @@ class CrispasrModel:
         text, language = "", self._language
         if progress:
             progress(0.0, total)
-        for start, end in cutter.plan(samples):
+        for start, end in cutter.plan(samples, vad=vad, silence=silence):
             found, told = self._stretch(samples[start:end], language, max_new_tokens)
             language = told or language
             for segment in found:

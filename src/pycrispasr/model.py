@@ -498,11 +498,8 @@ class Model:
         progress: Callable[[float, float | None], object] | None,
     ) -> Transcript:
         limit = _limit(max_new_tokens)
-        Cutter(vad=vad, silence=silence)  # tells what cannot be
-        if vad == "on":
-            raise _unsupported("choice of what is heard: vad='on'")
         samples = audio.load(recording, sample_rate=sample_rate, channel=channel)
-        return runtime.transcribe(samples, max_new_tokens=limit, progress=progress)
+        return runtime.transcribe(samples, vad=vad, silence=silence, max_new_tokens=limit, progress=progress)
 
 
 def _open(

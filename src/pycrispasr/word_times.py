@@ -31,6 +31,7 @@ _Floats = npt.NDArray[np.floating[Any]]
 _TAIL = 0.1  # share of a token's attention on either side that tells nothing about where it lies
 _QUIET = 0.2  # of the way in decibels from the quietest of the audio to its loudest: below it nothing is said
 _RANGE = 50.0  # decibels of that way at the most
+_FLICKER = 2.5  # decibels by which noise alone varies
 _SHORTEST = 6  # quiet frames that count
 _LONGEST = 20  # quiet frames beyond which no pause is better than another
 _REACH = 0.4  # seconds of sound beyond what a word's tokens attended to, that may be its own
@@ -216,7 +217,7 @@ def quiet_runs(samples: Samples) -> _Floats:
         level = 10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12)
         top = np.percentile(level, 95)
         bottom = max(np.percentile(level, 5), top - _RANGE)
-        quiet[1:-1] &= level < bottom + _QUIET * (top - bottom)
+        quiet[1:-1] &= level < bottom + max(_QUIET * (top - bottom), _FLICKER)
     changes = np.flatnonzero(quiet[1:] != quiet[:-1]).reshape(-1, 2)
     return np.asarray(changes[changes[:, 1] - changes[:, 0] >= _SHORTEST] * _FRAME)
 

@@ -97,7 +97,9 @@ def open_model(
     if isinstance(name, str):
         if name in WHISPER_MODELS or (_WHISPER_REPOSITORY.fullmatch(name) and not os.path.exists(name)):
             warn(f"{name!r} is a model for Whisper: {MODEL!r} is used, another model, which knows English and Chinese")
-            name = MODEL
+            if revision is not None:
+                warn(f"revision={revision!r} has no effect: it is of another model")
+            name, revision = MODEL, None
         elif name == BUNDLED:
             name = "tiny"
     return Model(
@@ -244,11 +246,14 @@ class Run:
         word_timestamps: bool,
         batch: int,
     ) -> Iterator[Segment]:
-        if word_timestamps:
-            raise UnsupportedOperationError("word_timestamps=True: there are no word times yet")
         if model.runtime == "crispasr":  # which gives all segments at once
             transcript = model.transcribe(
-                samples, sample_rate=audio.SAMPLE_RATE, vad=vad, silence=silence, max_new_tokens=max_new_tokens
+                samples,
+                sample_rate=audio.SAMPLE_RATE,
+                vad=vad,
+                silence=silence,
+                max_new_tokens=max_new_tokens,
+                word_timestamps=word_timestamps,
             )
             self._language = transcript.language
             yield from transcript.segments
@@ -260,6 +265,7 @@ class Run:
                 silence=silence,
                 max_new_tokens=max_new_tokens,
                 batch=batch,
+                word_timestamps=word_timestamps,
             )
 
 

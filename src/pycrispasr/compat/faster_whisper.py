@@ -145,12 +145,12 @@ class WhisperModel:
         num_workers: Any number of threads may use a model at once.
         download_root: Has no effect: models are in the Hugging Face cache, which HF_HOME moves.
         local_files_only: Use no network.
-        revision: Not supported.
+        revision: A branch, tag or commit of a repository of the Hugging Face hub.
         options: Others of faster-whisper have no effect, and give a warning.
 
     Raises:
         PycrispasrError: What `pycrispasr.Model` raises.
-        UnsupportedOperationError: A `revision` or several devices are asked for.
+        UnsupportedOperationError: `files` are passed, or several devices.
     """
 
     def __init__(
