@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DRAW_EVERY = 0.1  # seconds
 _LINE_EVERY = 30.0
-_BAR = 16  # letters
+_BAR = 12  # letters
 
 
 class Progress:
@@ -76,13 +76,13 @@ class Progress:
             tell(f"{name}: {self._state(seconds, jobs, known)[1]}")
 
     def _state(self, seconds: float, jobs: int, known: tuple[float, int]) -> tuple[float, str]:
-        """The seconds of all audio, and the state in words: "3 of 7, 0:15 of about 0:32, 58.0x, 0:01 left"."""
+        """The seconds of all audio, and the state in words: "3 of 7, 0:15 of about 0:32, 58x, 0:01 left"."""
         took = time.perf_counter() - self._start
         total = max(seconds, known[0] / known[1] * self._jobs if known[1] else 0.0)  # as if the others were as long
         state = f"{jobs} of {self._jobs}, " if self._jobs > 1 else ""
         state += f"{_digits(seconds)} of {'about ' * (known[1] < self._jobs)}{_digits(total)}"
         if seconds:
-            state += f", {seconds / took:.1f}x, {_digits((total - seconds) / seconds * took)} left"
+            state += f", {_speed(seconds / took)}x, {_digits((total - seconds) / seconds * took)} left"
         return total, state
 
     def _draw(self, name: str, seconds: float, state: tuple[float, str], text: str) -> None:
@@ -167,6 +167,10 @@ def _digits(seconds: float) -> str:
     """A time in the least space: "0:04", "3:05", "1:02:00"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _speed(times: float) -> str:
+    return f"{times:.1f}" if times < 10 else f"{times:.0f}"
 
 
 def _tail(text: str, most: int) -> str:
