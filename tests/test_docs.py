@@ -84,7 +84,7 @@ def test_every_command_and_option_of_the_pages_exists(name: str, commands: set[s
         )
 
 
-@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "docs/ray.md"])
 def test_files_that_the_documents_name_are_there(name: str) -> None:
     for path in re.findall(
         r"`((?:csrc|docs|src|tests|tools|cmake|licenses|training|benchmarks)/[\w./]+)`",

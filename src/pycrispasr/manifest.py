@@ -23,8 +23,11 @@ ENDINGS = frozenset((
 ))  # fmt: skip
 """Endings of the files that are taken from folders."""
 
-_AUDIO = ("audio", "audio_filepath", "path", "file")  # what a list may call the recording
-_RESULTS = ("text", "status", "complete", "duration", "error", "segments")  # what a list of results adds
+AUDIO = ("audio", "audio_filepath", "path", "file")
+"""What a list may call the recording."""
+
+RESULTS = ("text", "status", "complete", "duration", "error")
+"""What a list of results adds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,9 +96,9 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
         raise UsageError(f"the list {str(path)!r} cannot be read: {error.strerror or error}") from None
     entries = []
     for number, row in enumerate(_rows(content, path)[1], start=1):
-        name = next((row[column] for column in _AUDIO if row.get(column)), None)
+        name = next((row[column] for column in AUDIO if row.get(column)), None)
         if not isinstance(name, str):
-            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {_AUDIO[0]!r}")
+            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {AUDIO[0]!r}")
         is_path = "://" not in name and name != "-"
         entries.append(Entry(str(path.parent / name) if is_path else name, name, row))
     return entries
@@ -164,7 +167,7 @@ class Results:
         self.done: frozenset[str] = frozenset()
         """The names of recordings that are in it already, when the work goes on."""
         self._names = list(dict.fromkeys(name for entry in entries for name in _fields(entry)))
-        self._names += [name for name in _RESULTS if name != "segments"]
+        self._names += RESULTS
         self._begin = True  # with the first result
         with self._errors():
             if not overwrite and self._path.exists() and self._path.stat().st_size:
@@ -182,7 +185,7 @@ class Results:
         Raises:
             OutputError: It cannot be written. Nothing of it is in the list then.
         """
-        content = self._lines([_fields(entry) | _summary(transcript)], header=self._begin)
+        content = self._lines([_fields(entry) | _result(transcript)], header=self._begin)
         with self._errors():
             if self._begin:
                 self._file.truncate(0)
@@ -238,22 +241,24 @@ class Results:
             raise OutputError(f"{str(self._path)!r} cannot be written: {error.strerror or error}") from error
 
 
+def summary(transcript: Transcript) -> dict[str, Any]:
+    """What a list of results says about a recording: `RESULTS`, with the worst of its segments' statuses."""
+    statuses = {segment.status for segment in transcript.segments}
+    worst = next((s for s in ("failed", "cancelled", "looped", "truncated") if s in statuses), "ok")
+    error = next((segment.error for segment in transcript.segments if segment.error), None)
+    values = (transcript.text, worst, transcript.complete, round(transcript.duration, 3), error)
+    return dict(zip(RESULTS, values, strict=True))
+
+
 def _fields(entry: Entry) -> dict[str, Any]:
     """What comes back of an entry."""
-    fields = {f"input_{name}" if name in _RESULTS else name: value for name, value in entry.fields.items()}
+    taken = (*RESULTS, "segments")
+    fields = {f"input_{name}" if name in taken else name: value for name, value in entry.fields.items()}
     return fields | {"audio": entry.name}
 
 
-def _summary(transcript: Transcript) -> dict[str, Any]:
-    statuses = {segment.status for segment in transcript.segments}
-    return {
-        "text": transcript.text,
-        "status": next((one for one in ("failed", "cancelled", "looped", "truncated") if one in statuses), "ok"),
-        "complete": transcript.complete,
-        "duration": round(transcript.duration, 3),
-        "error": next((segment.error for segment in transcript.segments if segment.error), None),
-        "segments": transcript.to_dict()["segments"],
-    }
+def _result(transcript: Transcript) -> dict[str, Any]:
+    return summary(transcript) | {"segments": transcript.to_dict()["segments"]}
 
 
 def _is_json(path: Path) -> bool:
