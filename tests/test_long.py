@@ -225,23 +225,23 @@ def test_a_recording_of_which_all_fails_raises(nano: Model, fail: Callable[[Fail
 def test_a_text_that_reaches_the_limit_is_tried_again_in_two_parts(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    composition = Composition(100, seed=1)
+    composition = Composition(100, seed=1)  # whose pauses are shorter than that silence
     path = composition.write(tmp_path / "talk.flac")
-    wanted = tiny.transcribe(path)
+    wanted = tiny.transcribe(path, silence=4)
     limit = max(len(segment.tokens) for segment in wanted.segments) - 1
     monkeypatch.setattr(model, "_limit", lambda asked: asked or limit)
-    got = tiny.transcribe(path)
+    got = tiny.transcribe(path, silence=4)
     assert got.complete
     assert len(got.segments) > len(wanted.segments)
     check_times(got, composition)
-    assert tiny.transcribe(path, batch=1).segments == got.segments
+    assert tiny.transcribe(path, silence=4, batch=1).segments == got.segments
 
-    cut = tiny.transcribe(path, max_new_tokens=limit)  # that is what was asked for
+    cut = tiny.transcribe(path, silence=4, max_new_tokens=limit)  # that is what was asked for
     assert len(cut.segments) == len(wanted.segments)
     assert "truncated" in {segment.status for segment in cut.segments}
 
     monkeypatch.setattr(model, "_limit", lambda asked: 2)
-    lost = tiny.transcribe(path)
+    lost = tiny.transcribe(path, silence=4)
     assert {segment.status for segment in lost.segments} >= {"truncated"}
     assert not lost.complete
     assert [segment.start for segment in lost.segments] == sorted(segment.start for segment in lost.segments)

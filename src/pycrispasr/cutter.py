@@ -22,7 +22,7 @@ Vad = Literal["auto", "on", "off"]
 LONGEST = round(CHUNK_SECONDS * SAMPLE_RATE)
 """Samples of the longest stretch."""
 
-_SILENCE = {"auto": 2.0, "on": 0.8, "off": 0.8}
+_SILENCE = {"auto": 1.0, "on": 0.8, "off": 0.8}
 
 _REST = 1 * SAMPLE_RATE  # a shorter rest is never cut off
 _SEARCH = 10 * SAMPLE_RATE  # the last part of the longest stretch, where the quietest place is looked for
@@ -62,7 +62,7 @@ class Cutter:
 
     Args:
         vad: Use a voice activity detector.
-        silence: Seconds without speech that end a stretch. None: 2.0 with "auto", else 0.8.
+        silence: Seconds without speech that end a stretch. None: 1.0 with "auto", else 0.8.
 
     Raises:
         UsageError: There is no such `vad`, or `silence` is not positive.

@@ -201,7 +201,7 @@ class Model:
                 between is left out. "off": all audio is heard, cut where it is quietest. "auto": as "on" for more than
                 30 seconds, but only what is quiet too is left out, so that no music or noise is passed over in which
                 somebody might speak.
-            silence: Seconds without speech that end a stretch, and are left out. None: 0.8 with "on", 2.0 with "auto".
+            silence: Seconds without speech that end a stretch, and are left out. None: 0.8 with "on", 1.0 with "auto".
             max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
                 None: 512, which is more than anybody says in 30 seconds; a stretch that reaches it is tried again in
                 two parts.
