@@ -19,16 +19,8 @@ from pycrispasr.cli import common
 from pycrispasr.result import Token
 
 from . import gguf_edit
+from .command import COMMAND, run
 from .sounds import make_tones
-
-COMMAND = (sys.executable, "-m", "pycrispasr")
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    if arguments[0] == "transcribe" and "-m" in arguments:
-        command += ["--threads", "1"]  # quick however busy the machine is
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -231,4 +223,4 @@ def test_convert_tells_what_it_lacks(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "missing" in done.stderr
     assert "Traceback" not in done.stderr
-    assert run("convert", tmp_path, tmp_path / "out.gguf", "--type", "q9").returncode == 1
+    assert run("convert", tmp_path, tmp_path / "out.gguf", "--type", "q9").returncode == 2

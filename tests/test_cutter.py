@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycrispasr import audio
-from pycrispasr.cutter import Cut, Cutter, plan
+from pycrispasr import cutter as cutter_module
+from pycrispasr.cutter import Cut, Cutter, Vad, plan
 from pycrispasr.events import Silence, SpeechStarted
 from pycrispasr.vad import FRAME
 
@@ -34,11 +35,16 @@ class Told:
         return [next(self.probabilities) for _ in range(count)]
 
 
-def cut(samples: np.ndarray, blocks: list[int], told: list[float] | None = None, silence: float = 0.8) -> Marks:
+def cut(
+    samples: np.ndarray, blocks: list[int], told: list[float] | None = None, silence: float = 0.8, vad: Vad = "on"
+) -> Marks:
     """What a cutter gives for audio in blocks of these sizes, again and again."""
-    cutter = Cutter(vad="off" if told is None else "on", silence=silence)
-    if told is not None:
-        cutter._detector = Told(told)  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutter_module, "VoiceDetector", lambda: Told(told or []))
+        return _cut(Cutter(vad="off" if told is None else vad, silence=silence), samples, blocks)
+
+
+def _cut(cutter: Cutter, samples: np.ndarray, blocks: list[int]) -> Marks:
     marks: Marks = []
     start = turn = 0
     while start < len(samples):
@@ -144,6 +150,98 @@ def test_speech_that_does_not_end_is_cut_in_its_longest_pause() -> None:
     samples = np.zeros(len(told) * FRAME, np.float32)
     pause = (765 * FRAME + 774 * FRAME) // 2
     assert places(cut(samples, [4000], told)) == [(0, pause), (pause, len(samples))]
+
+
+SPOKEN, QUIET, NOISE = 0.1, 0.0, 0.003  # loudness: the noise is 30 dB below speech
+KINDS = {  # probability of speech, and loudness
+    "speech": (0.9, SPOKEN),
+    "doubt": (0.4, SPOKEN),  # what goes on while somebody speaks, and begins nothing by itself
+    "music": (0.1, SPOKEN),
+    "hiss": (0.1, NOISE),
+    "silence": (0.0, QUIET),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 400)), min_size=1, max_size=25),
+    blocks=st.lists(st.integers(500, 900_000), min_size=1, max_size=4),
+    silence=st.sampled_from([0.1, 0.8, 2.0, 40.0]),
+    rest=st.integers(0, FRAME - 1),
+)
+def test_by_itself_all_that_is_spoken_or_loud_is_covered_once(
+    runs: list[tuple[str, int]], blocks: list[int], silence: float, rest: int
+) -> None:
+    frames = ["speech"] * 4 + [kind for kind, count in runs for _ in range(count)]
+    told = [KINDS[kind][0] for kind in frames]
+    loudness = np.repeat([KINDS[kind][1] for kind in frames], FRAME).astype(np.float32)
+    samples = np.concatenate([loudness, np.zeros(rest, np.float32)])
+    samples[1::2] *= -1
+    marks = cut(samples, blocks, told, silence, "auto")
+    stretches = places(marks)
+    if len(samples) <= 30 * RATE:
+        assert stretches == [(0, len(samples))]
+        return
+    assert all(0 < end - start <= 30 * RATE for start, end in stretches)
+    assert all(before[1] <= after[0] for before, after in pairwise(stretches))
+    for mark in marks:
+        if isinstance(mark, Cut):
+            np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
+    covered = np.zeros(len(samples), bool)
+    for start, end in stretches:
+        covered[start:end] = True
+    heard = [kind in ("speech", "doubt", "music") for kind in frames]
+    for i in range(len(frames) - 1):
+        if heard[i] and heard[i + 1]:
+            assert covered[i * FRAME : (i + 2) * FRAME].all(), i
+    place = 0
+    for is_heard, group in groupby(heard):
+        end = place + sum(1 for _ in group)
+        if not is_heard and (end - place) * FRAME > silence * RATE + 2 * 4800 + 4 * FRAME:
+            assert not covered[place * FRAME : end * FRAME].all(), place
+        place = end
+    assert places(cut(samples, [len(samples)], told, silence, "auto")) == stretches
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(10, 500), st.integers(1, 40)), min_size=2, max_size=20),
+    vad=st.sampled_from(["on", "auto"]),
+)
+def test_speech_is_cut_only_where_no_pause_is_long_enough(runs: list[tuple[int, int]], vad: Vad) -> None:
+    """A cut without a gap lies in a pause, or else there is none in the second half of the longest stretch."""
+    told = [probability for speech, pause in runs for probability in [0.9] * speech + [0.1] * pause]
+    samples = np.repeat([0.1 if probability > 0.5 else 0.0 for probability in told], FRAME).astype(np.float32)
+    if len(samples) <= 30 * RATE:
+        return
+    stretches = places(cut(samples, [50_000], told, 0.8, vad))
+    quiet = np.repeat(np.array(told) < 0.5, FRAME)
+    for (start, end), (following, _) in pairwise(stretches):
+        if end == following and not quiet[end - 1]:
+            window = quiet[start + 15 * RATE : start + 30 * RATE].astype(int)
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], window, [0]])))
+            assert max(edges[1::2] - edges[::2], default=0) < 3 * FRAME, (start, end)
+
+
+def test_by_itself_thirty_seconds_are_one_stretch_and_more_are_not() -> None:
+    silent = np.zeros(30 * RATE, np.float32)
+    assert plan(silent, vad="auto") == [(0, 30 * RATE)]
+    assert plan(np.zeros(30 * RATE + 1, np.float32), vad="auto") == []
+    assert plan(np.zeros(0, np.float32), vad="auto") == []
+
+
+def test_by_itself_music_and_noise_are_heard_and_silence_is_not() -> None:
+    gap = np.zeros(8 * RATE, np.float32)
+    clip = audio.load(SAMPLES / "hello.wav")
+    music = 0.05 * np.sin(np.arange(5 * RATE) / 20).astype(np.float32)
+    sound = np.concatenate([gap, clip, gap, music, gap, clip, gap])
+    begins = [len(gap), 2 * len(gap) + len(clip), 3 * len(gap) + len(clip) + len(music)]
+    found = plan(sound, vad="auto")
+    assert len(found) == len(begins)
+    for (start, end), begin, part in zip(found, begins, (clip, music, clip), strict=True):
+        assert abs(start - begin) < RATE
+        assert abs(end - begin - len(part)) < RATE
+    assert len(plan(sound, vad="on")) == 2  # the music is no speech
 
 
 def test_nothing_but_silence_gives_nothing() -> None:

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from pycrispasr import Final, Model, Partial, Segment, audio
+from pycrispasr import Final, Model, Partial, Segment
 
-SAMPLES = Path(__file__).parent.parent / "samples"
-# Those of the bundled recordings that the bundled model hears right however they are cut out.
-NAMES = ["hello", "digits", "spelling", "thank-you-goodbye"]
+from .sounds import Composition
+
 RATE = 16000
 MIB = 1 << 20
-
-
-class Composition:
-    """Recordings one after the other, in random order, with silence of random length before each."""
-
-    def __init__(self, seconds: float) -> None:
-        self.clips = [audio.load(SAMPLES / f"{name}.wav") for name in NAMES]
-        self.texts = [(SAMPLES / f"{name}.txt").read_text(encoding="utf-8").strip() for name in NAMES]
-        rng = np.random.default_rng(0)
-        self.parts: list[tuple[int, int]] = []  # where each begins, and which it is
-        self.length = 0
-        while self.length < seconds * RATE:
-            which = int(rng.integers(len(NAMES)))
-            begin = self.length + int(rng.integers(RATE, 3 * RATE))
-            self.parts.append((begin, which))
-            self.length = begin + len(self.clips[which])
-        self.length += RATE
-
-    @property
-    def words(self) -> list[str]:
-        return " ".join(self.texts[which] for _, which in self.parts).split()
-
-    def samples(self, start: int, end: int) -> np.ndarray:
-        """Any part of it."""
-        sound = np.zeros(end - start, np.float32)
-        first = int(np.searchsorted([begin for begin, _ in self.parts], start)) - 1
-        for begin, which in self.parts[max(0, first) :]:
-            if begin >= end:
-                break
-            clip = self.clips[which][max(0, start - begin) : end - begin]
-            place = max(0, begin - start)
-            sound[place : place + len(clip)] = clip
-        return sound
 
 
 def listen(model: Model, seconds: float) -> None:

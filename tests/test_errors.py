@@ -242,3 +242,4 @@ def test_every_error_is_a_pycrispasr_error_and_what_python_users_expect() -> Non
     assert issubclass(pycrispasr.ModelNotFoundError, FileNotFoundError)
     assert issubclass(pycrispasr.AudioError, ValueError)
     assert issubclass(pycrispasr.OutOfMemoryError, MemoryError)
+    assert issubclass(pycrispasr.OutputError, OSError)

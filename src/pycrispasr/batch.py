@@ -158,13 +158,19 @@ class Recording:
         return recording
 
     def _read(self, reader: audio.AudioReader, cutter: Cutter) -> Iterator[Cut]:
+        failure: AudioError | None = None
         with reader:
-            for block in reader.blocks():
-                self.n_samples += len(block)
-                yield from (mark for mark in cutter.push(block) if isinstance(mark, Cut))
+            try:
+                for block in reader.blocks():
+                    self.n_samples += len(block)
+                    yield from (mark for mark in cutter.push(block) if isinstance(mark, Cut))
+            except AudioError as error:  # the file is broken, perhaps behind an hour of sound audio
+                failure = error
+        yield from cutter.finish()
+        if failure is not None:
+            raise failure
         if not self.n_samples:
             raise AudioError("the audio is empty: it has 0 samples")
-        yield from cutter.finish()
 
     def ready(self) -> bool:
         """True when a stretch waits. Audio is read for it, if need be."""
@@ -174,7 +180,7 @@ class Recording:
             except StopIteration:
                 self._source = None
                 self._settle()
-            except AudioError as error:  # the file is broken, perhaps behind an hour of sound audio
+            except AudioError as error:
                 self._source = None
                 self._break_off(error)
         return bool(self.waiting)
@@ -472,6 +478,8 @@ def side_by_side(
                 more = False
             else:
                 begun.append(recording)
+                if recording.failure is not None:
+                    break  # it is given before the next one is taken
         batch.step()
         while begun and begun[0].finished:
             yield begun.popleft()

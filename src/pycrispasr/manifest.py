@@ -10,38 +10,24 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pycrispasr.errors import AudioNotFoundError, OutputError, UsageError
-from pycrispasr.result import Transcript, without_nan
+from pycrispasr.atomic import replacing
+from pycrispasr.errors import AudioError, AudioNotFoundError, OutputError, UsageError
+from pycrispasr.result import Transcript
 
-ENDINGS = frozenset(
-    (
-        *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64", "m4a"),
-        *(
-            "m4b",
-            "aac",
-            "ac3",
-            "amr",
-            "wma",
-            "mka",
-            "mp4",
-            "m4v",
-            "mov",
-            "mkv",
-            "webm",
-            "avi",
-            "mpg",
-            "mpeg",
-            "ts",
-            "3gp",
-        ),
-    )
-)
+ENDINGS = frozenset((
+    "wav", "wave", "rf64", "w64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf",
+    "m4a", "m4b", "aac", "ac3", "amr", "wma", "mka",
+    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp",
+))  # fmt: skip
 """Endings of the files that are taken from folders."""
 
-_AUDIO = ("audio", "audio_filepath", "path", "file")  # what a list may call the recording
-_RESULTS = ("text", "status", "complete", "duration", "error")  # what a list of results adds
+AUDIO = ("audio", "audio_filepath", "path", "file")
+"""What a list may call the recording."""
+
+RESULTS = ("text", "status", "complete", "duration", "error")
+"""What a list of results adds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +55,7 @@ def expand(paths: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
     Raises:
         UsageError: A path is a folder, and `recursive` is not set.
         AudioNotFoundError: There is no such file in a folder.
+        AudioError: A folder cannot be read.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -77,7 +64,7 @@ def expand(paths: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
         if not recursive:
             raise UsageError(f"{path!r} is a folder: add --recursive to transcribe what is in it")
         found = False
-        for folder, folders, files in os.walk(path):
+        for folder, folders, files in os.walk(path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 if not name.startswith(".") and name.rpartition(".")[2].lower() in ENDINGS:
@@ -85,6 +72,10 @@ def expand(paths: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
                     yield os.path.join(folder, name)
         if not found:
             raise AudioNotFoundError(f"there is no audio file in {path!r}")
+
+
+def _refuse(error: OSError) -> None:
+    raise AudioError(f"the folder {error.filename!r} cannot be read: {error.strerror}") from error
 
 
 def read(path: str | os.PathLike[str]) -> list[Entry]:
@@ -99,117 +90,175 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
         UsageError: The list cannot be read, or an entry names no recording.
     """
     path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the list {str(path)!r} cannot be read: {error.strerror or error}") from None
     entries = []
-    for number, row in enumerate(_rows(path), start=1):
-        name = next((row[column] for column in _AUDIO if row.get(column)), None)
+    for number, row in enumerate(_rows(content, path)[1], start=1):
+        name = next((row[column] for column in AUDIO if row.get(column)), None)
         if not isinstance(name, str):
-            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {_AUDIO[0]!r}")
+            raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {AUDIO[0]!r}")
         is_path = "://" not in name and name != "-"
         entries.append(Entry(str(path.parent / name) if is_path else name, name, row))
     return entries
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(content: bytes, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of a list's columns, where these stand in its first line, and its entries."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"the list {str(path)!r} cannot be read: {reason}") from None
-    if not _is_json(path):
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        for row in rows:
-            row.pop(None, None)  # more cells than names
-        return rows
+        text = content.decode("utf-8-sig")
+        if not _is_json(path):
+            with _any_length():
+                reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+                rows = list(reader)
+            for row in rows:
+                row.pop(None, None)  # more cells than names
+            return list(reader.fieldnames or ()), rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"the list {str(path)!r} cannot be read: {error}") from None
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                content = json.loads(line)
+                entry = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UsageError(f"line {number} of {str(path)!r} is no JSON: {error.msg}") from None
-            found.append(content if isinstance(content, dict) else {})
-    return found
+            found.append(entry if isinstance(entry, dict) else {})
+    return [], found
+
+
+@contextlib.contextmanager
+def _any_length() -> Iterator[None]:
+    """Lets csv read cells of more than 128 KiB: the text of three hours."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 class Results:
     """A list of results that grows while the work is done: CSV, or JSON Lines with segments too.
 
-    A context manager. Every entry is written at once, so that what was done stays when the work is stopped.
+    A context manager. Every entry is written at once, so that what was done stays when the work is stopped. A column of
+    the list of recordings whose name is one of ours comes back as "input_text", "input_duration", ...
 
     Args:
         path: Its ending says which.
-        overwrite: Replace a list that is there.
-        resume: Go on with it.
+        entries: The recordings that may be added.
+        overwrite: Replace a list that is there, when the first result is added.
+        resume: Go on with it, without the entries that failed.
 
     Raises:
         OutputError: It is there, and neither is set; or it cannot be written.
+        UsageError: It is to go on, and is no such list.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        entries: Iterable[Entry],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
         self._path = Path(path)
         self.done: frozenset[str] = frozenset()
         """The names of recordings that are in it already, when the work goes on."""
-        self._names: list[str] | None = None
-        if self._path.exists() and not overwrite:
-            if not resume:
-                raise OutputError(f"{str(path)!r} is already there: --overwrite replaces it, --resume goes on with it")
-            self._take_up()
+        self._names = list(dict.fromkeys(name for entry in entries for name in _fields(entry)))
+        self._names += RESULTS
+        self._begin = True  # with the first result
         with self._errors():
+            if not overwrite and self._path.exists() and self._path.stat().st_size:
+                if not resume:
+                    raise OutputError(
+                        f"{str(path)!r} is already there: --overwrite replaces it, --resume goes on with it"
+                    )
+                self._take_up()
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = self._path.open("w" if overwrite else "a", encoding="utf-8", newline="")
+            self._file = self._path.open("ab", buffering=0)
 
     def add(self, entry: Entry, transcript: Transcript) -> None:
         """Writes an entry's result.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: It cannot be written. Nothing of it is in the list then.
         """
-        row = entry.fields | {"audio": entry.name} | _summary(transcript)
+        content = self._lines([_fields(entry) | _result(transcript)], header=self._begin)
         with self._errors():
-            if _is_json(self._path):
-                row["segments"] = transcript.to_dict()["segments"]
-                self._file.write(json.dumps(dict(without_nan(list(row.items()))), ensure_ascii=False) + "\n")
-            else:
-                if self._names is None:
-                    self._names = list(row)
-                    csv.writer(self._file).writerow(self._names)
-                csv.DictWriter(self._file, self._names, extrasaction="ignore").writerow(row)
-            self._file.flush()
+            if self._begin:
+                self._file.truncate(0)
+            whole = os.fstat(self._file.fileno()).st_size
+            try:
+                while content:
+                    content = content[self._file.write(content) :]
+            except OSError:
+                self._file.truncate(whole)
+                raise
+        self._begin = False
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._errors():
-            self._file.close()
+        self._file.close()
 
     def _take_up(self) -> None:
-        """Finds out what is in a list; a last line that was cut off is taken away."""
-        with self._errors():
-            content = self._path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                with self._path.open("r+b") as file:
-                    file.truncate(len(whole))
-        if whole:
-            if not _is_json(self._path):
-                self._names = next(csv.reader(io.StringIO(whole.decode("utf-8-sig"), newline="")), None)
-            self.done = frozenset(row["audio"] for row in _rows(self._path) if row.get("audio"))
+        """Finds out what is in the list, and takes out what failed, and a last entry that was cut off."""
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        while not _is_json(self._path) and whole.count(b'"') % 2:  # that newline was inside a cell
+            whole = whole[: whole[:-1].rfind(b"\n") + 1]
+        names, rows = _rows(whole, self._path)
+        kept = [row for row in rows if row.get("status") != "failed"]
+        self._names = names or self._names
+        self._begin = not kept
+        self.done = frozenset(row["audio"] for row in kept if row.get("audio"))
+        if kept and (len(kept) < len(rows) or whole != content):
+            with replacing(self._path) as part:
+                part.write_bytes(self._lines(kept, header=True))
+
+    def _lines(self, rows: list[dict[str, Any]], *, header: bool) -> bytes:
+        if _is_json(self._path):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, self._names, extrasaction="ignore")
+            if header:
+                writer.writeheader()
+            writer.writerows(rows)
+            text = table.getvalue()
+        return text.encode(errors="backslashreplace")  # names of files can have bytes that are no text
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"{str(self._path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _summary(transcript: Transcript) -> dict[str, Any]:
+def summary(transcript: Transcript) -> dict[str, Any]:
+    """What a list of results says about a recording: `RESULTS`, with the worst of its segments' statuses."""
     statuses = {segment.status for segment in transcript.segments}
     worst = next((s for s in ("failed", "cancelled", "looped", "truncated") if s in statuses), "ok")
     error = next((segment.error for segment in transcript.segments if segment.error), None)
     values = (transcript.text, worst, transcript.complete, round(transcript.duration, 3), error)
-    return dict(zip(_RESULTS, values, strict=True))
+    return dict(zip(RESULTS, values, strict=True))
+
+
+def _fields(entry: Entry) -> dict[str, Any]:
+    """What comes back of an entry."""
+    taken = (*RESULTS, "segments")
+    fields = {f"input_{name}" if name in taken else name: value for name, value in entry.fields.items()}
+    return fields | {"audio": entry.name}
+
+
+def _result(transcript: Transcript) -> dict[str, Any]:
+    return summary(transcript) | {"segments": transcript.to_dict()["segments"]}
 
 
 def _is_json(path: Path) -> bool:

@@ -209,15 +209,17 @@ def quiet_runs(samples: Samples) -> _Floats:
     """Where nothing is said: beginnings and ends of at least 60 ms, seconds, `[runs, 2]`."""
     hop = round(_FRAME * SAMPLE_RATE)
     count = len(samples) // hop
-    quiet = np.zeros(count + 2, bool)
-    quiet[1:-1] = True
+    loud = []
     # Vowels stand out of the samples, the hiss of consonants out of their differences.
     for sound in (samples, np.diff(samples, prepend=samples[:1])):
         frames = sound[: count * hop].reshape(count, hop)
         level = 10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12)
         top = np.percentile(level, 95)
         bottom = max(np.percentile(level, 5), top - _RANGE)
-        quiet[1:-1] &= level < bottom + max(_QUIET * (top - bottom), _FLICKER)
+        if top - bottom > _FLICKER:  # or else nothing stands out
+            loud.append(level >= bottom + max(_QUIET * (top - bottom), _FLICKER))
+    quiet = np.zeros(count + 2, bool)
+    quiet[1:-1] = ~np.any(loud, axis=0) if loud else False
     changes = np.flatnonzero(quiet[1:] != quiet[:-1]).reshape(-1, 2)
     return np.asarray(changes[changes[:, 1] - changes[:, 0] >= _SHORTEST] * _FRAME)
 

@@ -1,4 +1,7 @@
-"""The command line. Text goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage."""
+"""The command line. Text goes to stdout, everything else to stderr.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import typer
 from pycrispasr import __version__, _native
 from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
 from pycrispasr.cli.common import app, complain
-from pycrispasr.errors import PycrispasrError
+from pycrispasr.errors import PycrispasrError, UsageError
 
 
 def main() -> None:
@@ -21,7 +24,7 @@ def main() -> None:
         app(prog_name="pycrispasr")
     except PycrispasrError as error:
         complain(str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _print_version(wanted: bool) -> None:

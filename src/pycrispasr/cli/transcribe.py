@@ -6,10 +6,13 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import functools
+import io
 import itertools
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,10 +24,11 @@ from pycrispasr import _native, formats, hub, manifest, output
 from pycrispasr.batch import Batch, Recording, side_by_side
 from pycrispasr.cli.common import ComputedIn, Device, Precision, Runtime, app, complain, tell, until_interrupted
 from pycrispasr.cli.progress import Progress, clock
+from pycrispasr.cutter import Cutter
 from pycrispasr.errors import AudioError, PycrispasrError
 from pycrispasr.live_text import separator
 from pycrispasr.model import BATCH, Model
-from pycrispasr.result import Segment, Transcript
+from pycrispasr.result import Segment, Status, Transcript
 
 _INTERRUPTED = 130  # exit status, as of a program that SIGINT has ended
 
@@ -80,9 +84,13 @@ def transcribe(
         typer.Option(help="on: only speech is heard; off: all; auto: all but silence in more than 30 s."),
     ] = Hearing.auto,
     silence: Annotated[float | None, typer.Option(help="Seconds without speech that are left out.")] = None,
-    channel: Annotated[int | None, typer.Option(help="The channel that is heard, from 0. Default: their mean.")] = None,
-    max_line_chars: Annotated[int, typer.Option(help="Letters in a line of subtitles.")] = 42,
-    max_cue_seconds: Annotated[float, typer.Option(help="Seconds that a subtitle is shown, at most.")] = 7.0,
+    channel: Annotated[
+        int | None, typer.Option(min=0, help="The channel that is heard, from 0. Default: their mean.")
+    ] = None,
+    max_line_chars: Annotated[int, typer.Option(min=2, help="Letters in a line of subtitles, at most.")] = 42,
+    max_cue_seconds: Annotated[
+        float, typer.Option(min=0.1, max=1e6, help="Seconds that a subtitle is shown, at most.")
+    ] = 7.0,
     batch: Annotated[int, typer.Option(min=1, help="Stretches of audio that are decoded side by side.")] = BATCH,
     device: Device = "auto",
     runtime: Annotated[
@@ -103,24 +111,37 @@ def transcribe(
         raise typer.BadParameter("several formats need a folder for their files: -o DIR", param_hint="--format")
     if not recordings and listed is None:
         raise typer.BadParameter("name recordings, or a list of them with --manifest", param_hint="AUDIO")
-    plan = _plan(recordings or [], listed, folder, wanted, recursive=recursive, overwrite=overwrite, resume=resume)
+    if resume and folder is None and results is None:
+        raise typer.BadParameter("there is nothing to go on with: name -o DIR or --results FILE", param_hint="--resume")
+    if resume and overwrite:
+        raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
+    Cutter(vad=vad.value, silence=silence)  # tells before any work what cannot be
+    entries = [manifest.Entry(path, path) for path in manifest.expand(recordings or [], recursive=recursive)]
+    entries += manifest.read(listed) if listed is not None else []
+    roots = [path for path in recordings or [] if os.path.isdir(path)]
+    rests = _rests(entries, folder, roots, wanted, overwrite=overwrite, resume=resume)
     with contextlib.ExitStack() as stack:
         book = None
         if results is not None:
-            book = stack.enter_context(manifest.Results(results, overwrite=overwrite, resume=resume))
-            plan = [job for job in plan if job.entry.name not in book.done]
+            book = stack.enter_context(manifest.Results(results, entries, overwrite=overwrite, resume=resume))
+        plan = []
+        for entry, (stem, rest) in zip(entries, rests, strict=True):
+            is_new = book is not None and entry.name not in book.done
+            if is_new or (rest and (stem is not None or book is None)):
+                plan.append(_Job(entry, stem, rest, is_new))
         if not plan:
-            tell("nothing to do: every recording has its files" if resume else "nothing to do")
+            tell("nothing to do: every recording is done" if resume else "nothing to do: the list is empty")
             return
         opened = stack.enter_context(
             Model(model, device=device, threads=threads, precision=precision.value, runtime=runtime.value)
         )
-        progress = stack.enter_context(Progress(len(plan), lines=verbose or folder is not None))
+        progress = stack.enter_context(Progress(len(plan), verbose=verbose, files=folder is not None))
         work = _Work(
             opened, plan, progress, book,
             to_stdout=to_stdout or folder is None,
             subtitles={"max_line_chars": max_line_chars, "max_cue_seconds": max_cue_seconds},
-            overwrite=overwrite, limited=max_new_tokens is not None,
+            overwrite=overwrite,
+            kept=("ok",) if max_new_tokens is None else ("ok", "truncated"),  # a text is cut where that was asked for
         )  # fmt: skip
         reading: dict[str, Any] = {"channel": channel, "vad": vad.value, "silence": silence}
         decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
@@ -131,40 +152,32 @@ def transcribe(
     work.sum_up(always=verbose or folder is not None or (len(plan) > 1 and sys.stderr.isatty()))
     if work.interrupted:
         raise typer.Exit(_INTERRUPTED)
-    if work.failed:
+    if work.count["done"] < len(plan):
         raise typer.Exit(1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
     entry: manifest.Entry
-    kinds: list[formats.Format]  # that are to be written
     stem: Path | None  # of its files, or None for stdout
+    kinds: list[formats.Format]  # that are to be written
+    is_new: bool  # in the list of results
 
 
-def _plan(
-    recordings: list[str],
-    listed: str | None,
+def _rests(
+    entries: list[manifest.Entry],
     folder: str | None,
+    roots: list[str],
     kinds: list[formats.Format],
     *,
-    recursive: bool,
     overwrite: bool,
     resume: bool,
-) -> list[_Job]:
-    """What there is to do. Nothing has been done yet when it fails."""
-    entries = [manifest.Entry(path, path) for path in manifest.expand(recordings, recursive=recursive)]
-    entries += manifest.read(listed) if listed is not None else []
+) -> list[tuple[Path | None, list[formats.Format]]]:
+    """Where each recording's files go, and which are still to be written."""
     if folder is None:
-        return [_Job(entry, kinds, None) for entry in entries]
-    roots = [path for path in recordings if os.path.isdir(path)]
+        return [(None, kinds) for _ in entries]
     stems = output.stems([entry.audio for entry in entries], folder, roots=roots)
-    plan = []
-    for entry, stem in zip(entries, stems, strict=True):
-        rest = output.pending(stem, kinds, overwrite=overwrite, resume=resume)
-        if rest:
-            plan.append(_Job(entry, rest, stem))
-    return plan
+    return [(stem, output.pending(stem, kinds, overwrite=overwrite, resume=resume)) for stem in stems]
 
 
 class _Work:
@@ -180,77 +193,101 @@ class _Work:
         to_stdout: bool,
         subtitles: dict[str, Any],
         overwrite: bool,
-        limited: bool,
+        kept: tuple[Status, ...],
     ) -> None:
         self.interrupted = False
-        self.failed = 0  # recordings
+        self.count = collections.Counter[str]()  # recordings: "done", "in part", "failed"
         self._model, self._plan, self._progress, self._book = model, plan, progress, book
-        self._to_stdout, self._subtitles, self._overwrite = to_stdout, subtitles, overwrite
-        self._limited = limited
-        self._begun: collections.deque[Recording] = collections.deque()
-        self._done = 0  # jobs
-        self._seconds = 0.0  # of their audio
+        self._to_stdout, self._subtitles, self._overwrite, self._kept = to_stdout, subtitles, overwrite, kept
+        self._todo = collections.deque(plan)
+        self._begun: collections.deque[Recording] = collections.deque()  # of the first of these
+        self._seconds = 0.0  # of audio that is done with
         self._shown = 0  # final segments of the first recording that was begun
         self._text = ""  # of these
         self._start = time.perf_counter()
-        self._native: _native.NativeSession | None = None
-        self._stopped = False
+        self._batch: Batch | None = None
+        self._deaf = False  # nothing can stop the thread that works
+        self._saving = threading.Lock()
 
     def run(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
         """Does all jobs."""
+        if self._model.runtime == "crispasr":
+            self._one_by_one(reading, decoding)
+            return
+        self._batch = self._model._batch(**decoding)
         try:
-            if self._model.runtime == "crispasr":
-                self._one_by_one(reading, decoding)
-            else:
-                self._side_by_side(reading, decoding)
+            # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
+            for _, jobs in itertools.groupby(self._plan, lambda job: job.entry.audio == "-"):
+                self._side_by_side(self._batch, jobs, reading)
         except _native.Cancelled:
             self._keep_partial()
 
     def stop(self) -> None:
-        """Ends the work soon. Any thread."""
-        self.interrupted = self._stopped = True
-        if self._native is not None:
-            self._native.cancel()
+        """Ends the work soon.
+
+        Raises:
+            KeyboardInterrupt: It cannot be ended: leave it alone.
+        """
+        self.interrupted = True
+        if self._batch is not None:
+            self._batch.native.cancel()
+        if self._deaf:
+            self._keep_partial()
+            raise KeyboardInterrupt
 
     def _one_by_one(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
+        self._deaf = True
         for job in self._plan:
-            if self._stopped:
-                return
+            started = time.perf_counter()
+            draw = functools.partial(self._draw_one, job)
             try:
-                transcript = self._model.transcribe(_source(job), **reading, **decoding)
+                transcript = self._model.transcribe(_source(job), progress=draw, **reading, **decoding)
             except AudioError as error:
-                transcript = Recording.broken(error).transcript(0.0)
-            self._finish(job, transcript)
+                transcript = Recording.broken(error).transcript(time.perf_counter() - started)
+            self._finish(self._todo.popleft(), transcript)
 
-    def _side_by_side(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
-        batch = self._model._batch(**decoding)
-        self._native = batch.native
-        self._batch: Batch = batch
-        if self._stopped:
-            return
-        # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
-        for _, jobs in itertools.groupby(self._plan, lambda job: job.entry.audio == "-"):
-            opened = (Recording.open(_source(job), sample_rate=None, **reading) for job in jobs)
-            for recording in side_by_side(batch, opened, self._begun):
-                self._show(recording)
-                if recording is not None:
-                    self._finish(self._plan[self._done], recording.transcript(time.perf_counter() - recording.begun))
+    def _side_by_side(self, batch: Batch, jobs: Iterator[_Job], reading: dict[str, Any]) -> None:
+        for recording in side_by_side(batch, (self._open(job, reading) for job in jobs), self._begun):
+            if self._begun or recording:
+                self._show(batch, recording or self._begun[0])
+            if recording is not None:
+                self._finish(self._todo.popleft(), recording.transcript(time.perf_counter() - recording.begun))
 
-    def _show(self, done: Recording | None = None) -> None:
-        """Prints what has become final of the first recording, and how far the work is."""
-        first = done or (self._begun[0] if self._begun else None)
-        job = self._plan[self._done] if first else None
-        if first and job:
-            self._print(job, first.finals)
-        running = next((s.text for r, s in self._batch.running.values() if r is first), "") if first else ""
-        known = sum(one.seconds_expected or one.seconds for one in self._begun)
-        self._progress.update(
-            self._seconds + sum(one.seconds_done for one in self._begun),
-            job.entry.audio if job else "",
-            jobs=self._done,
-            known=(self._seconds + known, self._done + len(self._begun)),
-            text=running,
+    def _open(self, job: _Job, reading: dict[str, Any]) -> Recording:
+        if self.interrupted:
+            raise _native.Cancelled
+        self._deaf = True  # a pipe or a server may never answer
+        try:
+            return Recording.open(_source(job), sample_rate=None, **reading)
+        finally:
+            self._deaf = False
+
+    def _show(self, batch: Batch, first: Recording) -> None:
+        """Prints what has become final of the first recording that is not done, and how far the work is."""
+        job = self._todo[0]
+        self._print(job, first.finals)
+        self._draw(
+            job,
+            sum(one.seconds_done for one in self._begun),
+            (sum(one.seconds_expected or one.seconds for one in self._begun), len(self._begun)),
+            next((stretch.text for one, stretch in batch.running.values() if one is first), ""),
         )
+
+    def _draw(self, job: _Job, seconds: float, begun: tuple[float, int], text: str = "") -> None:
+        """Shows how far the work is.
+
+        Args:
+            job: What is worked on.
+            seconds: Of the audio of all that was begun and is not done, how much is done.
+            begun: Seconds of all of it, and how many recordings that is.
+            text: What is being written.
+        """
+        done = len(self._plan) - len(self._todo)
+        known = (self._seconds + begun[0], done + begun[1])
+        self._progress.update(job.entry.audio, self._seconds + seconds, jobs=done, known=known, text=text)
+
+    def _draw_one(self, job: _Job, done: float, total: float | None) -> None:
+        self._draw(job, done, (total or 0.0, 1))
 
     def _prints(self, job: _Job) -> bool:
         """True where text is printed as it becomes final."""
@@ -268,53 +305,55 @@ class _Work:
     def _finish(self, job: _Job, transcript: Transcript, *, partial: bool = False) -> None:
         """A recording is done, or the work on it was stopped."""
         name = job.entry.audio
-        failed = bool(transcript.segments) and all(segment.status == "failed" for segment in transcript.segments)
+        statuses = {segment.status for segment in transcript.segments}
+        outcome = "failed" if statuses == {"failed"} else "done" if statuses.issubset(self._kept) else "in part"
+        self._print(job, transcript.segments)
+        if self._prints(job) and outcome != "failed":
+            self._progress.end_line()
+        elif self._to_stdout and outcome != "failed":
+            self._progress.write(formats.render(transcript, job.kinds[0], audio=name, **self._subtitles))
         written: list[Path] = []
         try:
-            if job.stem is not None and not failed:
+            if job.stem is not None and outcome != "failed":
                 written = output.write(
                     transcript, job.stem, job.kinds, audio=name, overwrite=self._overwrite, partial=partial,
                     **self._subtitles,
                 )  # fmt: skip
-            if self._book is not None and not partial:
+            if self._book is not None and job.is_new and not partial:
                 self._book.add(job.entry, transcript)
         except PycrispasrError as error:
-            complain(str(error))
-            failed = True
-        self._print(job, transcript.segments)
-        if self._prints(job) and not failed:
-            self._progress.end_line()
-        elif self._to_stdout and not failed:
-            self._progress.write(formats.render(transcript, job.kinds[0], audio=name, **self._subtitles))
-        self._progress.tell(
-            f"{', '.join(map(str, written)) or name}: {clock(transcript.duration)} of audio in "
-            f"{clock(transcript.timings.total)}{', stopped before its end' if partial else ''}"
-        )
+            self._progress.complain(str(error))
+            outcome = "failed"
+        if outcome != "failed":
+            self._progress.tell(
+                f"{', '.join(map(str, written)) or name}: {clock(transcript.duration)} of audio in "
+                f"{clock(transcript.timings.total)}{', stopped before its end' if partial else ''}"
+            )
         for sentence in complaints(name, transcript):
             self._progress.complain(sentence)
-        kept = ("ok", "truncated") if self._limited else ("ok",)  # a text is cut where that was asked for
-        self.failed += failed or (not partial and any(segment.status not in kept for segment in transcript.segments))
+        if not partial:
+            self.count[outcome] += 1
         self._seconds += transcript.duration
-        self._done += 1
         self._shown, self._text = 0, ""
 
     def _keep_partial(self) -> None:
         """Writes what there is of the recordings that were begun."""
-        while self._begun:
-            recording = self._begun.popleft()
-            transcript = recording.transcript(time.perf_counter() - recording.begun, self._batch.work_on(recording))
-            if transcript.segments:
-                self._finish(self._plan[self._done], transcript, partial=True)
+        with self._saving:
+            for recording, job in zip(tuple(self._begun), tuple(self._todo), strict=False):
+                running = self._batch.work_on(recording) if self._batch is not None else ()
+                transcript = recording.transcript(time.perf_counter() - recording.begun, running)
+                if transcript.text:
+                    self._finish(job, transcript, partial=True)
+            self._begun.clear()
 
     def sum_up(self, *, always: bool) -> None:
         """Says on stderr what became of all of it."""
         took = time.perf_counter() - self._start
         if always:
-            all_done = self._done == len(self._plan)
-            count = f"{self._done}" if all_done else f"{self._done} of {len(self._plan)}"
-            told = [f"{count} recording{'s' * (len(self._plan) != 1)} done"]
-            if self.failed:
-                told.append(f"{self.failed} of them not in full")
+            all_done = self.count["done"] == len(self._plan)
+            told = [f"{self.count['done']}{'' if all_done else f' of {len(self._plan)}'}"]
+            told[0] += f" recording{'s' * (len(self._plan) != 1)} done"
+            told += [f"{self.count[outcome]} {outcome}" for outcome in ("in part", "failed") if self.count[outcome]]
             speed = f", {self._seconds / took:.1f} times as fast as it was spoken" if self._seconds else ""
             tell(f"{', '.join(told)}; {clock(self._seconds)} of audio in {clock(took)}{speed}")
         if self.interrupted:
@@ -323,7 +362,10 @@ class _Work:
 
 
 def _source(job: _Job) -> str | BinaryIO:
-    return sys.stdin.buffer if job.entry.audio == "-" else job.entry.audio
+    if job.entry.audio != "-":
+        return job.entry.audio
+    # Not sys.stdin.buffer: Python cannot end while a thread waits inside it.
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 
 def complaints(name: str, transcript: Transcript) -> Iterator[str]:
