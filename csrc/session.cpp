@@ -95,6 +95,9 @@ Session::Session(const Model & model_, const pcr_session_params & params)
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
       decoder(model_, compute, params.sequences, importance.get()),
       head(model_, compute, importance.get()),
+      device_log_mel(compute.on_device()
+                         ? std::make_unique<DeviceLogMel>(model_.log_mel, model_.encoder.n_mels, compute)
+                         : nullptr),
       encoder(model_, compute, importance.get()),
       max_new_tokens(params.max_new_tokens),
       // Where a row's result could depend on its neighbours, blocks are the same for every way of feeding.
@@ -167,6 +170,14 @@ void Session::end(int32_t sequence, int64_t n_samples) {
     clip.text.draft = tokens_of(clip.hypothesis);
 }
 
+void Session::log_mel_frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) {
+    if (device_log_mel) {
+        device_log_mel->frames(samples, n_samples, first, count, out);
+    } else {
+        model.log_mel.frames(samples, n_samples, first, count, out);
+    }
+}
+
 // Log-mel frames as far as their samples are known. Only the last call may reflect at the end.
 void Session::extend_log_mel(Clip & clip, bool last) {
     const Stopwatch watch(clip.done.log_mel);
@@ -178,7 +189,7 @@ void Session::extend_log_mel(Clip & clip, bool last) {
         return;
     }
     clip.frames.resize(static_cast<size_t>(until * n_mels));
-    model.log_mel.frames(clip.samples.data(), n, first, until - first, clip.frames.data() + first * n_mels);
+    log_mel_frames(clip.samples.data(), n, first, until - first, clip.frames.data() + first * n_mels);
     clip.largest = std::max(clip.largest, *std::max_element(clip.frames.begin() + first * n_mels, clip.frames.end()));
 }
 
@@ -305,6 +316,17 @@ void Session::take(Text & text, const Choice & choice) {
     text.done = text.looped;
 }
 
+// One token behind each of count sequences, and the choices that follow it.
+void Session::step(const int32_t * sequences, const int32_t * tokens, int32_t count, Choice * out) {
+    if (compute.on_device()) {
+        decoder.step_and_choose(sequences, tokens, count, out);
+        return;
+    }
+    last_rows.resize(std::max(last_rows.size(), static_cast<size_t>(count * model.decoder.hidden)));
+    decoder.step(sequences, tokens, count, last_rows.data());
+    head.choose(last_rows.data(), count, out);
+}
+
 // Takes what the draft says next, up to the first token that the decoder chooses otherwise: that one is right.
 void Session::follow_draft(int32_t sequence, Text & text) {
     const size_t  n      = text.tokens.size();
@@ -316,8 +338,12 @@ void Session::follow_draft(int32_t sequence, Text & text) {
                        text.draft.begin() + static_cast<std::ptrdiff_t>(n) + count - 1);
     last_rows.resize(static_cast<size_t>(count * model.decoder.hidden));
     choices.resize(static_cast<size_t>(count));
-    decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data());
-    head.choose(last_rows.data(), count, choices.data());
+    if (count == 1) {
+        step(&sequence, step_tokens.data(), 1, choices.data());
+    } else {
+        decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data());
+        head.choose(last_rows.data(), count, choices.data());
+    }
     int64_t taken = 0;  // choice i follows what was put in as token i
     do {
         take(text, choices[static_cast<size_t>(taken++)]);
@@ -358,8 +384,7 @@ const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
                     if (text.on_draft) {
                         follow_draft(sequence, text);
                     } else {
-                        decoder.step(&sequence, &text.tokens.back().token, 1, last_rows.data());
-                        head.choose(last_rows.data(), 1, &first);
+                        step(&sequence, &text.tokens.back().token, 1, &first);
                         take(text, first);
                     }
                 }
@@ -417,10 +442,16 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
         for (const int32_t sequence : stepping) {
             step_tokens.push_back(at(sequence).text.tokens.back().token);
         }
-        double seconds = 0.0;
+        double  seconds = 0.0;
+        int32_t n_known = 0;  // of the choices
         if (n_stepping > 0) {
             const Stopwatch watch(seconds);
-            decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data());
+            if (compute.on_device()) {
+                decoder.step_and_choose(stepping.data(), step_tokens.data(), n_stepping, choices.data());
+                n_known = n_stepping;
+            } else {
+                decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data());
+            }
         }
         for (int32_t i = 0; i < count; i++) {
             Clip & clip = at(sequences[i]);
@@ -433,9 +464,9 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
             }
         }
         const auto n_chosen = static_cast<int32_t>(stepping.size());
-        if (n_chosen > 0) {
+        if (n_chosen > n_known) {
             const Stopwatch watch(seconds);
-            head.choose(last_rows.data(), n_chosen, choices.data());
+            head.choose(last_rows.data() + n_known * hidden, n_chosen - n_known, choices.data() + n_known);
         }
         for (int32_t j = 0; j < n_chosen; j++) {
             Clip & clip = at(stepping[static_cast<size_t>(j)]);
@@ -492,7 +523,7 @@ int64_t Session::log_mel(const float * samples_, int64_t n_samples, float * mel)
     check_samples(samples_, n_samples);
     forget();
     const int64_t n_frames = LogMel::frame_count(n_samples);
-    model.log_mel.frames(samples_, n_samples, 0, n_frames, mel);
+    log_mel_frames(samples_, n_samples, 0, n_frames, mel);
     float * const end  = mel + n_frames * model.encoder.n_mels;
     const float   most = *std::max_element(mel, end);
     std::transform(mel, end, mel, [most](float value) { return LogMel::normalized(value, most); });

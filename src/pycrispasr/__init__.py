@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from pycrispasr.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.live_text import LiveText
-    from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
+    from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
     from pycrispasr.result import Segment, Timings, Token, Transcript, Word
     from pycrispasr.session import Session
 
@@ -46,6 +46,7 @@ __all__ = [
     "AsyncSession",
     "AudioError",
     "AudioNotFoundError",
+    "Backend",
     "BusyError",
     "CancelledError",
     "ClosedError",
@@ -77,6 +78,7 @@ __all__ = [
     "Word",
     "__version__",
     "audio",
+    "backends",
     "devices",
     "transcribe",
 ]
@@ -85,7 +87,7 @@ _HOMES = {
     "async_session": ("AsyncSession",),
     "events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
     "live_text": ("LiveText",),
-    "model": ("Device", "Model", "ModelInfo", "devices", "transcribe"),
+    "model": ("Backend", "Device", "Model", "ModelInfo", "backends", "devices", "transcribe"),
     "result": ("Segment", "Timings", "Token", "Transcript", "Word"),
     "session": ("Session",),
 }
