@@ -313,7 +313,12 @@ void Decoder::run_step(const int32_t * sequences, const int32_t * tokens, int32_
         step_pass->n_tokens = count;
         look(*step_pass, sequences, /*one_each =*/true);
         build(*step_pass, count, /*from_tokens =*/true, -1, want);
-        step_workspace.place(step_pass->graph);
+        try {
+            step_workspace.place(step_pass->graph);
+        } catch (...) {
+            step_pass.reset();
+            throw;
+        }
         step_sequences.assign(sequences, sequences + count);
         step_want = want;
     }

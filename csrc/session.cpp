@@ -338,7 +338,7 @@ void Session::follow_draft(int32_t sequence, Text & text) {
                        text.draft.begin() + static_cast<std::ptrdiff_t>(n) + count - 1);
     last_rows.resize(static_cast<size_t>(count * model.decoder.hidden));
     choices.resize(static_cast<size_t>(count));
-    if (count == 1) {
+    if (compute.on_device()) {  // where count is 1
         step(&sequence, step_tokens.data(), 1, choices.data());
     } else {
         decoder.append_tokens(sequence, step_tokens.data(), count, last_rows.data());
