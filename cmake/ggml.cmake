@@ -104,6 +104,8 @@ macro(pycrispasr_add_ggml)
         set(GGML_OPENMP OFF CACHE BOOL "")
         set(GGML_LLAMAFILE ON CACHE BOOL "")
         set(GGML_CCACHE OFF CACHE BOOL "")
+        # Without it nothing needs NVIDIA's driver to load: a machine that has none is told so, and runs on the CPU.
+        set(GGML_CUDA_NO_VMM ON CACHE BOOL "")
         add_subdirectory("${ggml_source}" ggml EXCLUDE_FROM_ALL)
         # A failed check inside ggml becomes an exception of ours (csrc/log.cpp), which must pass through its C code.
         # Its waiting threads give way to others: see csrc/ggml_relax.h.
@@ -114,6 +116,11 @@ macro(pycrispasr_add_ggml)
             target_compile_options(ggml-cpu PRIVATE $<$<COMPILE_LANGUAGE:C>:-include${relax}> -w)
             target_compile_options(ggml-cpu PRIVATE $<$<COMPILE_LANGUAGE:C>:-fexceptions>)
             target_compile_options(ggml-base PRIVATE $<$<COMPILE_LANGUAGE:C>:-fexceptions> -w)
+            if(TARGET ggml-vulkan)
+                set_source_files_properties("${ggml_source}/src/ggml-vulkan/ggml-vulkan.cpp"
+                    TARGET_DIRECTORY ggml-vulkan PROPERTIES COMPILE_OPTIONS
+                    "-include;${CMAKE_CURRENT_SOURCE_DIR}/csrc/ggml_vulkan_headers.h;-w")
+            endif()
         endif()
     endif()
 endmacro()

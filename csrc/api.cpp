@@ -25,7 +25,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 5;
+constexpr int32_t abi_version = 6;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -216,6 +216,20 @@ pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
     });
 }
 
+pcr_status pcr_backend_get(int32_t index, pcr_backend_info * info) {
+    std::string error;
+    return guarded(error, [&] {
+        require(info != nullptr && index >= 0, "NULL or negative");
+        const std::vector<pcr::Backend> & backends = pcr::backends();
+        if (static_cast<size_t>(index) >= backends.size()) {
+            return PCR_END;
+        }
+        const pcr::Backend & backend = backends[static_cast<size_t>(index)];
+        *info                        = {sizeof(*info), backend.name, backend.compiled, backend.missing.c_str()};
+        return PCR_OK;
+    });
+}
+
 int32_t pcr_usable_cores(void) {
     return pcr::usable_cores();
 }
@@ -242,7 +256,7 @@ pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pc
         require_size(params, "pcr_model_params");
         require(params->device && params->precision && params->kernels, "a NULL in pcr_model_params");
         pcr::adopt_ggml_log();
-        (*model)->model = std::make_unique<pcr::Model>(path, params->device, params->precision, params->kernels);
+        (*model)->model = pcr::load_model(path, params->device, params->precision, params->kernels);
         return PCR_OK;
     });
 }
@@ -266,7 +280,7 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         *info                         = {};
         info->size                    = sizeof(*info);
         info->name                    = m.name.c_str();
-        info->device                  = m.device_name.c_str();
+        info->device                  = m.device.name.c_str();
         info->sample_rate             = pcr::LogMel::sample_rate;
         info->hop_length              = pcr::LogMel::hop;
         info->n_mels                  = e.n_mels;
@@ -606,8 +620,8 @@ pcr_status pcr_product(const char * kernels, const char * precision, int32_t eac
         const ggml_type as = pcr::type_named(type);
         require(pcr::row_bytes(as, n_in) > 0, "the type's blocks do not divide the matrix's rows");
         pcr::adopt_ggml_log();
-        *seconds = pcr::multiply_once(pcr::Arithmetic::choose(precision, kernels), each != 0, as, matrix, n_out, n_in,
-                                      rows, n_rows, out, threads, repeats);
+        *seconds = pcr::multiply_once(pcr::Arithmetic::choose(pcr::find_devices("cpu").front(), precision, kernels),
+                                      each != 0, as, matrix, n_out, n_in, rows, n_rows, out, threads, repeats);
         return PCR_OK;
     });
     store_text(error, message, message_capacity);

@@ -148,4 +148,45 @@ ggml_tensor * watch(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tens
                           &graph.keep<WatchNode>(&compute, &looks, of_layer, rows));
 }
 
+ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
+                        const Sight & sight) {
+    ggml_context * ctx      = graph.ctx();
+    const int64_t  head_dim = q->ne[0], n_heads = q->ne[1], n_kv_heads = k->ne[2], tokens = sight.tokens;
+    const float    scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+
+    ggml_tensor * all = nullptr;
+    for (const Sight::Block & block : sight.blocks) {
+        const int64_t n    = block.n_sequences;
+        const auto    rows = [&](ggml_tensor * cache) {  // [head_dim, rows, n_kv_heads, n]
+            return ggml_view_4d(ctx, cache, head_dim, sight.rows, n_kv_heads, n, cache->nb[1], cache->nb[2],
+                                static_cast<size_t>(sight.apart) * cache->nb[1],
+                                static_cast<size_t>(block.row) * cache->nb[1]);
+        };
+        ggml_tensor * x =
+            ggml_view_4d(ctx, q, head_dim, n_heads, tokens, n, q->nb[1], q->nb[2],
+                         static_cast<size_t>(tokens) * q->nb[2], static_cast<size_t>(block.token) * q->nb[2]);
+        x = ggml_permute(ctx, x, 0, 2, 1, 3);  // [head_dim, tokens, n_heads, n]
+
+        ggml_tensor * seen = nullptr;  // [head_dim, n_heads, tokens, n]
+        ggml_tensor * mask = sight.mask;
+        if (mask) {
+            const size_t line = mask->nb[1], lines = line * static_cast<size_t>(tokens);
+            mask = ggml_view_4d(ctx, mask, sight.rows, tokens, 1, n, line, lines, lines,
+                                line * static_cast<size_t>(block.token));
+            seen = ggml_flash_attn_ext(ctx, x, rows(k), rows(v), mask, scale, 0.0f, 0.0f);
+            ggml_prec_set_acc(seen, GGML_PREC_F32);
+        }
+        if (!seen || !compute.supports(seen)) {
+            ggml_tensor * weights = ggml_mul_mat(ctx, rows(k), x);  // [rows, tokens, n_heads, n]
+            ggml_prec_set_acc(weights, GGML_PREC_F32);
+            weights = ggml_soft_max_ext(ctx, weights, mask, scale, 0.0f);
+            seen    = ggml_mul_mat(ctx, ggml_cont(ctx, ggml_permute(ctx, rows(v), 1, 0, 2, 3)), weights);
+            seen    = ggml_cont(ctx, ggml_permute(ctx, seen, 0, 2, 1, 3));
+        }
+        seen = ggml_reshape_2d(ctx, seen, head_dim * n_heads, tokens * n);
+        all  = all ? ggml_concat(ctx, all, seen, 1) : seen;
+    }
+    return all;
+}
+
 }  // namespace pcr

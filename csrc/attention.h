@@ -43,4 +43,21 @@ ggml_tensor * watch(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tens
                     const std::vector<WatchedHead> & heads, int32_t layer, const std::vector<Look> & looks,
                     int64_t longest);
 
+// The same for a device other than the CPU, by ggml's operations. Their shapes say what is read, so a graph serves caches
+// up to a length only.
+struct Sight {
+    struct Block {            // of sequences that follow each other in tokens and in rows
+        int64_t token, row;   // first ones
+        int64_t n_sequences;
+    };
+    std::vector<Block> blocks;
+    int64_t            tokens = 0;       // of each sequence
+    int64_t            rows   = 0;       // that are read of each sequence ...
+    int64_t            apart  = 0;       // ... from one sequence's first row to the next one's
+    ggml_tensor *      mask   = nullptr;  // F16 [rows, all tokens]: 0 or minus infinity; null: every row is seen
+};
+
+ggml_tensor * attention(Graph & graph, Compute & compute, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
+                        const Sight & sight);
+
 }  // namespace pcr

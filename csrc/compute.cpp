@@ -30,38 +30,124 @@ bool tracing() {
 
 }  // namespace
 
-const std::vector<Device> & devices() {
-    static const std::vector<Device> found = [] {
+namespace {
+
+struct Found {
+    std::vector<Device> devices;
+    std::string         errors;  // of backends that did not start
+};
+
+// ggml looks for devices once, at the first call.
+const Found & look_for_devices() {
+    static const Found found = [] {
         adopt_ggml_log();
-        std::vector<Device> list;
+        const CollectErrors errors;
+        Found               all;
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
             const ggml_backend_dev_t device = ggml_backend_dev_get(i);
-            std::string              name   = ggml_backend_dev_name(device);  // "CPU", "CUDA0", "Vulkan1", ...
+            if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
+                continue;  // helps the CPU with some operations
+            }
+            std::string name = ggml_backend_dev_name(device);  // "CPU", "CUDA0", "MTL0", "Vulkan1", ...
             std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+            if (name.compare(0, 3, "mtl") == 0) {
+                name.replace(0, 3, "metal");
+            }
             const size_t digits = name.find_last_not_of("0123456789") + 1;
             if (digits < name.size()) {
                 name.insert(digits, ":");
             }
-            list.push_back({device, name});
+            all.devices.push_back({device, name});
         }
-        return list;
+        // Graphics that share the CPU's memory read weights no faster than it does.
+        const auto rank = [](const Device & device) {
+            return device.is_cpu() ? 1 : ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_GPU ? 0 : 2;
+        };
+        std::stable_sort(all.devices.begin(), all.devices.end(),
+                         [&](const Device & a, const Device & b) { return rank(a) < rank(b); });
+        all.errors = errors.text;
+        return all;
     }();
     return found;
 }
 
-ggml_backend_dev_t find_device(std::string & name) {
-    const std::string wanted = name == "auto" ? "cpu" : name;
-    std::string       names;
-    for (const Device & device : devices()) {
-        if (device.name == wanted && ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-            name = device.name;
-            return device.handle;
+bool is_of(const Device & device, const char * backend) {
+    return device.name.compare(0, device.name.find(':'), backend) == 0;
+}
+
+}  // namespace
+
+const std::vector<Device> & devices() {
+    return look_for_devices().devices;
+}
+
+const std::vector<Backend> & backends() {
+    static const std::vector<Backend> list = [] {
+#if defined(GGML_USE_CUDA)
+        constexpr bool cuda = true;
+#else
+        constexpr bool cuda = false;
+#endif
+#if defined(GGML_USE_METAL)
+        constexpr bool metal = true;
+#else
+        constexpr bool metal = false;
+#endif
+#if defined(GGML_USE_VULKAN)
+        constexpr bool vulkan = true;
+#else
+        constexpr bool vulkan = false;
+#endif
+        struct Kind {
+            const char * name;
+            bool         compiled;
+            const char * option;
+            const char * driver;
+        };
+        std::vector<Backend> all;
+        for (const Kind & kind : {Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees"},
+                                  Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports"},
+                                  Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver"}}) {
+            std::string missing;
+            if (!kind.compiled) {
+                missing = format(
+                    "not compiled in; to build it: CMAKE_ARGS=\"-DGGML_%s=ON\" pip install "
+                    "--no-binary pycrispasr pycrispasr",
+                    kind.option);
+            } else if (std::none_of(devices().begin(), devices().end(),
+                                    [&](const Device & device) { return is_of(device, kind.name); })) {
+                const std::string & errors = look_for_devices().errors;
+                missing                    = "compiled in, but no GPU was found: " + std::string(kind.driver) +
+                                             (errors.empty() ? "" : " (" + errors + ")");
+            }
+            all.push_back({kind.name, kind.compiled, missing});
         }
-        if (ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-            names += (names.empty() ? "'" : ", '") + device.name + "'";
+        return all;
+    }();
+    return list;
+}
+
+std::vector<Device> find_devices(const std::string & name) {
+    std::vector<Device> found;
+    std::string         names;
+    for (const Device & device : devices()) {
+        if (name == "auto" && (found.empty() || !found.back().is_cpu())) {
+            found.push_back(device);
+        } else if (device.name == name || device.name == name + ":0") {
+            return {device};
+        }
+        names += ", '" + device.name + "'";
+    }
+    for (const Backend & backend : backends()) {
+        if (found.empty() && name.compare(0, name.find(':'), backend.name) == 0 && !backend.missing.empty()) {
+            throw Error(PCR_ERROR_DEVICE, "there is no device '" + name + "': " + backend.name + " is " +
+                                              backend.missing + "; here are 'auto'" + names);
         }
     }
-    throw Error(PCR_ERROR_DEVICE, "there is no device '" + wanted + "': this build runs on 'auto', " + names);
+    if (found.empty()) {
+        throw Error(PCR_ERROR_DEVICE, "there is no device '" + name + "': here are 'auto'" + names);
+    }
+    return found;
 }
 
 std::string device_features(ggml_backend_dev_t device) {
@@ -133,9 +219,16 @@ void Graph::output(ggml_tensor * tensor) {
     ggml_build_forward_expand(graph, tensor);
 }
 
-Arithmetic Arithmetic::choose(const std::string & precision, const std::string & wanted) {
+Arithmetic Arithmetic::choose(const Device & device, const std::string & precision, const std::string & wanted) {
     Arithmetic  how;
     std::string names;
+    if (!device.is_cpu() || wanted == "operations") {
+        if (precision != "auto" || (wanted != "auto" && wanted != "operations")) {
+            throw Error(PCR_ERROR_DEVICE, "the device '" + device.name + "' computes with precision 'auto' only");
+        }
+        how.products = false;
+        return how;
+    }
     for (const Kernels * kernels : usable_kernels()) {
         names += (names.empty() ? "'" : ", '") + std::string(kernels->name) + "'";
         if (wanted == "auto" || wanted == "ggml" || wanted == kernels->name) {
@@ -164,14 +257,33 @@ Arithmetic Arithmetic::choose(const std::string & precision, const std::string &
     return how;
 }
 
-Compute::Compute(ggml_backend_dev_t device, int threads, const Arithmetic & arithmetic_)
-    : arithmetic(arithmetic_), scratches(static_cast<size_t>(threads)) {
-    back.reset(ggml_backend_dev_init(device, nullptr));
-    if (!back) {
-        throw Error(PCR_ERROR_DEVICE, std::string("the device '") + ggml_backend_dev_name(device) + "' does not start");
+namespace {
+
+// A failing GPU's library may throw exceptions of its own, or fail a check of ggml's.
+ggml_backend_t start(const Device & device) {
+    const CollectErrors errors;
+    std::string         why;
+    try {
+        if (ggml_backend_t backend = ggml_backend_dev_init(device.handle, nullptr)) {
+            return backend;
+        }
+    } catch (const std::exception & error) {
+        why = error.what();
+    }
+    why += (why.empty() || errors.text.empty() ? "" : "; ") + errors.text;
+    throw Error(PCR_ERROR_DEVICE, "the device '" + device.name + "' does not start" + (why.empty() ? "" : ": " + why));
+}
+
+}  // namespace
+
+Compute::Compute(const Device & device_, int threads, const Arithmetic & arithmetic_)
+    : device(device_), arithmetic(arithmetic_), scratches(static_cast<size_t>(threads)) {
+    back.reset(start(device));
+    if (!device.is_cpu()) {
+        fallback.reset(start(find_devices("cpu").front()));
     }
     // Through the registry, so that the CPU code may come from a library that was chosen at run time.
-    const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
+    const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device.handle);
     const auto               proc = [reg](const char * name) { return ggml_backend_reg_get_proc_address(reg, name); };
 
     const auto set_abort = reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
@@ -203,6 +315,18 @@ Compute::~Compute() {
     if (pool) {
         free_pool(pool);
     }
+}
+
+std::vector<ggml_backend_t> Compute::backends() const {
+    return fallback ? std::vector<ggml_backend_t>{back.get(), fallback.get()} : std::vector<ggml_backend_t>{back.get()};
+}
+
+Error no_memory(const Device & device, const std::string & wanted, const std::string & why) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(device.handle, &free, &total);
+    return Error(PCR_ERROR_MEMORY, format("no memory on '%s' for %s: %.0f of its %.0f MB are free%s%s",
+                                          device.name.c_str(), wanted.c_str(), double(free) * 1e-6,
+                                          double(total) * 1e-6, why.empty() ? "" : "; ", why.c_str()));
 }
 
 void Compute::reserve_scratch(int64_t words) {
@@ -245,8 +369,9 @@ void Importance::add(const ggml_tensor * product) {
 
 Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importance)
     : compute(compute_), nodes(max_nodes) {
-    ggml_backend_t backend = compute.backend();
-    sched.reset(ggml_backend_sched_new(&backend, nullptr, 1, max_nodes, /*parallel =*/false, /*op_offload =*/false));
+    std::vector<ggml_backend_t> backends = compute.backends();
+    sched.reset(ggml_backend_sched_new(backends.data(), nullptr, static_cast<int>(backends.size()), max_nodes,
+                                       /*parallel =*/false, /*op_offload =*/false));
     if (!sched) {
         throw std::bad_alloc();
     }
@@ -268,20 +393,27 @@ Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importan
 }
 
 void Workspace::place(Graph & graph) {
+    const CollectErrors errors;  // which name the size that was asked for
     ggml_backend_sched_reset(sched.get());
     if (!ggml_backend_sched_alloc_graph(sched.get(), graph.graph)) {
-        throw std::bad_alloc();
+        throw no_memory(compute.device, std::string("the graph '") + graph.name + "'", errors.text);
     }
 }
 
 void Workspace::run(Graph & graph) {
     compute.throw_if_stopped();
-    const ThrowOnAbort off(false);
-    const auto         start  = std::chrono::steady_clock::now();
-    const ggml_status  status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+    const auto  start  = std::chrono::steady_clock::now();
+    ggml_status status = GGML_STATUS_SUCCESS;
+    if (!compute.device.is_cpu()) {
+        status = run_on_device(graph);
+    } else {
+        const ThrowOnAbort off(false);
+        status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+    }
     if (tracing()) {
         log(PCR_LOG_DEBUG,
-            format("graph %s: %d nodes, %.3f ms", graph.name, ggml_graph_n_nodes(graph.graph),
+            format("graph %s: %d nodes, %d parts, %.3f ms", graph.name, ggml_graph_n_nodes(graph.graph),
+                   ggml_backend_sched_get_n_splits(sched.get()),
                    std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count()));
     }
     switch (status) {
@@ -290,6 +422,28 @@ void Workspace::run(Graph & graph) {
         case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
         default: throw Error(PCR_ERROR_DEVICE, "the device failed while it computed");
     }
+}
+
+// A device is driven by this thread alone, so that what its library throws, and a check of ggml's that fails, such as
+// CUDA's for memory, can be an error here.
+ggml_status Workspace::run_on_device(Graph & graph) {
+    const CollectErrors errors;
+    std::string         why;
+    try {
+        const ggml_status status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+        ggml_backend_sched_synchronize(sched.get());
+        if (status != GGML_STATUS_FAILED) {
+            return status;
+        }
+    } catch (const std::exception & error) {
+        why = error.what();
+    }
+    why += (why.empty() || errors.text.empty() ? "" : "; ") + errors.text;
+    const auto says = [&](const char * words) { return why.find(words) != std::string::npos; };
+    if (says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
+        throw no_memory(compute.device, std::string("the graph '") + graph.name + "'", why);
+    }
+    throw Error(PCR_ERROR_DEVICE, "the device '" + compute.device.name + "' failed while it computed: " + why);
 }
 
 void set(ggml_tensor * tensor, const void * data) {

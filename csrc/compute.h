@@ -16,13 +16,23 @@ namespace pcr {
 struct Device {
     ggml_backend_dev_t handle;
     std::string        name;  // "cpu", "cuda:0", ...
+
+    bool is_cpu() const { return ggml_backend_dev_type(handle) == GGML_BACKEND_DEVICE_TYPE_CPU; }
 };
 
-// All that ggml found, in its order.
+// All that ggml found that can run a model: graphics cards, the CPU, and processors' built-in graphics.
 const std::vector<Device> & devices();
 
-// The device that name means; "auto" is replaced by the chosen one's name.
-ggml_backend_dev_t find_device(std::string & name);
+// Those that a name means, the best first: "auto" is every one up to the CPU, "cuda" is "cuda:0".
+std::vector<Device> find_devices(const std::string & name);
+
+// A kind of device beside the CPU.
+struct Backend {
+    const char * name;      // "cuda", "metal", "vulkan": what its devices' names begin with
+    bool         compiled;  // into this library
+    std::string  missing;   // why it has no device, and what to do; "" when it has one
+};
+const std::vector<Backend> & backends();
 
 // Instruction sets that ggml's CPU code was built with, separated by spaces; "" for other devices.
 std::string device_features(ggml_backend_dev_t device);
@@ -38,8 +48,9 @@ struct Arithmetic {
     bool            quantised = false;        // and with its quantised ones
     bool            exact     = false;        // no factor is rounded below F32
 
-    // precision: "auto", "f32" or "bf16". kernels: "auto", or one of usable_kernels(), or "ggml" for its products.
-    static Arithmetic choose(const std::string & precision, const std::string & kernels);
+    // precision: "auto", "f32" or "bf16". kernels: "auto", or one of usable_kernels(), or "ggml" for its products, or
+    // "operations" for graphs of nothing but ggml's operations. A device other than the CPU has only these.
+    static Arithmetic choose(const Device & device, const std::string & precision, const std::string & kernels);
 };
 
 // Hands out pieces of a node's work to its threads, first come, first served. After each run, and only then, it begins
@@ -92,7 +103,7 @@ private:
 class Importance {
 public:
     struct Entry {
-        std::string         name;      // of the matrix, as in the file
+        std::string         name;  // of the matrix, as in the file
         std::vector<double> energies;  // sum of squares, per column
         int64_t             rows = 0;  // that were multiplied
     };
@@ -111,15 +122,26 @@ struct Hurried {};
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {
 public:
-    Compute(ggml_backend_dev_t device, int threads, const Arithmetic & arithmetic);
+    Compute(const Device & device, int threads, const Arithmetic & arithmetic);
     ~Compute();
     Compute(const Compute &)             = delete;
     Compute & operator=(const Compute &) = delete;
 
     ggml_backend_t backend() const { return back.get(); }
 
+    // Where graphs can run: the device, and behind it the CPU for what it cannot compute.
+    std::vector<ggml_backend_t> backends() const;
+
+    // True where graphs consist of ggml's operations only, since memory may not be the CPU's.
+    bool on_device() const { return arithmetic.kernels == nullptr; }
+
+    // True where the device computes this node, whose tensors need no memory yet.
+    bool supports(const ggml_tensor * node) const { return ggml_backend_supports_op(back.get(), node); }
+
+    const Device device;
+
     std::atomic<bool> cancelled{false};
-    std::atomic<bool> hurried{false};      // stops what can be left undone ...
+    std::atomic<bool> hurried{false};  // stops what can be left undone ...
     std::atomic<bool> interruptible{false};  // ... which is done at the moment
 
     bool stopped() const { return cancelled.load() || (interruptible.load() && hurried.load()); }
@@ -134,7 +156,7 @@ public:
 private:
     std::vector<std::vector<uint32_t>> scratches;
 
-    ggml_backend_ptr  back;
+    ggml_backend_ptr  back, fallback;
     ggml_threadpool_t pool               = nullptr;
     void (*free_pool)(ggml_threadpool_t) = nullptr;
 };
@@ -154,10 +176,15 @@ public:
     size_t max_nodes() const { return nodes; }
 
 private:
+    ggml_status run_on_device(Graph & graph);
+
     Compute &              compute;
     size_t                 nodes;
     ggml_backend_sched_ptr sched;
 };
+
+// An Error(PCR_ERROR_MEMORY) that names what was wanted and the device's memory. why: what ggml said, or "".
+Error no_memory(const Device & device, const std::string & wanted, const std::string & why);
 
 // Copies to and from a tensor that has its place.
 void set(ggml_tensor * tensor, const void * data);

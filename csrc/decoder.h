@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "compute.h"
+#include "head.h"
 #include "model.h"
 
 #include <optional>
@@ -48,6 +49,9 @@ public:
 
     size_t n_watched() const { return watched.size(); }
 
+    // The same on a device, where the head is computed along: nothing but its choices is copied.
+    void step_and_choose(const int32_t * sequences, const int32_t * tokens, int32_t count, Choice * out);
+
 private:
     struct Pass {  // a graph with the tensors to fill and to read
         Pass(const char * name, size_t max_nodes) : graph(name, max_nodes) {}
@@ -59,12 +63,22 @@ private:
         ggml_tensor * positions = nullptr;  // I32 [n_tokens]
         ggml_tensor * places    = nullptr;  // I64 [n_tokens]: the caches' rows that are written
         ggml_tensor * spans     = nullptr;  // I32 [2, n_tokens]: the caches' rows that are read
-        ggml_tensor * out       = nullptr;  // F32 [hidden, outputs]
+        Sight         sight;  // the same for a device, ...
+        ggml_tensor * mask = nullptr;  // ... and its mask, to be filled
+        ggml_tensor * ids  = nullptr;  // I32 [outputs]: what the head chooses, with F32 probabilities, if asked
+        ggml_tensor * probabilities = nullptr;
+        ggml_tensor * out           = nullptr;  // F32 [hidden, outputs]
     };
 
-    // rows or tokens in; the last row or all rows out, or none.
-    enum class Want { nothing, last, all };
+    // rows or tokens in; the last row or all rows out, or what the head makes of them, or none.
+    enum class Want { nothing, last, all, choices };
     void build(Pass & pass, int64_t n_tokens, bool from_tokens, int32_t n_layers, Want want);
+
+    // For a device: what tokens see that go to these sequences, of which pass.n_tokens go to one or one to each.
+    void set_sight(Pass & pass, const int32_t * sequences, bool one_each);
+
+    // Brings step_pass to these sequences, and runs it.
+    void run_step(const int32_t * sequences, const int32_t * tokens, int32_t count, Want want, const Look * looks_);
 
     // Fills the inputs that say where token i goes: behind what sequence_of(i) holds.
     void place_tokens(Pass & pass, const int32_t * sequences, bool one_each);
@@ -79,14 +93,20 @@ private:
     const std::vector<WatchedHead> watched;
     std::vector<Look>              looks;  // of the tokens of the pass that runs
 
-    std::vector<int64_t>       lengths;  // rows held, per sequence
-    int64_t                    capacity = 0;  // rows per sequence
-    ggml_context_ptr           cache_context;
-    ggml_backend_buffer_ptr    cache_buffer;
-    std::vector<ggml_tensor *> keys, values;  // per layer: [head_dim, capacity * n_sequences, n_kv_heads]
+    std::vector<int64_t>    lengths;  // rows held, per sequence
+    int64_t                 capacity = 0;  // rows per sequence
+    ggml_context_ptr        cache_context;
+    ggml_backend_buffer_ptr cache_buffer;
+    // Per layer: [head_dim, capacity * n_sequences, n_kv_heads]; on a device [head_dim * n_kv_heads, all rows, 1], since
+    // rows of one stride are what its operations are made for.
+    std::vector<ggml_tensor *> keys, values;
 
     Workspace           prefill_workspace, step_workspace;
     std::optional<Pass> step_pass;  // kept from token to token
+
+    std::vector<int32_t>     step_sequences;  // that step_pass is for, on a device
+    Want                     step_want = Want::all;
+    std::vector<ggml_fp16_t> mask;
 
     std::vector<int32_t> positions;
     std::vector<int64_t> places;

@@ -24,10 +24,13 @@ ggml_tensor * by_head(ggml_context * ctx, ggml_tensor * x, int64_t n_heads) {
 }
 
 // Convolution of kernel 3, stride 2, padding 1, then GELU: [time, freq, in, chunks] -> [out, time/2, freq/2, chunks].
-ggml_tensor * conv(ggml_context * ctx, const Linear & l, ggml_tensor * x) {
+ggml_tensor * conv(ggml_context * ctx, const Linear & l, ggml_tensor * x, bool on_device) {
     ggml_tensor * patches = ggml_im2col(ctx, l.weight, x, 2, 2, 1, 1, 1, 1, /*is_2D =*/true, GGML_TYPE_F32);
     ggml_tensor * kernel  = ggml_reshape_2d(ctx, l.weight, patches->ne[0], l.weight->ne[3]);
     x                     = ggml_mul_mat(ctx, kernel, patches);
+    if (on_device) {
+        ggml_prec_set_acc(x, GGML_PREC_F32);  // sums of thousands of terms
+    }
     return ggml_gelu_erf(ctx, ggml_add(ctx, x, l.bias));
 }
 
@@ -66,11 +69,12 @@ void Encoder::stem(const float * mel, int64_t n_frames, bool short_clip, float *
     ggml_tensor *  x;  // [channels * freq, rows, chunks], freq fastest; a chunk's rows count its padding
     if (ggml_only || !compute.arithmetic.products) {
         // All chunks at once. Between convolutions the channels go back behind time and frequency.
-        x = conv(ctx, w.conv[0], input);  // [C, time/2, freq/2, chunks]
-        x = conv(ctx, w.conv[1], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
-        x = conv(ctx, w.conv[2], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)));
-        x = ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));  // [freq, C, rows, chunks]
-        x = ggml_reshape_3d(ctx, x, w.conv_out.weight->ne[0], x->ne[2], n_chunks);
+        const bool device = compute.on_device();
+        x                 = conv(ctx, w.conv[0], input, device);  // [C, time/2, freq/2, chunks]
+        x                 = conv(ctx, w.conv[1], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)), device);
+        x                 = conv(ctx, w.conv[2], ggml_cont(ctx, ggml_permute(ctx, x, 2, 0, 1, 3)), device);
+        x                 = ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));  // [freq, C, rows, chunks]
+        x                 = ggml_reshape_3d(ctx, x, w.conv_out.weight->ne[0], x->ne[2], n_chunks);
     } else {
         x = conv_stem(graph, compute, w, input);
     }
@@ -93,6 +97,12 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
     const int64_t          n_rows = w.rows(n_frames);
     stem_rows.resize(static_cast<size_t>(n_rows * d));
     std::vector<Span> windows(static_cast<size_t>(n_rows));  // rows attend to those of their own window
+    Sight             sight;  // the same for a device, which gets one window at a time
+    sight.blocks = {{0, 0, 1}};
+    sight.tokens = sight.rows = n_rows;
+    if (compute.on_device() && n_frames > w.window_frames()) {
+        throw Error(PCR_ERROR_INTERNAL, "more than one window at a time");
+    }
     for (int64_t first = 0, row = 0; first < n_frames; first += w.window_frames()) {
         const int64_t frames = std::min(w.window_frames(), n_frames - first), count = w.rows(frames);
         stem(mel + first * w.n_mels, frames, short_clip, stem_rows.data() + row * d);
@@ -116,7 +126,8 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
         ggml_tensor *    q = ggml_reshape_3d(ctx, products.linear(layer.q, y), head_dim, w.n_heads, n_rows);
         ggml_tensor *    k = by_head(ctx, products.linear(layer.k, y), w.n_heads);
         ggml_tensor *    v = by_head(ctx, products.linear(layer.v, y), w.n_heads);
-        Products::Factor seen{attention(graph, compute, q, k, v, spans)};
+        Products::Factor seen{compute.on_device() ? attention(graph, compute, q, k, v, sight)
+                                                  : attention(graph, compute, q, k, v, spans)};
         x = products.linear(layer.o, seen, Activation::none, x);
 
         Products::Factor z{layer_norm(ctx, layer.ffn_norm, x, w.norm_eps)};
@@ -129,11 +140,15 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
         x = ggml_cont(ctx, x);
     }
     graph.output(x);
-    graph.also(spans);  // has its place even when no layer reads it
+    if (!compute.on_device()) {
+        graph.also(spans);  // has its place even when no layer reads it
+    }
 
     workspace.place(graph);
     set(input, stem_rows.data());
-    set(spans, windows.data());
+    if (spans->buffer) {
+        set(spans, windows.data());
+    }
     workspace.run(graph);
     get(x, rows);
 }

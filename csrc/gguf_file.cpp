@@ -247,6 +247,10 @@ std::vector<std::string> GgufFile::strings(const char * key) const {
     return values;
 }
 
+size_t GgufFile::n_tensors() const {
+    return static_cast<size_t>(gguf_get_n_tensors(gguf.get()));
+}
+
 ggml_tensor * GgufFile::find(const char * name) const {
     return ggml_get_tensor(tensors.get(), name);
 }

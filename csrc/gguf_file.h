@@ -47,6 +47,8 @@ public:
     std::string              string(const char * key, const char * otherwise = nullptr) const;
     std::vector<std::string> strings(const char * key) const;
 
+    size_t n_tensors() const;
+
     // nullptr when the file has no tensor of that name.
     ggml_tensor * find(const char * name) const;
 

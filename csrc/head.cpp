@@ -83,6 +83,12 @@ uint8_t * allocate_large(size_t bytes) {
     return memory;
 }
 
+Error not_finite() {
+    return Error(PCR_ERROR_INTERNAL,
+                 "the model's logits are not finite: the file's weights are damaged, or its numbers overflow; try "
+                 "precision 'f32', or a bf16, q8_0 or f32 file of the same model");
+}
+
 float length(const float * x, int64_t n) {
     double sum = 0.0;
     for (int64_t i = 0; i < n; i++) {
@@ -123,6 +129,30 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
     return screen;
 }
 
+void choose(Graph & graph, ggml_tensor * logits, ggml_tensor ** ids, ggml_tensor ** probabilities) {
+    ggml_context * ctx   = graph.ctx();
+    const int64_t  count = logits->ne[1];
+    ggml_tensor *  all   = ggml_reshape_3d(ctx, ggml_soft_max(ctx, logits), 1, logits->ne[0], count);
+    *ids                 = ggml_argmax(ctx, logits);
+    *probabilities       = ggml_get_rows(ctx, all, ggml_reshape_2d(ctx, *ids, 1, count));
+    graph.output(*ids);
+    graph.output(*probabilities);
+}
+
+void get_choices(const ggml_tensor * ids, const ggml_tensor * probabilities, Choice * out) {
+    const size_t         count = static_cast<size_t>(ggml_nelements(ids));
+    std::vector<int32_t> tokens(count);
+    std::vector<float>   likely(count);
+    ggml_backend_tensor_get(ids, tokens.data(), 0, count * sizeof(int32_t));
+    ggml_backend_tensor_get(probabilities, likely.data(), 0, count * sizeof(float));
+    for (size_t i = 0; i < count; i++) {
+        if (!(likely[i] > 0.0f && likely[i] <= 1.001f)) {
+            throw not_finite();
+        }
+        out[i] = {tokens[i], std::min(likely[i], 1.0f)};
+    }
+}
+
 Head::Head(const Model & model_, Compute & compute_, Importance * importance)
     : weights(model_.decoder),
       model(model_),
@@ -144,6 +174,20 @@ void Head::logits(const float * rows, int64_t count, float * out) {
 }
 
 void Head::choose(const float * rows, int64_t count, Choice * out) {
+    if (compute.on_device()) {
+        Graph            graph("head", workspace.max_nodes());
+        ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.hidden, count);
+        Products         products(graph, compute, count, /*each =*/true, ggml_only);
+        Products::Factor x{input};
+        ggml_tensor *    ids           = nullptr;
+        ggml_tensor *    probabilities = nullptr;
+        pcr::choose(graph, products.linear(weights.head, x), &ids, &probabilities);
+        workspace.place(graph);
+        set(input, rows);
+        workspace.run(graph);
+        get_choices(ids, probabilities, out);
+        return;
+    }
     const Screen & screen = model.screen(compute);
     const int64_t  vocab  = weights.vocab;
     scores.resize(static_cast<size_t>(count * vocab));
@@ -242,9 +286,7 @@ Choice Head::most_probable(const float * logits_) const {
     const double    sum   = ours.sum_of_exponentials(logits_, vocab, top);
     const auto      best  = std::find(logits_, logits_ + vocab, top) - logits_;
     if (best == vocab || !std::isfinite(top) || !std::isfinite(sum)) {
-        throw Error(PCR_ERROR_INTERNAL,
-                    "the model's logits are not finite: the file's weights are damaged, or its numbers overflow; try "
-                    "precision 'f32', or a bf16, q8_0 or f32 file of the same model");
+        throw not_finite();
     }
     return {static_cast<int32_t>(best), static_cast<float>(1.0 / sum)};
 }

@@ -27,6 +27,11 @@ struct Screen {
     float                            most_error = 0.0f, most_norm = 0.0f;
 };
 
+// The same as nodes of a graph for a device: of logits [vocab, count] the choices I32 and their probabilities F32, both
+// outputs of count values; and what they hold once the graph ran, checked.
+void choose(Graph & graph, ggml_tensor * logits, ggml_tensor ** ids, ggml_tensor ** probabilities);
+void get_choices(const ggml_tensor * ids, const ggml_tensor * probabilities, Choice * out);
+
 class Head {
 public:
     Head(const Model & model, Compute & compute, Importance * importance);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed among this file's own functions only
 
@@ -194,6 +196,96 @@ void LogMel::frames(const float * samples, int64_t n_samples, int64_t first, int
                     static_cast<float>(value[lane]);
             }
         }
+    }
+}
+
+std::vector<float> LogMel::filters_of() const {
+    std::vector<float> all(mels.size() * n_bins);
+    for (size_t m = 0; m < mels.size(); m++) {
+        std::copy(mels[m].weights.begin(), mels[m].weights.end(),
+                  all.begin() + static_cast<std::ptrdiff_t>(m * n_bins) + mels[m].first);
+    }
+    return all;
+}
+
+namespace {
+
+constexpr int64_t block_frames = 256;  // that are computed at once; so many in any case
+
+// x = high + low, where high has 11 bits: what the tensor cores of GPUs take of a float at the most. A product of two
+// numbers is then the sum of three exact ones, and quiet bins are not lost beside loud ones.
+float high_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    bits &= 0xffffe000u;
+    std::memcpy(&x, &bits, sizeof(bits));
+    return x;
+}
+
+}  // namespace
+
+DeviceLogMel::DeviceLogMel(const LogMel & log_mel, int n_mels_, Compute & compute_)
+    : compute(compute_), n_mels(n_mels_), workspace(compute_, 64, nullptr), graph("log-mel", 64) {
+    constexpr int n = LogMel::n_fft, bins = LogMel::n_bins;
+    context.reset(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    waves   = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, 3 * n, 2 * bins);
+    filters = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, bins, n_mels);
+    buffer.reset(ggml_backend_alloc_ctx_tensors(context.get(), compute.backend()));
+    if (!buffer) {
+        throw no_memory(compute.device, "the log-mel matrices", "");
+    }
+    std::vector<float> rows(static_cast<size_t>(3 * n * 2 * bins));  // each: high, low, high
+    for (int k = 0; k < 2 * bins; k++) {
+        float * const row = rows.data() + k * 3 * n;
+        for (int i = 0; i < n; i++) {
+            const double angle = 2.0 * pi * (static_cast<int64_t>(k % bins) * i % n) / n;
+            const double wave  = log_mel.window_of()[size_t(i)] * (k < bins ? std::cos(angle) : std::sin(angle));
+            row[i] = row[2 * n + i] = high_of(static_cast<float>(wave));
+            row[n + i]              = static_cast<float>(wave - double(row[i]));
+        }
+    }
+    set(waves, rows.data());
+    set(filters, log_mel.filters_of().data());
+
+    ggml_context * ctx     = graph.ctx();
+    input                  = graph.input(GGML_TYPE_F32, 3 * n, block_frames);
+    ggml_tensor * spectrum = ggml_mul_mat(ctx, waves, input);  // [2 bins, frames]
+    ggml_prec_set_acc(spectrum, GGML_PREC_F32);
+    spectrum         = ggml_sqr(ctx, spectrum);
+    const auto part_ = [&](int64_t part) {
+        return ggml_cont(ctx, ggml_view_2d(ctx, spectrum, bins, block_frames, spectrum->nb[1],
+                                           static_cast<size_t>(part * bins) * sizeof(float)));
+    };
+    ggml_tensor * power = ggml_mul_mat(ctx, filters, ggml_add(ctx, part_(0), part_(1)));
+    ggml_prec_set_acc(power, GGML_PREC_F32);
+    power  = ggml_clamp(ctx, power, 1e-10f, std::numeric_limits<float>::max());
+    output = ggml_scale(ctx, ggml_log(ctx, power), static_cast<float>(1.0 / std::log(10.0)));
+    graph.output(output);
+    workspace.place(graph);
+}
+
+void DeviceLogMel::frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) {
+    constexpr int64_t n = LogMel::n_fft;
+    held.assign(static_cast<size_t>(3 * n * block_frames), 0.0f);
+    for (int64_t t = first; t < first + count; t += block_frames) {
+        for (int64_t frame = 0; frame < std::min(block_frames, first + count - t); frame++) {
+            float * const row = held.data() + frame * 3 * n;  // high, high, low
+            for (int64_t i = 0; i < n; i++) {
+                int64_t at = (t + frame) * LogMel::hop - LogMel::pad + i;
+                at         = at < 0 ? -at : at;
+                at         = at >= n_samples ? 2 * (n_samples - 1) - at : at;
+                row[i] = row[n + i] = high_of(samples[at]);
+                row[2 * n + i]      = samples[at] - row[i];
+            }
+        }
+        set(input, held.data());
+        workspace.run(graph);
+        ggml_backend_tensor_get(
+            output, out + (t - first) * n_mels, 0,
+            static_cast<size_t>(std::min(block_frames, first + count - t) * n_mels) * sizeof(float));
     }
 }
 

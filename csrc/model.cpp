@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "head.h"
 #include "log.h"
+#include "quantize.h"
 
 #include <algorithm>
 #include <cmath>
@@ -71,12 +72,29 @@ int64_t EncoderWeights::rows(int64_t n_frames) const {
     return n_frames / chunk_frames * chunk_rows + conv_rows(n_frames % chunk_frames);
 }
 
-Model::Model(const std::string & path, const std::string & device_wanted, const std::string & precision,
+std::unique_ptr<Model> load_model(const std::string & path, const std::string & device, const std::string & precision,
+                                  const std::string & kernels) {
+    std::vector<Device> found = find_devices(device);
+    if (device == "auto" && (precision != "auto" || kernels != "auto")) {
+        found.erase(found.begin(), found.end() - 1);  // which only the CPU has
+    }
+    for (const Device & one : found) {
+        try {
+            return std::make_unique<Model>(path, one, precision, kernels);
+        } catch (const Error & error) {
+            if (one.is_cpu() || device != "auto" ||
+                (error.status != PCR_ERROR_DEVICE && error.status != PCR_ERROR_MEMORY)) {
+                throw;
+            }
+            log(PCR_LOG_WARNING, std::string(error.what()) + "; the next best device is used instead");
+        }
+    }
+    throw Error(PCR_ERROR_DEVICE, "this build has no device");
+}
+
+Model::Model(const std::string & path, const Device & device_, const std::string & precision,
              const std::string & kernels)
-    : device_name(device_wanted),
-      device(find_device(device_name)),
-      arithmetic(Arithmetic::choose(precision, kernels)),
-      file(path) {
+    : device(device_), arithmetic(Arithmetic::choose(device_, precision, kernels)), file(path) {
     const std::string found = file.string("general.architecture", "");
     if (found != arch) {
         throw Error(PCR_ERROR_UNSUPPORTED, "'" + path + "' holds a model of architecture '" + found +
@@ -85,22 +103,102 @@ Model::Model(const std::string & path, const std::string & device_wanted, const 
     name       = file.string("general.name", "");
     file_bytes = file.size();
 
-    // The weights stay where the file is mapped. ggml takes a pointer to non-const but never writes to weights.
-    mapped.reset(
-        ggml_backend_dev_buffer_from_host_ptr(device, const_cast<void *>(file.base()), file.size(), file.size()));
+    // The weights stay where the file is mapped, for the CPU. ggml takes a pointer to non-const but never writes to them.
+    mapped.reset(ggml_backend_dev_buffer_from_host_ptr(find_devices("cpu").front().handle,
+                                                       const_cast<void *>(file.base()), file.size(), file.size()));
     if (!mapped) {
-        throw Error(PCR_ERROR_DEVICE, "the device '" + device_name + "' cannot read mapped memory");
+        throw Error(PCR_ERROR_DEVICE, "the CPU cannot read mapped memory");
     }
     ggml_backend_buffer_set_usage(mapped.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    if (!arithmetic.kernels) {
+        device_context.reset(
+            ggml_init({ggml_tensor_overhead() * (file.n_tensors() + 1), nullptr, /*.no_alloc =*/true}));
+        if (!device_context) {
+            throw std::bad_alloc();
+        }
+    }
 
     load_encoder();
     load_decoder();
     load_log_mel();
     load_vocabulary();
     make_positions();
+    fill_device();
 }
 
 Model::~Model() = default;
+
+ggml_tensor * Model::placed(ggml_tensor * weight) {
+    if (arithmetic.kernels) {
+        return weight;
+    }
+    const auto known =
+        std::find_if(copies.begin(), copies.end(), [weight](const auto & pair) { return pair.first == weight; });
+    if (known != copies.end()) {
+        return known->second;
+    }
+    ggml_tensor * copy = ggml_dup_tensor(device_context.get(), weight);
+    ggml_set_name(copy, weight->name);
+    if (ggml_n_dims(weight) == 2) {
+        // Matrices are multiplied with, and rows of one are looked up, as they stand or as floats.
+        const ggml_context_ptr trial(ggml_init({ggml_tensor_overhead() * 4, nullptr, /*.no_alloc =*/true}));
+        if (!trial) {
+            throw std::bad_alloc();
+        }
+        ggml_tensor * ids  = ggml_new_tensor_1d(trial.get(), GGML_TYPE_I32, 1);
+        ggml_tensor * rows = ggml_new_tensor_2d(trial.get(), GGML_TYPE_F32, weight->ne[0], 1);
+        if (!ggml_backend_dev_supports_op(device.handle, ggml_mul_mat(trial.get(), copy, rows)) ||
+            !ggml_backend_dev_supports_op(device.handle, ggml_get_rows(trial.get(), copy, ids))) {
+            const bool wide = weight->type == GGML_TYPE_BF16;  // beyond F16's range
+            copy = ggml_new_tensor_2d(device_context.get(), wide ? GGML_TYPE_F32 : GGML_TYPE_F16, weight->ne[0],
+                                      weight->ne[1]);
+            ggml_set_name(copy, weight->name);
+        }
+    }
+    copies.emplace_back(weight, copy);
+    return copy;
+}
+
+// Brings the weights to the device, some at a time, so that the file's pages need not stay in memory.
+void Model::fill_device() {
+    if (arithmetic.kernels) {
+        return;
+    }
+    constexpr int64_t piece = int64_t(1) << 24;  // bytes
+
+    const CollectErrors errors;
+    device_buffer.reset(
+        ggml_backend_alloc_ctx_tensors_from_buft(device_context.get(), ggml_backend_dev_buffer_type(device.handle)));
+    if (!device_buffer) {
+        uint64_t bytes = 0;
+        for (const auto & [weight, copy] : copies) {
+            bytes += ggml_nbytes(copy);
+        }
+        throw no_memory(device, format("the weights (%.0f MB)", double(bytes) * 1e-6), errors.text);
+    }
+    ggml_backend_buffer_set_usage(device_buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    std::vector<uint8_t> converted;
+    for (const auto & [weight, copy] : copies) {
+        const auto * const from   = static_cast<const uint8_t *>(weight->data);
+        const size_t       source = ggml_row_size(weight->type, weight->ne[0]);
+        const size_t       target = ggml_row_size(copy->type, copy->ne[0]);
+        const int64_t      n_rows = ggml_nrows(weight);
+        const int64_t      some   = std::max<int64_t>(1, piece / static_cast<int64_t>(std::max(source, target)));
+        for (int64_t row = 0; row < n_rows; row += some) {
+            const int64_t         n     = std::min(some, n_rows - row);
+            const uint8_t * const rows  = from + static_cast<size_t>(row) * source;
+            const void *          bytes = rows;
+            if (copy->type != weight->type) {
+                converted.resize(static_cast<size_t>(n) * target);
+                convert_rows(weight->type, rows, copy->type, converted.data(), n, weight->ne[0], nullptr, 1);
+                bytes = converted.data();
+            }
+            ggml_backend_tensor_set(copy, bytes, static_cast<size_t>(row) * target, static_cast<size_t>(n) * target);
+            file.release(rows, static_cast<size_t>(n) * source);
+        }
+    }
+    copies.clear();
+}
 
 const Screen & Model::screen(Compute & compute) const {
     const std::lock_guard<std::mutex> lock(screen_mutex);
@@ -143,10 +241,13 @@ void Model::load_encoder() {
     }
 
     for (int i = 0; i < 3; i++) {
-        const std::string conv = "enc.conv" + std::to_string(i + 1);
-        e.conv[i].weight       = weight(conv + ".weight", {3, 3, i == 0 ? 1 : e.conv_channels, e.conv_channels});
-        e.conv[i].bias         = vector(conv + ".bias", e.conv_channels);
-        e.conv_columns[i]      = conv_columns(arithmetic, e.conv[i].weight);
+        const std::string conv   = "enc.conv" + std::to_string(i + 1);
+        ggml_tensor *     kernel = weight(conv + ".weight", {3, 3, i == 0 ? 1 : e.conv_channels, e.conv_channels});
+        e.conv[i].weight         = placed(kernel);
+        e.conv[i].bias           = vector(conv + ".bias", e.conv_channels);
+        if (arithmetic.kernels) {
+            e.conv_columns[i] = conv_columns(arithmetic, kernel);
+        }
     }
     e.conv_out = linear("enc.conv_out", int64_t(e.conv_channels) * e.conv_freq, e.d_model, false);
     e.layers.resize(static_cast<size_t>(e.n_layers));
@@ -226,7 +327,7 @@ void Model::load_log_mel() {
         filters                 = static_cast<const float *>(weight(name_, {n_mels, LogMel::n_bins})->data);
     }
     if (hann) {
-        window = static_cast<const float *>(vector("audio.mel_window", LogMel::n_fft)->data);
+        window = static_cast<const float *>(weight("audio.mel_window", {LogMel::n_fft})->data);
     }
     log_mel = LogMel(encoder.n_mels, filters, window);
 }
@@ -291,7 +392,7 @@ void Model::make_positions() {
     }
     encoder.positions = ggml_new_tensor_2d(computed_context.get(), GGML_TYPE_F32, d, rows);
     computed.reset(
-        ggml_backend_alloc_ctx_tensors_from_buft(computed_context.get(), ggml_backend_dev_buffer_type(device)));
+        ggml_backend_alloc_ctx_tensors_from_buft(computed_context.get(), ggml_backend_dev_buffer_type(device.handle)));
     if (!computed) {
         throw std::bad_alloc();
     }
@@ -324,7 +425,7 @@ ggml_tensor * Model::weight(const std::string & tensor_name, std::initializer_li
     if (!tensor->buffer) {
         void * address = const_cast<uint8_t *>(file.bytes(tensor));
         if (ggml_backend_tensor_alloc(mapped.get(), tensor, address) != GGML_STATUS_SUCCESS) {
-            throw Error(PCR_ERROR_DEVICE, "the tensor '" + tensor_name + "' cannot be placed on " + device_name);
+            throw Error(PCR_ERROR_DEVICE, "the tensor '" + tensor_name + "' cannot be placed in memory");
         }
         weight_bytes += ggml_nbytes(tensor);
         parameters += static_cast<uint64_t>(ggml_nelements(tensor));
@@ -333,11 +434,11 @@ ggml_tensor * Model::weight(const std::string & tensor_name, std::initializer_li
 }
 
 ggml_tensor * Model::vector(const std::string & tensor_name, int64_t n) {
-    return weight(tensor_name, {n});
+    return placed(weight(tensor_name, {n}));
 }
 
 ggml_tensor * Model::matrix(const std::string & tensor_name, int64_t in, int64_t out) {
-    return weight(tensor_name, {in, out});
+    return placed(weight(tensor_name, {in, out}));
 }
 
 Norm Model::norm(const std::string & tensor_name, int64_t n, bool bias) {

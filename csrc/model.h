@@ -7,8 +7,10 @@
 #include "tokenizer.h"
 
 #include <initializer_list>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pcr {
@@ -71,11 +73,17 @@ struct DecoderWeights {
 
 struct Screen;
 
+class Model;
+
+// A model on the device that a name means. Where "auto" tries a device that does not start, or has too little memory, the
+// next one follows, with a warning in the log.
+std::unique_ptr<Model> load_model(const std::string & path, const std::string & device, const std::string & precision,
+                                  const std::string & kernels);
+
 class Model {
 public:
     // precision, kernels: see Arithmetic::choose.
-    Model(const std::string & path, const std::string & device, const std::string & precision,
-          const std::string & kernels);
+    Model(const std::string & path, const Device & device, const std::string & precision, const std::string & kernels);
 
     ~Model();
 
@@ -96,17 +104,17 @@ public:
     // The prompt: tokens before the audio rows, tokens after them.
     std::vector<int32_t> prompt_before, prompt_after;
 
-    std::string        name, device_name;
-    ggml_backend_dev_t device = nullptr;
-    Arithmetic         arithmetic;
-    EncoderWeights     encoder{};
-    DecoderWeights     decoder{};
-    LogMel             log_mel;
-    Tokenizer          tokenizer;
-    int32_t            eos_token    = 0;
-    uint64_t           file_bytes   = 0;
-    uint64_t           weight_bytes = 0;
-    uint64_t           parameters   = 0;
+    const Device     device;
+    const Arithmetic arithmetic;
+    std::string      name;
+    EncoderWeights   encoder{};
+    DecoderWeights   decoder{};
+    LogMel           log_mel;
+    Tokenizer        tokenizer;
+    int32_t          eos_token    = 0;
+    uint64_t         file_bytes   = 0;
+    uint64_t         weight_bytes = 0;
+    uint64_t         parameters   = 0;
 
 private:
     void load_encoder();
@@ -122,10 +130,17 @@ private:
     Linear        linear(const std::string & name, int64_t in, int64_t out, bool bias);
     ggml_tensor * weight(const std::string & name, std::initializer_list<int64_t> shape);
 
-    GgufFile                file;
-    ggml_backend_buffer_ptr mapped;           // the file's weights
-    ggml_context_ptr        computed_context;  // what is computed once at load
-    ggml_backend_buffer_ptr computed;
+    // A weight of the file where it is computed with: a copy on a device, in its own type or one that the device has.
+    ggml_tensor * placed(ggml_tensor * weight);
+    void          fill_device();
+
+    GgufFile                                                   file;
+    ggml_backend_buffer_ptr                                    mapped;  // the file's weights
+    ggml_context_ptr                                           device_context;  // their copies, ...
+    ggml_backend_buffer_ptr                                    device_buffer;
+    std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> copies;  // ... and whose they are
+    ggml_context_ptr                                           computed_context;  // what is computed once at load
+    ggml_backend_buffer_ptr                                    computed;
 
     mutable std::mutex              screen_mutex;
     mutable std::unique_ptr<Screen> head_screen;

@@ -290,10 +290,9 @@ ggml_tensor * Products::gated_mlp(const Linear & gate, const Linear & up, const 
 
 double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out,
                      int64_t n_in, const float * rows, int64_t n_rows, float * out, int threads, int repeats) {
-    std::string device = "cpu";
-    Compute     compute(find_device(device), threads, how);
-    Workspace   workspace(compute, 16, nullptr);
-    Graph       graph("product", 16);
+    Compute   compute(find_devices("cpu").front(), threads, how);
+    Workspace workspace(compute, 16, nullptr);
+    Graph     graph("product", 16);
 
     ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
     if (!context) {

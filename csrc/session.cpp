@@ -81,7 +81,11 @@ void check_room(const Model & model, int64_t n_samples) {
     }
 }
 
-std::vector<WatchedHead> watched_heads(const pcr_session_params & params) {
+std::vector<WatchedHead> watched_heads(const Model & model, const pcr_session_params & params) {
+    if (params.n_heads > 0 && !model.device.is_cpu()) {
+        throw Error(PCR_ERROR_UNSUPPORTED,
+                    "attention, and with it the times of words, can be read out on the CPU only");
+    }
     std::vector<WatchedHead> heads;
     for (int32_t i = 0; i < params.n_heads; i++) {
         heads.push_back({params.heads[2 * i], params.heads[2 * i + 1]});
@@ -95,8 +99,11 @@ Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
       compute(model_.device, params.threads > 0 ? params.threads : usable_cores(), model_.arithmetic),
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
-      decoder(model_, compute, params.sequences, importance.get(), watched_heads(params)),
+      decoder(model_, compute, params.sequences, importance.get(), watched_heads(model_, params)),
       head(model_, compute, importance.get()),
+      device_log_mel(compute.on_device()
+                         ? std::make_unique<DeviceLogMel>(model_.log_mel, model_.encoder.n_mels, compute)
+                         : nullptr),
       encoder(model_, compute, importance.get()),
       max_new_tokens(params.max_new_tokens),
       // Where a row's result could depend on its neighbours, blocks are the same for every way of feeding.
@@ -169,6 +176,14 @@ void Session::end(int32_t sequence, int64_t n_samples) {
     expect(clip.text, clip.hypothesis);
 }
 
+void Session::log_mel_frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) {
+    if (device_log_mel) {
+        device_log_mel->frames(samples, n_samples, first, count, out);
+    } else {
+        model.log_mel.frames(samples, n_samples, first, count, out);
+    }
+}
+
 // Log-mel frames as far as their samples are known. Only the last call may reflect at the end.
 void Session::extend_log_mel(Clip & clip, bool last) {
     const Stopwatch watch(clip.done.log_mel);
@@ -180,7 +195,7 @@ void Session::extend_log_mel(Clip & clip, bool last) {
         return;
     }
     clip.frames.resize(static_cast<size_t>(until * n_mels));
-    model.log_mel.frames(clip.samples.data(), n, first, until - first, clip.frames.data() + first * n_mels);
+    log_mel_frames(clip.samples.data(), n, first, until - first, clip.frames.data() + first * n_mels);
     clip.largest = std::max(clip.largest, *std::max_element(clip.frames.begin() + first * n_mels, clip.frames.end()));
 }
 
@@ -356,6 +371,17 @@ bool Session::take(Text & text, const Choice & choice) {
     return expected;
 }
 
+// One token behind each of count sequences, and the choices that follow it.
+void Session::step(const int32_t * sequences, const int32_t * tokens, int32_t count, Choice * out) {
+    if (compute.on_device()) {
+        decoder.step_and_choose(sequences, tokens, count, out);
+        return;
+    }
+    last_rows.resize(std::max(last_rows.size(), static_cast<size_t>(count * model.decoder.hidden)));
+    decoder.step(sequences, tokens, count, last_rows.data());
+    head.choose(last_rows.data(), count, out);
+}
+
 // Takes what the draft says next, up to the first token that the decoder chooses otherwise: that one is right. A draft
 // that was wrong is asked for few tokens, and for more the longer it is right.
 void Session::follow_draft(int32_t sequence, Text & text) {
@@ -410,8 +436,7 @@ const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
                     if (text.on_draft) {
                         follow_draft(sequence, text);
                     } else {
-                        decoder.step(&sequence, &text.tokens.back().token, 1, last_rows.data());
-                        head.choose(last_rows.data(), 1, &first);
+                        step(&sequence, &text.tokens.back().token, 1, &first);
                         take(text, first);
                     }
                 }
@@ -473,10 +498,16 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
         for (const int32_t sequence : stepping) {
             looks.push_back(look(sequence, 1));
         }
-        double seconds = 0.0;
+        double  seconds = 0.0;
+        int32_t n_known = 0;  // of the choices
         if (n_stepping > 0) {
             const Stopwatch watch(seconds);
-            decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data(), looks.data());
+            if (compute.on_device()) {
+                decoder.step_and_choose(stepping.data(), step_tokens.data(), n_stepping, choices.data());
+                n_known = n_stepping;
+            } else {
+                decoder.step(stepping.data(), step_tokens.data(), n_stepping, last_rows.data(), looks.data());
+            }
         }
         for (int32_t i = 0; i < count; i++) {
             Clip & clip = at(sequences[i]);
@@ -488,9 +519,9 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
             }
         }
         const auto n_chosen = static_cast<int32_t>(stepping.size());
-        if (n_chosen > 0) {
+        if (n_chosen > n_known) {
             const Stopwatch watch(seconds);
-            head.choose(last_rows.data(), n_chosen, choices.data());
+            head.choose(last_rows.data() + n_known * hidden, n_chosen - n_known, choices.data() + n_known);
         }
         for (int32_t j = 0; j < n_chosen; j++) {
             Clip & clip = at(stepping[static_cast<size_t>(j)]);
@@ -547,7 +578,7 @@ int64_t Session::log_mel(const float * samples_, int64_t n_samples, float * mel)
     check_samples(samples_, n_samples);
     forget();
     const int64_t n_frames = LogMel::frame_count(n_samples);
-    model.log_mel.frames(samples_, n_samples, 0, n_frames, mel);
+    log_mel_frames(samples_, n_samples, 0, n_frames, mel);
     float * const end  = mel + n_frames * model.encoder.n_mels;
     const float   most = *std::max_element(mel, end);
     std::transform(mel, end, mel, [most](float value) { return LogMel::normalized(value, most); });

@@ -87,14 +87,18 @@ private:
     // Runs f. When it throws, the clip can no more be used.
     template <typename F> void or_fail(const int32_t * sequences, int32_t count, F f);
 
+    void    log_mel_frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out);
     void    extend_log_mel(Clip & clip, bool last);
     int64_t cached_rows(int64_t n_windows) const;
     void    prefill(int32_t sequence, bool last, float * row);
     Look    look(int32_t sequence, int64_t n_steps);
     void    expect(Text & text, const std::vector<Choice> & choices_) const;
     bool    take(Text & text, const Choice & choice);
+    void    step(const int32_t * sequences, const int32_t * tokens, int32_t count, Choice * out);
     void    follow_draft(int32_t sequence, Text & text);
     void    forget();
+
+    std::unique_ptr<DeviceLogMel> device_log_mel;  // on a device
 
     Encoder              encoder;
     const int32_t        max_new_tokens;

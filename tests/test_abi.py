@@ -10,11 +10,13 @@ import pytest
 from build_cdefs import declarations
 from elftools.elf.elffile import ELFFile
 
-from pycrispasr import Device, InstallationError, Model, ModelInfo, _native
+from pycrispasr import Backend, Device, InstallationError, Model, ModelInfo, _native, backends
 
 from .sounds import make_tones
 
 HEADER = (Path(__file__).parent.parent / "csrc" / "include" / "pycrispasr.h").read_text(encoding="utf-8")
+
+GPU_LIBRARIES = {"cuda": {"libcudart", "libcublas"}, "metal": set(), "vulkan": {"libvulkan"}}
 
 
 def test_the_abi_number_is_the_one_that_python_is_written_for() -> None:
@@ -46,6 +48,7 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
             "pcr_model_params": lib.pcr_model_params_default,
             "pcr_session_params": lib.pcr_session_params_default,
             "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
+            "pcr_backend_info": lambda struct: lib.pcr_backend_get(0, struct),
             "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
             "pcr_token": lambda struct: lib.pcr_session_next(native._pointer, [0], 1, struct),
             "pcr_result": lambda struct: lib.pcr_session_result(native._pointer, 0, struct),
@@ -100,7 +103,7 @@ def test_every_status_has_an_exception() -> None:
 
 def test_python_s_views_of_structs_have_all_their_fields() -> None:
     ffi, _ = _native.library()
-    for name, view in (("pcr_model_info", ModelInfo), ("pcr_device_info", Device)):
+    for name, view in (("pcr_model_info", ModelInfo), ("pcr_device_info", Device), ("pcr_backend_info", Backend)):
         fields = [field for field, _ in ffi.typeof(name).fields if field != "size"]
         assert fields == list(view.__slots__)
 
@@ -146,4 +149,4 @@ def test_the_library_needs_only_the_system_s_libraries() -> None:
         "libdl",
         "ld-linux-x86-64",
         "ld-linux-aarch64",
-    }
+    } | {name for kind in backends() if kind.compiled for name in GPU_LIBRARIES[kind.name]}

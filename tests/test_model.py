@@ -291,3 +291,15 @@ def test_a_model_that_fails_to_open_leaves_nothing_open(tmp_path: Path) -> None:
         with pytest.raises(pycrispasr.ModelFormatError):
             Model(bad)
     assert len(list(folder.iterdir())) <= before + 1
+
+
+def test_every_kind_of_gpu_is_listed_with_what_is_missing() -> None:
+    kinds = {kind.name: kind for kind in pycrispasr.backends()}
+    assert set(kinds) == {"cuda", "metal", "vulkan"}
+    names = {device.name.partition(":")[0] for device in pycrispasr.devices()}
+    for name, kind in kinds.items():
+        assert (kind.missing == "") == (name in names)
+        if not kind.compiled:
+            assert f"-DGGML_{name.upper()}=ON" in kind.missing
+            with pytest.raises(pycrispasr.DeviceError, match=f"'{name}:3': {name} is not compiled in"):
+                pycrispasr.Model("tiny", device=f"{name}:3")

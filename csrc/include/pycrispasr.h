@@ -93,8 +93,21 @@ typedef struct pcr_device_info {
     uint64_t     memory_total; /* bytes                                                    */
 } pcr_device_info;
 
+/* In the order in which "auto" tries them: graphics cards, the CPU, and then processors' built-in graphics, which "auto"
+ * does not take. */
 PCR_API int32_t    pcr_device_count(void);
 PCR_API pcr_status pcr_device_get(int32_t index, pcr_device_info * info);
+
+/* Kinds of devices beside the CPU, compiled into this library or not. */
+typedef struct pcr_backend_info {
+    size_t       size;
+    const char * name;     /* "cuda", "metal", "vulkan": what the names of its devices begin with */
+    int32_t      compiled; /* 1: this library contains it                                         */
+    const char * missing;  /* why no device of this kind is there, and what to do; "" if one is   */
+} pcr_backend_info;
+
+/* PCR_END past the last. */
+PCR_API pcr_status pcr_backend_get(int32_t index, pcr_backend_info * info);
 
 /* Physical cores that this process may use, its affinity and its container's limit counted: the default of threads. */
 PCR_API int32_t pcr_usable_cores(void);
@@ -106,13 +119,16 @@ typedef struct pcr_session pcr_session;
 
 typedef struct pcr_model_params {
     size_t       size;
-    const char * device; /* "auto" or a name from pcr_device_get()                                                */
+    const char * device; /* a name from pcr_device_get(); "cuda", "metal" or "vulkan" for the first of these; or "auto":
+                            the first that starts and has the memory, with a warning in the log for each that does not.
+                            The CPU when precision or kernels is not "auto"                                         */
     const char * precision; /* what products with the file's matrices are computed in: "f32", with nothing rounded;
                                "bf16", both factors rounded to BF16, sums in F32; "auto": BF16 where the processor has
                                fast instructions for it, else F32. Quantised matrices are multiplied in 8-bit integers
                                where that is faster, and for single tokens always, unless "f32" is asked for         */
     const char *
-        kernels; /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare */
+        kernels; /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare; or
+                    "operations": ggml's operations only, as on a GPU */
 } pcr_model_params;
 
 PCR_API void pcr_model_params_default(pcr_model_params * params);

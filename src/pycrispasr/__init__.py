@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from pycrispasr.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.live_text import LiveText
-    from pycrispasr.model import Device, Model, ModelInfo, devices, transcribe
+    from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
     from pycrispasr.result import Segment, Timings, Token, Transcript, Word
     from pycrispasr.session import Session
 
@@ -47,6 +47,7 @@ __all__ = [
     "AsyncSession",
     "AudioError",
     "AudioNotFoundError",
+    "Backend",
     "BusyError",
     "CancelledError",
     "ClosedError",
@@ -79,6 +80,7 @@ __all__ = [
     "Word",
     "__version__",
     "audio",
+    "backends",
     "devices",
     "transcribe",
 ]
@@ -87,7 +89,7 @@ _HOMES = {
     "async_session": ("AsyncSession",),
     "events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
     "live_text": ("LiveText",),
-    "model": ("Device", "Model", "ModelInfo", "devices", "transcribe"),
+    "model": ("Backend", "Device", "Model", "ModelInfo", "backends", "devices", "transcribe"),
     "result": ("Segment", "Timings", "Token", "Transcript", "Word"),
     "session": ("Session",),
 }

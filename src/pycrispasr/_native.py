@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -93,6 +93,17 @@ def devices() -> list[dict[str, Any]]:
         info = ffi.new("pcr_device_info *")
         _check(lib.pcr_device_get(index, info), f"device {index} cannot be read")
         found.append(_fields(ffi, info))
+    drain_log()
+    return found
+
+
+def backends() -> list[dict[str, Any]]:
+    """One dictionary of `pcr_backend_info`'s fields for each kind of device beside the CPU."""
+    ffi, lib = library()
+    found: list[dict[str, Any]] = []
+    info = ffi.new("pcr_backend_info *")
+    while lib.pcr_backend_get(len(found), info) == lib.PCR_OK:
+        found.append(_fields(ffi, info) | {"compiled": bool(info.compiled)})
     drain_log()
     return found
 

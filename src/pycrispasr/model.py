@@ -58,6 +58,21 @@ class Device:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Backend:
+    """A kind of device beside the CPU.
+
+    Attributes:
+        name: "cuda", "metal" or "vulkan": what the names of its devices begin with.
+        compiled: True where this build contains it.
+        missing: Why it has no device here, and what to do; "" where it has one.
+    """
+
+    name: str
+    compiled: bool
+    missing: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model's sizes.
 
@@ -117,14 +132,16 @@ class Model:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
             "moss-transcribe:f16", "tiny" (the small model in this package), the path of a GGUF file, or
             "org/repo:file.gguf" of the hub.
-        device: "auto", or the name of one of `devices()`.
+        device: The name of one of `devices()`; "cuda", "metal" or "vulkan" for the first of these; or "auto": a
+            graphics card where there is one, else the CPU. Where the card does not start, or has too little memory for
+            the weights, "auto" goes on to the CPU with a warning in the log. With a `precision`, "auto" is the CPU.
         threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
             result does not depend on it.
         precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
             file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
             F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
             it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
-            tokens always, unless "f32" is asked for.
+            tokens always, unless "f32" is asked for. A GPU takes "auto" only.
         runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
             CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
             whole recordings. "auto": the former where the file is of its architecture, else the latter.
@@ -576,6 +593,11 @@ def _seconds(name: str, value: float) -> float:
 def devices() -> list[Device]:
     """The devices that a model can run on, the one that "auto" picks first."""
     return [Device(**fields) for fields in _native.devices()]
+
+
+def backends() -> list[Backend]:
+    """The kinds of devices beside the CPU, in this build or not."""
+    return [Backend(**fields) for fields in _native.backends()]
 
 
 def transcribe(

@@ -13,19 +13,24 @@ from typing import Annotated
 import typer
 
 from pycrispasr.cli.common import AsJson, ComputedIn, Precision, app, bytes_text, tell
+from pycrispasr.model import backends
 from pycrispasr.model import devices as list_devices
 
 
 @app.command()
 def devices(as_json: AsJson = False) -> None:
-    """List the devices that a model can run on."""
-    found = list_devices()
+    """List the devices that a model can run on, the one that "auto" picks first, and why others are missing."""
+    found, kinds = list_devices(), backends()
     if as_json:
-        print(json.dumps([dataclasses.asdict(device) for device in found], indent=2))
+        listed = [dataclasses.asdict(device) for device in found]
+        print(json.dumps({"devices": listed, "backends": [dataclasses.asdict(kind) for kind in kinds]}, indent=2))
         return
     for device in found:
         memory = f"{bytes_text(device.memory_free)} of {bytes_text(device.memory_total)} free"
         print("  ".join(filter(None, [f"{device.name:<8}", device.description, memory, device.features])))
+    for kind in kinds:
+        if kind.missing:
+            print(f"{kind.name:<8}  {kind.missing}")
 
 
 @app.command()
