@@ -17,7 +17,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
     "docs/audio.md",
+    "docs/command-line.md",
     "docs/drop-in.md",
+    "docs/long-audio.md",
     "docs/output.md",
     "docs/streaming.md",
     "docs/word-times.md",
@@ -43,6 +45,26 @@ def test_every_python_example_of_the_pages_runs_and_prints_what_is_shown(example
     assert shown.strip() in ("", done.stdout.strip())
 
 
+def test_the_command_line_page_shows_what_is_printed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    (listed,) = re.findall(r"^```text\n(audio,speaker\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "list.csv").write_text(listed, encoding="utf-8")
+    shown = re.findall(r"^```sh\n(pycrispasr[^\n]*)\n```\n\n```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 4
+
+    def without_times(text: str) -> str:
+        return re.sub(r"in [\d.]+ s|[\d.]+ times", "", text)
+
+    for command, wanted in shown:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        results = tmp_path / "results.csv"
+        got = results.read_text("utf-8") if "--results" in command else done.stdout or done.stderr
+        assert without_times(got) == without_times(wanted)
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
     first = re.search(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert first is not None
@@ -56,7 +78,7 @@ def test_every_command_of_the_readme_exists() -> None:
     commands = re.findall(
         r"pycrispasr (\w+)", "\n".join(re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
     )
-    assert {"transcribe", "models", "info", "devices", "convert", "quantize", "bench"} == set(commands)
+    assert {"transcribe", "live", "models", "info", "devices", "convert", "quantize", "bench"} == set(commands)
     for command in set(commands):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
@@ -64,6 +86,8 @@ def test_every_command_of_the_readme_exists() -> None:
 @pytest.mark.parametrize(
     ("name", "commands"),
     [
+        ("command-line.md", {"transcribe", "live", "models", "info", "devices", "convert", "quantize", "bench"}),
+        ("long-audio.md", {"transcribe"}),
         ("models.md", {"models", "convert", "quantize", "imatrix", "info"}),
         ("performance.md", {"bench", "diff"}),
         ("word-times.md", {"transcribe", "align-heads"}),
