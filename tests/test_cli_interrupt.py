@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -239,15 +240,14 @@ def test_elsewhere_only_lines_are_written_and_only_where_wanted(tmp_path: Path) 
         assert "\x1b" not in done.stderr
 
 
-def test_every_half_minute_a_line_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_half_minute_a_line_tells_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pycrispasr.cli import progress
 
     ticks = itertools.count(0, 10)
-    progress.time.perf_counter, before = lambda: float(next(ticks)), progress.time.perf_counter
-    try:
-        with progress.Progress(3, verbose=False, files=True) as told:
-            for step in range(7):
-                told.update("talk.mp3", 100.0 * step, jobs=1, known=(1500.0, 2), text="never shown")
-    finally:
-        progress.time.perf_counter = before
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    with progress.Progress(3, verbose=False, files=True) as told:
+        for step in range(7):
+            told.update("talk.mp3", 100.0 * step, jobs=1, known=(1500.0, 2), text="never shown")
     assert capsys.readouterr().err.splitlines()[0] == "talk.mp3: 1 of 3, 3:20 of about 37:30, 5.0x, 6:50 left"

@@ -163,6 +163,26 @@ def test_commands_and_options_exist(block: Block) -> None:
         assert given <= {*known, "--help"}, f"pycrispasr {command.name} has no option {given - known}"
 
 
+def test_the_command_line_page_shows_what_is_printed_but_for_times(tmp_path: Path) -> None:
+    blocks = blocks_of("docs/command-line.md")
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    (listed,) = (block.code for block in blocks if block.code.startswith("audio,speaker\n"))
+    (tmp_path / "list.csv").write_text(listed, encoding="utf-8")
+
+    def without_times(text: str) -> str:
+        return re.sub(r"in [\d.]+ s|[\d.]+ times", "", text)
+
+    shown = [block for block in blocks if block.language == "sh" and block.shown is not None]
+    assert len(shown) == 4
+    for block in shown:
+        done = subprocess.run(
+            [sys.executable, "-m", *block.code.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        results = tmp_path / "results.csv"
+        got = results.read_text("utf-8") if "--results" in block.code else done.stdout or done.stderr
+        assert without_times(got) == without_times(block.shown or "")
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
     first = next(block for block in blocks_of("README.md") if block.language == "sh")
     assert first.code.splitlines() == [
