@@ -33,6 +33,7 @@ bool tracing() {
 const std::vector<Device> & devices() {
     static const std::vector<Device> found = [] {
         adopt_ggml_log();
+        load_backends();
         std::vector<Device> list;
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
             const ggml_backend_dev_t device = ggml_backend_dev_get(i);
