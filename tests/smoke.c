@@ -71,10 +71,16 @@ int main(int argc, char ** argv) {
         status = pcr_session_end(session, 0, -1);
     }
     const int32_t sequence = 0;
+    int           first    = 1;
     pcr_token     token    = {.size = sizeof(token)};
     while (status >= 0 && (status = pcr_session_next(session, &sequence, 1, &token)) == PCR_OK) {
-        size_t             length = 0;
-        const char * const bytes  = pcr_token_bytes(model, token.id, &length);
+        size_t       length = 0;
+        const char * bytes  = pcr_token_bytes(model, token.id, &length);
+        if (bytes && first && length > 0 && *bytes == ' ') { /* words bring the space before them */
+            bytes++;
+            length--;
+        }
+        first = 0;
         fwrite(bytes, 1, bytes ? length : 0, stdout);
         fflush(stdout);
     }

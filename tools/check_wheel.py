@@ -1,7 +1,7 @@
 """Looks into a wheel that is ready to be uploaded: `python tools/check_wheel.py WHEEL`, or a folder with wheels.
 
-Prints its size and contents, and fails when something is in it twice, missing, misnamed or too big. It needs the standard
-library only, since it runs wherever wheels are repaired.
+Prints its size and contents, and fails when something is in it twice, missing, misnamed or too big. It needs only the
+standard library, since it runs wherever wheels are repaired.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def problems(wheel: Path) -> list[str]:
                 stem = re.sub(r"-[0-9a-f]{8,}(?=\.)", "", name)  # what auditwheel and delvewheel add
                 if stem in libraries:
                     found.append(f"{item.filename} and {libraries[stem]} are one library")
-                libraries[stem] = item.filename
+                libraries.setdefault(stem, item.filename)
                 if re.match(r"(lib)?ggml", name):
                     found.append(f"{item.filename} has a name that another package's ggml has as well")
         names = archive.namelist()
