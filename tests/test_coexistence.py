@@ -29,7 +29,7 @@ def other():
     "pywhispercpp": """
 import numpy, pywhispercpp.model
 def other():
-    model = pywhispercpp.model.Model(whisper, redirect_whispercpp_logs_to=False)
+    model = pywhispercpp.model.Model(whisper, redirect_whispercpp_logs_to=False, n_threads=1)
     model.transcribe(numpy.zeros(32000, numpy.float32))
 """,
     "llama_cpp": """
@@ -57,7 +57,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(code: str, whisper: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"whisper = {str(whisper)!r}\n{code}\nprint('done')"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["done"]), done.stderr
 
