@@ -41,6 +41,7 @@ struct Found {
 const Found & look_for_devices() {
     static const Found found = [] {
         adopt_ggml_log();
+        load_backends();
         const CollectErrors errors;
         Found               all;
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {

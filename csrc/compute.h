@@ -13,6 +13,10 @@
 
 namespace pcr {
 
+// Loads those of ggml's backends that lie in libraries beside ours, and of several for the CPU the best for this one. Does
+// nothing in a build that has them inside.
+void load_backends();
+
 struct Device {
     ggml_backend_dev_t handle;
     std::string        name;  // "cpu", "cuda:0", ...

@@ -17,6 +17,14 @@
 #  endif
 #  include <windows.h>
 #  define PCR_YIELD() SwitchToThread()
+/* What ggml-cpu uses of a newer SDK than MinGW's older headers know. */
+#  if defined(__MINGW32__) && !defined(THREAD_POWER_THROTTLING_CURRENT_VERSION)
+#    define THREAD_POWER_THROTTLING_CURRENT_VERSION 1
+#    define THREAD_POWER_THROTTLING_EXECUTION_SPEED 1
+typedef struct {
+    ULONG Version, ControlMask, StateMask;
+} THREAD_POWER_THROTTLING_STATE;
+#  endif
 #else
 #  include <sched.h>
 #  define PCR_YIELD() sched_yield()

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
+import sys
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+
+import check_wheel
+import pytest
+from elftools.elf.elffile import ELFFile
 
 import pycrispasr
 from pycrispasr import _native
@@ -48,3 +56,78 @@ def test_every_dependency_is_justified() -> None:
     for requirement in DISTRIBUTION.requires or []:
         name = requirement.partition(";")[0].strip().split("=")[0].split(">")[0]
         assert f"`{name}`" in contributing, name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_libraries_find_each_other_and_export_names_of_their_own() -> None:
+    for path in _native.library_path().parent.glob("*.so"):
+        with path.open("rb") as file:
+            elf = ELFFile(file)
+            tags = list(elf.get_section_by_name(".dynamic").iter_tags())
+            symbols = list(elf.get_section_by_name(".dynsym").iter_symbols())
+        ours = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED" and "pycrispasr" in tag.needed}
+        if ours:
+            assert all((path.parent / name).exists() for name in ours)
+            assert "$ORIGIN" in [getattr(tag, "runpath", getattr(tag, "rpath", None)) for tag in tags]
+        exported = {
+            symbol.name
+            for symbol in symbols
+            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK")
+        }
+        asked_for = {"ggml_backend_init", "ggml_backend_score"}  # of this one library, not of the process
+        assert all(name.startswith(("pcr_", "pycrispasr_")) for name in exported - asked_for), path
+
+
+def make_wheel(folder: Path, files: Mapping[str, bytes], tag: str = "py3-none-manylinux_2_28_x86_64") -> Path:
+    wheel = folder / f"pycrispasr-1.0-{tag}.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return wheel
+
+
+LIBRARIES = ("libpycrispasr.so", "libpycrispasr-ggml-base.so", "libpycrispasr-cpu-x64.so")
+GOOD = {f"pycrispasr-1.0.dist-info/{name}": name.encode() for name in check_wheel.NEEDED}
+GOOD |= {f"pycrispasr/{name}": name.encode() for name in LIBRARIES}
+
+
+def test_a_sound_wheel_passes_the_check(tmp_path: Path) -> None:
+    assert check_wheel.problems(make_wheel(tmp_path, GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"pycrispasr/copy.bin": b"libpycrispasr.so"}, "are the same"),
+        ({"pycrispasr.libs/libpycrispasr-0123abcd.so": b"x"}, "are one library"),
+        ({"pycrispasr/libggml-base.so": b"x"}, "another package's ggml"),
+        ({"pycrispasr-1.0.dist-info/licenses/licenses/ggml.txt": None}, "ggml.txt is missing"),
+        ({"pycrispasr/libpycrispasr.so": None}, "the library is missing"),
+        ({"pycrispasr/libpycrispasr-cpu-x64.so": None}, "PYCRISPASR_PORTABLE"),
+    ],
+)
+def test_a_faulty_wheel_fails_the_check(tmp_path: Path, change: dict[str, bytes | None], problem: str) -> None:
+    files = {name: content for name, content in (GOOD | change).items() if content is not None}
+    found = check_wheel.problems(make_wheel(tmp_path, files))
+    assert len(found) == 1
+    assert problem in found[0]
+
+
+@pytest.mark.parametrize("tag", ["py3-none-linux_x86_64", "cp313-cp313-manylinux_2_28_x86_64"])
+def test_a_wheel_that_was_not_repaired_or_is_for_one_python_fails_the_check(tmp_path: Path, tag: str) -> None:
+    assert check_wheel.problems(make_wheel(tmp_path, GOOD, tag)) == [
+        "the name is not that of a repaired wheel for every Python"
+    ]
+
+
+def test_too_big_a_wheel_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_wheel, "MOST_BYTES", 100)
+    (problem,) = check_wheel.problems(make_wheel(tmp_path, GOOD))
+    assert "at most 100 are wanted" in problem
+
+
+def test_ci_runs_every_python_that_is_announced() -> None:
+    announced = re.findall(r"Python :: (3\.\d+)", "\n".join(DISTRIBUTION.metadata.get_all("Classifier") or []))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert len(announced) >= 5
+    assert {*announced, "3.13t", "3.14t"} <= set(re.findall(r'"(3\.\d+t?)"', workflow))

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Builds the library as wheels have it for a system that this machine is not, and lets tests/smoke.c transcribe a
+# sample with it, under an emulator:
+#
+#     tools/cross_test.sh aarch64 [-DOPTION=... for CMake]
+#     tools/cross_test.sh windows [-DOPTION=... for CMake]
+#
+# On Debian, as root, it installs the compilers and emulators that are missing. All variants of the CPU code take an hour of
+# one core; -DGGML_CPU_ALL_VARIANTS=OFF builds a single one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+system=${1:?aarch64 or windows}
+shift
+case $system in
+    aarch64)
+        triple=aarch64-linux-gnu gcc=gcc gxx=g++ emulator=qemu-aarch64 library=libpycrispasr.so
+        packages=(g++-aarch64-linux-gnu qemu-user)
+        target=(-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64)
+        ;;
+    windows)
+        triple=x86_64-w64-mingw32 gcc=gcc-posix gxx=g++-posix emulator=wine library=pycrispasr.dll
+        packages=(g++-mingw-w64-x86-64-posix wine wine64)
+        target=(-DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=AMD64)
+        ;;
+    *)
+        echo "$system: give aarch64 or windows" >&2
+        exit 2
+        ;;
+esac
+if ! command -v "$triple-$gxx" > /dev/null || ! command -v "$emulator" > /dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+
+build=build/cross-$system
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py)
+cmake -S . -B "$build" -G Ninja "${target[@]}" -DPYCRISPASR_PORTABLE=ON -DPYCRISPASR_WERROR=ON \
+    -DCMAKE_BUILD_TYPE=Release -DSKBUILD_PROJECT_VERSION="$version" \
+    -DCMAKE_C_COMPILER="$triple-$gcc" -DCMAKE_CXX_COMPILER="$triple-$gxx" -DCMAKE_FIND_ROOT_PATH="/usr/$triple" "$@"
+cmake --build "$build" --target pycrispasr
+"$triple-$gcc" -O1 -Wall -Wextra -Icsrc/include tests/smoke.c "$build/lib/$library" -o "$build/lib/smoke.exe" \
+    "-Wl,-rpath,\$ORIGIN"
+
+# Runs the smoke test with the emulator named, and compares the text with the sample's.
+check() {
+    local text
+    text=$("$@" "$build/lib/smoke.exe" src/pycrispasr/bundled/tiny.gguf samples/spelling.wav | tr -d '\r')
+    echo "$*: $text"
+    [ "$text" = "$(cat samples/spelling.txt)" ]
+}
+if [ "$system" = windows ]; then
+    WINEDEBUG=-all WINEPREFIX=$(realpath "$build")/wine check wine
+else
+    for processor in cortex-a53 neoverse-n1 max; do  # without dot products, with them, with everything
+        check qemu-aarch64 -L "/usr/$triple" -cpu "$processor"
+    done
+fi
