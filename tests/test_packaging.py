@@ -54,7 +54,7 @@ def test_nothing_that_was_built_is_part_of_the_sources() -> None:
 def test_every_dependency_is_justified() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for requirement in DISTRIBUTION.requires or []:
-        name = requirement.partition(";")[0].strip().split("=")[0].split(">")[0]
+        name = re.split(r"[\[=<>; ]", requirement, maxsplit=1)[0]
         assert f"`{name}`" in contributing, name
 
 

@@ -405,7 +405,7 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
     done = command("quantize", tmp_path / "a.gguf", tmp_path / "c.gguf", "--type", "q8_0")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("pycrispasr: tensor 'llm.blk.0.attn.q.weight'")
     assert len(done.stderr.splitlines()) == 1
     done = command("quantize", small, tmp_path / "c.gguf", "--type", "q8_0", "--tensor", "embed")
