@@ -15,7 +15,7 @@ static int failed(const char * what, pcr_status status, const char * why) {
     while (pcr_take_log(&level, text, sizeof(text)) == PCR_OK) {
         fprintf(stderr, "log: %s\n", text);
     }
-    fprintf(stderr, "%s: status %d: %s\n", what, (int) status, why ? why : "");
+    fprintf(stderr, "%s: status %d: %s\n", what, (int)status, why ? why : "");
     return 1;
 }
 
@@ -27,12 +27,12 @@ static float * read_wav(const char * path, int64_t * count) {
     *count                = 0;
     if (file && fread(head, 1, sizeof(head), file) == sizeof(head) && memcmp(head + 36, "data", 4) == 0 &&
         head[22] == 1 && head[24] == 0x80 && head[25] == 0x3e && head[34] == 16) {
-        const size_t bytes = head[40] | (size_t) head[41] << 8 | (size_t) head[42] << 16 | (size_t) head[43] << 24;
+        const size_t bytes = head[40] | (size_t)head[41] << 8 | (size_t)head[42] << 16 | (size_t)head[43] << 24;
         samples            = malloc((bytes / 2 + 1) * sizeof(float));
-        for (int low, high; samples && (low = fgetc(file)) != EOF && (high = fgetc(file)) != EOF &&
-                            *count < (int64_t) (bytes / 2);
+        for (int low, high;
+             samples && (low = fgetc(file)) != EOF && (high = fgetc(file)) != EOF && *count < (int64_t)(bytes / 2);
              ++*count) {
-            samples[*count] = (float) (int16_t) (low | high << 8) / 32768.0f;
+            samples[*count] = (float)(int16_t)(low | high << 8) / 32768.0f;
         }
     }
     if (file) {

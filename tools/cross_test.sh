@@ -5,8 +5,8 @@
 #     tools/cross_test.sh aarch64 [-DOPTION=... for CMake]
 #     tools/cross_test.sh windows [-DOPTION=... for CMake]
 #
-# On Debian, as root, it installs the compilers and emulators that are missing. All variants of the CPU code take an hour of
-# one core; -DGGML_CPU_ALL_VARIANTS=OFF builds a single one.
+# On Debian, as root, it installs the compilers and emulators that are missing. All variants of the CPU code take long;
+# -DGGML_CPU_ALL_VARIANTS=OFF builds a single one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
