@@ -82,7 +82,7 @@ void check_room(const Model & model, int64_t n_samples) {
 }
 
 std::vector<WatchedHead> watched_heads(const Model & model, const pcr_session_params & params) {
-    if (params.n_heads > 0 && !model.device.is_cpu()) {
+    if (params.n_heads > 0 && !model.arithmetic.kernels) {  // every stage is of ggml's operations
         throw Error(PCR_ERROR_UNSUPPORTED,
                     "attention, and with it the times of words, can be read out on the CPU only");
     }

@@ -456,9 +456,13 @@ class Session:
                 progress(done, recording.seconds_expected)
             if not batch.advance(recording, batch.native.sequences):
                 break
+        self._all_done()
+
+    def _all_done(self) -> None:
+        """No work is left. Raises what the whole recording failed of."""
         self._finished = True
-        if recording.failure is not None:
-            raise recording.failure
+        if self._recording.failure is not None:
+            raise self._recording.failure
 
     def _next_segment(self) -> Segment | None:
         """Ends the audio, and gives the next segment that is final; None behind the last one."""
@@ -472,9 +476,7 @@ class Session:
             if place < len(recording.finals):
                 self._given = place + 1, 0
                 return recording.finals[place]
-            self._finished = True
-            if recording.failure is not None:
-                raise recording.failure
+            self._all_done()
             return None
 
     def _next_token(self) -> Token | None:
@@ -485,9 +487,7 @@ class Session:
             while True:
                 place, given = self._given
                 if place == len(recording.stretches) and not recording.ready():
-                    self._finished = True
-                    if recording.failure is not None:
-                        raise recording.failure
+                    self._all_done()
                     return None
                 stretch = recording.stretches[place]
                 if given < len(stretch.tokens):
