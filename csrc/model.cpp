@@ -81,9 +81,13 @@ std::unique_ptr<Model> load_model(const std::string & path, const std::string & 
     for (const Device & one : found) {
         try {
             return std::make_unique<Model>(path, one, precision, kernels);
-        } catch (const Error & error) {
-            if (one.is_cpu() || device != "auto" ||
-                (error.status != PCR_ERROR_DEVICE && error.status != PCR_ERROR_MEMORY)) {
+        } catch (const std::exception & error) {
+            // What a driver or its library throws is none of ours, or a failed check of ggml's.
+            const auto * const ours   = dynamic_cast<const Error *>(&error);
+            const pcr_status   status = ours ? ours->status : PCR_ERROR_DEVICE;
+            const bool         of_file =
+                status != PCR_ERROR_DEVICE && status != PCR_ERROR_MEMORY && status != PCR_ERROR_INTERNAL;
+            if (one.is_cpu() || device != "auto" || of_file) {
                 throw;
             }
             log(PCR_LOG_WARNING, std::string(error.what()) + "; the next best device is used instead");
@@ -122,8 +126,8 @@ Model::Model(const std::string & path, const Device & device_, const std::string
     load_decoder();
     load_log_mel();
     load_vocabulary();
-    make_positions();
     fill_device();
+    make_positions();
 }
 
 Model::~Model() = default;
@@ -137,24 +141,23 @@ ggml_tensor * Model::placed(ggml_tensor * weight) {
     if (known != copies.end()) {
         return known->second;
     }
-    ggml_tensor * copy = ggml_dup_tensor(device_context.get(), weight);
-    ggml_set_name(copy, weight->name);
+    ggml_type type = weight->type;
     if (ggml_n_dims(weight) == 2) {
         // Matrices are multiplied with, and rows of one are looked up, as they stand or as floats.
-        const ggml_context_ptr trial(ggml_init({ggml_tensor_overhead() * 4, nullptr, /*.no_alloc =*/true}));
+        const ggml_context_ptr trial(ggml_init({ggml_tensor_overhead() * 5, nullptr, /*.no_alloc =*/true}));
         if (!trial) {
             throw std::bad_alloc();
         }
+        ggml_tensor * like = ggml_dup_tensor(trial.get(), weight);
         ggml_tensor * ids  = ggml_new_tensor_1d(trial.get(), GGML_TYPE_I32, 1);
         ggml_tensor * rows = ggml_new_tensor_2d(trial.get(), GGML_TYPE_F32, weight->ne[0], 1);
-        if (!ggml_backend_dev_supports_op(device.handle, ggml_mul_mat(trial.get(), copy, rows)) ||
-            !ggml_backend_dev_supports_op(device.handle, ggml_get_rows(trial.get(), copy, ids))) {
-            const bool wide = weight->type == GGML_TYPE_BF16;  // beyond F16's range
-            copy = ggml_new_tensor_2d(device_context.get(), wide ? GGML_TYPE_F32 : GGML_TYPE_F16, weight->ne[0],
-                                      weight->ne[1]);
-            ggml_set_name(copy, weight->name);
+        if (!ggml_backend_dev_supports_op(device.handle, ggml_mul_mat(trial.get(), like, rows)) ||
+            !ggml_backend_dev_supports_op(device.handle, ggml_get_rows(trial.get(), like, ids))) {
+            type = type == GGML_TYPE_BF16 ? GGML_TYPE_F32 : GGML_TYPE_F16;  // BF16 goes beyond F16's range
         }
     }
+    ggml_tensor * copy = ggml_new_tensor(device_context.get(), type, GGML_MAX_DIMS, weight->ne);
+    ggml_set_name(copy, weight->name);
     copies.emplace_back(weight, copy);
     return copy;
 }
@@ -394,7 +397,7 @@ void Model::make_positions() {
     computed.reset(
         ggml_backend_alloc_ctx_tensors_from_buft(computed_context.get(), ggml_backend_dev_buffer_type(device.handle)));
     if (!computed) {
-        throw std::bad_alloc();
+        throw no_memory(device, "the encoder's positions", "");
     }
     ggml_backend_tensor_set(encoder.positions, table.data(), 0, table.size() * sizeof(float));
 }
