@@ -373,6 +373,13 @@ def damageable(name: str) -> bytes:
     return CACHE[name]
 
 
+def test_a_codec_that_nobody_knows_is_an_error() -> None:
+    content = damageable("mkv")
+    assert b"A_AAC" in content
+    with pytest.raises(AudioError, match="no decoder for the codec"):
+        read(content.replace(b"A_AAC", b"A_XYZ"))
+
+
 def test_a_file_that_fails_while_it_is_read_is_an_error_with_its_reason(capfd: pytest.CaptureFixture[str]) -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

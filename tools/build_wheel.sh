@@ -36,7 +36,7 @@ python3 -m venv "$work/empty"
 "$work/empty/bin/pip" install --quiet "${wheel}[test]"
 path=$work/empty/bin:$work/tools
 mkdir "$work/tools"
-for tool in cat env ffmpeg head sh sleep; do  # what the tests start, and no compiler
+for tool in bash cat env ffmpeg head mount rm sh sleep umount; do  # what the tests start, and no compiler
     if command -v $tool > /dev/null; then
         ln -s "$(command -v $tool)" "$work/tools/$tool"
     fi

@@ -258,10 +258,13 @@ class _FFmpeg:
                 self.warnings.append(f"it has {len(streams)} streams of sound: the first one is used")
             self._file = file
             self._stream = streams[0]
-            self.rate = int(self._stream.rate or 0)
-            self.channels = int(self._stream.channels or 0)
+            codec = self._stream.codec_context
+            if codec is None:
+                raise AudioError("cannot be decoded (FFmpeg: no decoder for the codec that it names)")
+            self.rate = int(codec.sample_rate or 0)
+            self.channels = int(codec.channels or 0)
             if not self.rate or not self.channels:
-                raise AudioError(f"cannot be decoded (FFmpeg: no parameters of codec {self._stream.name!r} were found)")
+                raise AudioError(f"cannot be decoded (FFmpeg: no parameters of codec {codec.name!r} were found)")
             self._origin = (self._container.start_time or 0) / av.time_base
             self._limit = (self._container.duration or 0) / av.time_base
             self.duration: float | None = self._limit or None
