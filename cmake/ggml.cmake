@@ -12,6 +12,7 @@ set(PYCRISPASR_GGML_SHA256 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372
 
 set(PYCRISPASR_GGML_DIR "" CACHE PATH "Source tree of ggml")
 option(PYCRISPASR_SYSTEM_GGML "Use an installed ggml" OFF)
+option(PYCRISPASR_CUDA_PACKAGE "Install CUDA's backend into a package of its own: cuda/pyproject.toml" OFF)
 
 # Stores in ${out} a folder with ggml's CMakeLists.txt.
 function(pycrispasr_find_ggml out)
@@ -97,6 +98,7 @@ macro(pycrispasr_add_ggml)
     if(APPLE)
         set(PYCRISPASR_ORIGIN "@loader_path")
     endif()
+    set(PYCRISPASR_CUDA_LIBRARIES "$ORIGIN/../nvidia/cu13/lib")  # nvidia-cuda-runtime and nvidia-cublas, beside this package
     set(PYCRISPASR_BACKENDS "")
     if(PYCRISPASR_SYSTEM_GGML)
         find_package(ggml REQUIRED)
@@ -193,6 +195,14 @@ function(pycrispasr_ship_ggml)
             OUTPUT_NAME "pycrispasr-${name}"
             PREFIX "${prefix}"
             INSTALL_RPATH "${PYCRISPASR_ORIGIN}")
+        set(folder pycrispasr)
+        if(target STREQUAL "ggml-cuda")
+            if(PYCRISPASR_CUDA_PACKAGE)
+                set(folder pycrispasr_cuda)
+            endif()
+            set_target_properties(${target} PROPERTIES
+                INSTALL_RPATH "${PYCRISPASR_ORIGIN}/../pycrispasr:${PYCRISPASR_CUDA_LIBRARIES}")
+        endif()
         set_property(TARGET ${target} PROPERTY VERSION)
         set_property(TARGET ${target} PROPERTY SOVERSION)
         set(exports "${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports_ggml.map")
@@ -204,7 +214,7 @@ function(pycrispasr_ship_ggml)
         endif()
         target_sources(${target} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/csrc/process_exit.cpp")
         if(SKBUILD)
-            install(TARGETS ${target} LIBRARY DESTINATION pycrispasr RUNTIME DESTINATION pycrispasr)
+            install(TARGETS ${target} COMPONENT ${target} LIBRARY DESTINATION ${folder} RUNTIME DESTINATION ${folder})
         endif()
     endforeach()
 endfunction()

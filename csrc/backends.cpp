@@ -1,9 +1,13 @@
-// A portable build's backends: libraries in the folder of this one, and never from elsewhere.
+// A portable build's backends: libraries in the folder of this one, or in that of our package for CUDA, and never from
+// elsewhere.
 #include "compute.h"
 #include "log.h"
 
 #if defined(PCR_BACKENDS)
 #  include "ggml-backend-impl.h"
+
+#  include <filesystem>
+#  include <system_error>
 
 #  if defined(_WIN32)
 #    define WIN32_LEAN_AND_MEAN
@@ -17,7 +21,9 @@ namespace pcr {
 
 #if !defined(PCR_BACKENDS)
 
-void load_backends() {}
+std::vector<BackendLibrary> load_backends() {
+    return {};
+}
 
 #else
 
@@ -84,23 +90,42 @@ std::string why_not() {
 
 #  endif
 
-void start(void * library) {
+// Why it cannot be used; "" when its devices are there from now on.
+std::string start(void * library) {
     const auto init = reinterpret_cast<ggml_backend_init_t>(function_of(library, "ggml_backend_init"));
-    if (ggml_backend_reg_t backend = init ? init() : nullptr) {
-        ggml_backend_register(backend);
+    if (!init) {
+        return "it is no backend of ggml's";
     }
+    ggml_backend_reg_t backend = init();
+    if (!backend) {
+        return "it does not start";
+    }
+    if (backend->api_version != GGML_BACKEND_API_VERSION) {
+        return format("it was built for another version of this package (%d, not %d)", backend->api_version,
+                      GGML_BACKEND_API_VERSION);
+    }
+    ggml_backend_register(backend);
+    return "";
 }
 
 }  // namespace
 
-void load_backends() {
-    const Name folder   = own_folder();
-    void *     cpu      = nullptr;  // the best of them, so far
-    int        cpu_fits = 0;
+std::vector<BackendLibrary> load_backends() {
+    const Name                  folder   = own_folder();
+    void *                      cpu      = nullptr;  // the best of them, so far
+    int                         cpu_fits = 0;
+    std::vector<BackendLibrary> found;
     for (const std::string file : {PCR_BACKENDS}) {
-        void * const library = open_library(folder + Name(file.begin(), file.end()));
+        const Name path = folder + Name(file.begin(), file.end());
+        // A package of its own may be there or not.
+        std::error_code unknown;
+        if (file.compare(0, 3, "../") == 0 && !std::filesystem::exists(path, unknown)) {
+            continue;
+        }
+        found.push_back({file, ""});
+        void * const library = open_library(path);
         if (!library) {
-            log(PCR_LOG_WARNING, "'" + file + "' cannot be loaded: " + why_not());
+            found.back().error = why_not();
             continue;
         }
         const auto score  = reinterpret_cast<ggml_backend_score_t>(function_of(library, "ggml_backend_score"));
@@ -115,12 +140,18 @@ void load_backends() {
             cpu      = library;
             cpu_fits = fits;
         } else {
-            start(library);
+            found.back().error = start(library);
         }
     }
     if (cpu) {
         start(cpu);
     }
+    for (const BackendLibrary & library : found) {
+        if (!library.error.empty()) {
+            log(PCR_LOG_WARNING, "'" + library.file + "' cannot be used: " + library.error);
+        }
+    }
+    return found;
 }
 
 #endif

@@ -33,17 +33,18 @@ bool tracing() {
 namespace {
 
 struct Found {
-    std::vector<Device> devices;
-    std::string         errors;  // of backends that did not start
+    std::vector<BackendLibrary> libraries;
+    std::vector<Device>         devices;
+    std::string                 errors;  // of backends that did not start
 };
 
 // ggml looks for devices once, at the first call.
 const Found & look_for_devices() {
     static const Found found = [] {
         adopt_ggml_log();
-        load_backends();
+        Found all;
+        all.libraries = load_backends();
         const CollectErrors errors;
-        Found               all;
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
             const ggml_backend_dev_t device = ggml_backend_dev_get(i);
             if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
@@ -99,29 +100,46 @@ const std::vector<Backend> & backends() {
 #else
         constexpr bool vulkan = false;
 #endif
+#if defined(PCR_CUDA_PACKAGE)
+        constexpr const char * cuda_package = "cuda";
+#else
+        constexpr const char * cuda_package = nullptr;
+#endif
         struct Kind {
             const char * name;
             bool         compiled;
             const char * option;
             const char * driver;
+            const char * package;  // the extra that brings it to a portable build; null without one
         };
         std::vector<Backend> all;
-        for (const Kind & kind : {Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees"},
-                                  Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports"},
-                                  Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver"}}) {
-            std::string missing;
-            if (!kind.compiled) {
+        for (const Kind & kind : {
+                 Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees", cuda_package},
+                 Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports", nullptr},
+                 Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver", nullptr},
+             }) {
+            const auto & libraries = look_for_devices().libraries;
+            const auto   library   = std::find_if(libraries.begin(), libraries.end(), [&](const BackendLibrary & l) {
+                return l.file.find(std::string("ggml-") + kind.name) != std::string::npos;
+            });
+            const bool   compiled  = kind.compiled || library != libraries.end();
+            std::string  missing;
+            if (!compiled && kind.package) {
+                missing = "not installed: pip install 'pycrispasr[" + std::string(kind.package) + "]'";
+            } else if (!compiled) {
                 missing = format(
                     "not compiled in; to build it: CMAKE_ARGS=\"-DGGML_%s=ON\" pip install "
                     "--no-binary pycrispasr pycrispasr",
                     kind.option);
+            } else if (library != libraries.end() && !library->error.empty()) {
+                missing = "installed, but its library cannot be used: " + library->error;
             } else if (std::none_of(devices().begin(), devices().end(),
                                     [&](const Device & device) { return is_of(device, kind.name); })) {
                 const std::string & errors = look_for_devices().errors;
                 missing                    = "compiled in, but no GPU was found: " + std::string(kind.driver) +
                                              (errors.empty() ? "" : " (" + errors + ")");
             }
-            all.push_back({kind.name, kind.compiled, missing});
+            all.push_back({kind.name, compiled, missing});
         }
         return all;
     }();

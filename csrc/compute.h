@@ -13,9 +13,15 @@
 
 namespace pcr {
 
-// Loads those of ggml's backends that lie in libraries beside ours, and of several for the CPU the best for this one. Does
-// nothing in a build that has them inside.
-void load_backends();
+// A library with one of ggml's backends, beside ours or in a package of its own.
+struct BackendLibrary {
+    std::string file;
+    std::string error;  // why it cannot be used; "" when it can
+};
+
+// Loads those of ggml's backends that are libraries, and of several for the CPU the best for this one. Empty in a build that
+// has them inside.
+std::vector<BackendLibrary> load_backends();
 
 struct Device {
     ggml_backend_dev_t handle;
@@ -33,7 +39,7 @@ std::vector<Device> find_devices(const std::string & name);
 // A kind of device beside the CPU.
 struct Backend {
     const char * name;      // "cuda", "metal", "vulkan": what its devices' names begin with
-    bool         compiled;  // into this library
+    bool         compiled;  // into this library, or installed beside it
     std::string  missing;   // why it has no device, and what to do; "" when it has one
 };
 const std::vector<Backend> & backends();

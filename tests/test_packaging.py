@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from pycrispasr import _native
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = importlib.metadata.distribution("pycrispasr")
+LIBRARIES_AT = _native.library_path().parent
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -60,7 +64,7 @@ def test_every_dependency_is_justified() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
 def test_libraries_find_each_other_and_export_names_of_their_own() -> None:
-    for path in _native.library_path().parent.glob("*.so"):
+    for path in LIBRARIES_AT.glob("*.so"):
         with path.open("rb") as file:
             elf = ELFFile(file)
             tags = list(elf.get_section_by_name(".dynamic").iter_tags())
@@ -76,6 +80,43 @@ def test_libraries_find_each_other_and_export_names_of_their_own() -> None:
         }
         asked_for = {"ggml_backend_init", "ggml_backend_score"}  # of this one library, not of the process
         assert all(name.startswith(("pcr_", "pycrispasr_")) for name in exported - asked_for), path
+
+
+def test_the_cuda_package_that_is_asked_for_is_of_this_version() -> None:
+    (wanted,) = (
+        requirement for requirement in DISTRIBUTION.requires or [] if requirement.startswith("pycrispasr-cuda")
+    )
+    assert wanted.startswith(f"pycrispasr-cuda=={pycrispasr.__version__};")
+
+
+@pytest.mark.skipif(not list(LIBRARIES_AT.glob("libpycrispasr-cpu-*.so")), reason="needs a wheel for Linux")
+@pytest.mark.parametrize("content", [b"", b"no library"])
+def test_a_cuda_package_that_cannot_be_used_is_told_of_and_the_cpu_works(content: bytes, tmp_path: Path) -> None:
+    for folder in (Path(pycrispasr.__file__).parent, LIBRARIES_AT):
+        shutil.copytree(folder, tmp_path / "pycrispasr", dirs_exist_ok=True)
+    script = (
+        "import pycrispasr; print(pycrispasr.__file__)\n"
+        "print(*(backend.missing for backend in pycrispasr.backends() if backend.name == 'cuda'))\n"
+        "print(pycrispasr.Model('tiny').info.device)"
+    )
+
+    def run() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        where, missing, device = done.stdout.splitlines()
+        assert Path(where).is_relative_to(tmp_path)
+        assert device == "cpu"
+        return [missing, done.stderr]
+
+    assert run() == ["not installed: pip install 'pycrispasr[cuda]'", ""]
+    (tmp_path / "pycrispasr_cuda").mkdir()
+    (tmp_path / "pycrispasr_cuda" / "libpycrispasr-ggml-cuda.so").write_bytes(content)
+    missing, log = run()
+    assert missing.startswith("installed, but its library cannot be used: ")
+    assert "pycrispasr_cuda" in missing
+    assert log == ""
 
 
 def make_wheel(folder: Path, files: Mapping[str, bytes], tag: str = "py3-none-manylinux_2_28_x86_64") -> Path:
@@ -130,4 +171,4 @@ def test_ci_runs_every_python_that_is_announced() -> None:
     announced = re.findall(r"Python :: (3\.\d+)", "\n".join(DISTRIBUTION.metadata.get_all("Classifier") or []))
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert len(announced) >= 5
-    assert {*announced, "3.13t", "3.14t"} <= set(re.findall(r'"(3\.\d+t?)"', workflow))
+    assert {*announced, "3.14t"} <= set(re.findall(r'"(3\.\d+t?)"', workflow))

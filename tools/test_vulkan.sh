@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
 # Builds with Vulkan and runs the GPU tests on Mesa's software driver, lavapipe: no GPU needed. On Debian or Ubuntu, as root
 # where packages are missing. Extra arguments go to pytest; another driver's device is chosen with GGML_VK_VISIBLE_DEVICES.
+# Mesa 22.3, which Debian 12 has, crashes when a graph's memory grows; 25.0 from its backports does not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(mesa-vulkan-drivers libvulkan-dev glslc spirv-headers)
-if ! dpkg -s "${packages[@]}" > /dev/null 2>&1; then
+mesa_is_old() {
+    dpkg --compare-versions "$(dpkg-query -Wf '${Version}' mesa-vulkan-drivers 2> /dev/null || echo 0)" lt 23
+}
+if ! dpkg -s "${packages[@]}" > /dev/null 2>&1 || mesa_is_old; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+if mesa_is_old; then
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" 'Created-By: Packages' | head -n 1)
+    echo "deb $mirror $codename-backports main" > /etc/apt/sources.list.d/pycrispasr-backports.list
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -t "*-backports" mesa-vulkan-drivers
 fi
 
 environment=build/venv-vulkan

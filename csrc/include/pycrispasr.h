@@ -98,11 +98,11 @@ typedef struct pcr_device_info {
 PCR_API int32_t    pcr_device_count(void);
 PCR_API pcr_status pcr_device_get(int32_t index, pcr_device_info * info);
 
-/* Kinds of devices beside the CPU, compiled into this library or not. */
+/* Kinds of devices beside the CPU, there or not. */
 typedef struct pcr_backend_info {
     size_t       size;
     const char * name;     /* "cuda", "metal", "vulkan": what the names of its devices begin with */
-    int32_t      compiled; /* 1: this library contains it                                         */
+    int32_t      compiled; /* 1: this library contains it, or it is installed beside it           */
     const char * missing;  /* why no device of this kind is there, and what to do; "" if one is   */
 } pcr_backend_info;
 

@@ -63,7 +63,7 @@ class Backend:
 
     Attributes:
         name: "cuda", "metal" or "vulkan": what the names of its devices begin with.
-        compiled: True where this build contains it.
+        compiled: True where this build contains it, or a package that is installed beside it.
         missing: Why it has no device here, and what to do; "" where it has one.
     """
 
