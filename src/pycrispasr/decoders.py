@@ -182,10 +182,14 @@ class _Libsndfile:
         seconds = frames / self.rate
         more = self._follows()
         if failure or more or seconds < (self.duration or 0) - 0.1:
+            damage = failure and f"it is damaged at {seconds:.2f} s ({failure})"
+            told = len(self.warnings)
             for rate, block in self._rest(seconds):
                 failure, more = "", False
                 seconds += len(block) / rate
                 yield rate, block
+            if damage and not failure and len(self.warnings) == told:
+                self.warnings.append(damage)
         if failure and not seconds:
             raise AudioError(f"cannot be decoded ({failure})")
         self._compare(seconds, failure)
@@ -244,8 +248,10 @@ class _FFmpeg:
         import av
 
         file.seek(0)
+        # Tags need not be UTF-8; from its version 19 on PyAV does not mind.
+        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         # Without a protocol, FFmpeg opens nothing but the file object.
-        container: Any = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="ignore")
+        container: Any = av.open(file, options={"protocol_whitelist": "none"}, **lenient)
         self._container = container
         self.warnings: list[str] = []
         try:
