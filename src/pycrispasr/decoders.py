@@ -249,7 +249,7 @@ class _FFmpeg:
 
         file.seek(0)
         # Tags need not be UTF-8; from its version 19 on PyAV does not mind.
-        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         # Without a protocol, FFmpeg opens nothing but the file object.
         container: Any = av.open(file, options={"protocol_whitelist": "none"}, **lenient)
         self._container = container
