@@ -118,7 +118,10 @@ def test_the_first_or_second_ctrl_c_leaves_at_once(code: str, times: int, tmp_pa
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(1)
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
         told = process.stderr.read().decode()
     assert process.returncode == 130
     assert told == "pycrispasr: stopped by Ctrl-C\n"
