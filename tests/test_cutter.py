@@ -216,11 +216,20 @@ def test_speech_is_cut_only_where_no_pause_is_long_enough(runs: list[tuple[int, 
         return
     stretches = places(cut(samples, [50_000], told, 0.8, vad))
     quiet = np.repeat(np.array(told) < 0.5, FRAME)
-    for (start, end), (following, _) in pairwise(stretches):
+    for (start, end), (following, until) in pairwise(stretches):
         if end == following and not quiet[end - 1]:
-            window = quiet[start + 15 * RATE : start + 30 * RATE].astype(int)
+            last = min(start + 30 * RATE, until - RATE)  # a shorter rest is not cut off
+            window = quiet[start + 15 * RATE : last].astype(int)
             edges = np.flatnonzero(np.diff(np.concatenate([[0], window, [0]])))
             assert max(edges[1::2] - edges[::2], default=0) < 3 * FRAME, (start, end)
+
+
+def test_silence_that_is_kept_behind_speech_does_not_make_a_cut() -> None:
+    """The speech is shorter than thirty seconds, and longer with what is kept behind it."""
+    told = [0.9] * 929 + [0.1] * 9
+    samples = np.repeat([0.1] * 929 + [0.0] * 9, FRAME).astype(np.float32)
+    assert 929 * FRAME < 30 * RATE < len(samples)
+    assert places(cut(samples, [50_000], told, 0.8, "on")) == [(0, 30 * RATE)]
 
 
 def test_by_itself_thirty_seconds_are_one_stretch_and_more_are_not() -> None:

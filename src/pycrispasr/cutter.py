@@ -157,8 +157,11 @@ class Cutter:
 
     def _close(self, end: int) -> Iterator[Cut]:
         """The rest until there, which may have to be cut once more."""
-        while end - self._start > LONGEST:
-            yield from self._speech(self._place(min(self._start + LONGEST, end - _REST)))
+        while (longest := self._start + LONGEST) < end:
+            if self._detector is not None and self._spoken <= longest:
+                end = longest  # what is kept behind speech does not make a cut
+            else:
+                yield from self._speech(self._place(min(longest, end - _REST)))
         if end > self._start:
             yield from self._speech(end)
 
