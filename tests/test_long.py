@@ -68,12 +68,9 @@ def test_errors_are_counted() -> None:
     assert errors(list("bcd"), list("abcd")) == 1
 
 
-@pytest.mark.parametrize("ending", ["flac", "wav"])
-def test_five_minutes_are_heard_in_order_with_the_same_result_side_by_side(
-    tiny: Model, ending: str, tmp_path: Path
-) -> None:
+def test_five_minutes_are_heard_in_order_with_the_same_result_side_by_side(tiny: Model, tmp_path: Path) -> None:
     composition = Composition(300)
-    path = composition.write(tmp_path / f"talk.{ending}")
+    path = composition.write(tmp_path / "talk.flac")
     transcript = flat_memory(lambda progress: tiny.transcribe(path, progress=progress))
     assert transcript.complete
     assert transcript.duration == composition.length / RATE
