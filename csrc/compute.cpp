@@ -42,9 +42,9 @@ struct Found {
 const Found & look_for_devices() {
     static const Found found = [] {
         adopt_ggml_log();
-        Found all;
-        all.libraries = load_backends();
         const CollectErrors errors;
+        Found               all;
+        all.libraries = load_backends();
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
             const ggml_backend_dev_t device = ggml_backend_dev_get(i);
             if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {

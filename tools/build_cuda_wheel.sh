@@ -33,7 +33,8 @@ for library in libpycrispasr-ggml-base.so libcudart.so.13 libcublas.so.13 libcub
 done
 auditwheel repair "${outside[@]}" --wheel-dir "$work/repaired" "$work"/raw/*.whl
 wheel=$(echo "$work"/repaired/*.whl)
-python3 -m zipfile -l "$wheel"
+python3 -m zipfile -l "$wheel" | tee "$work/contents"
+grep -q 'licenses/ggml.txt' "$work/contents"
 
 step "beside $(basename "$main")"
 python3 -m venv "$work/empty"
