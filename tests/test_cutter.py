@@ -232,6 +232,12 @@ def test_silence_that_is_kept_behind_speech_does_not_make_a_cut() -> None:
     assert places(cut(samples, [50_000], told, 0.8, "on")) == [(0, 30 * RATE)]
 
 
+def test_a_long_silence_that_has_not_ended_the_stretch_does_not_make_a_cut_either() -> None:
+    told = [0.9] * 600 + [0.1] * 10 + [0.9] * 300 + [0.1] * 100
+    samples = np.repeat([0.1 if speech > 0.5 else 0.0 for speech in told], FRAME).astype(np.float32)
+    assert places(cut(samples, [50_000], told, 2.5, "on")) == [(0, 30 * RATE)]
+
+
 def test_by_itself_thirty_seconds_are_one_stretch_and_more_are_not() -> None:
     silent = np.zeros(30 * RATE, np.float32)
     assert plan(silent, vad="auto") == [(0, 30 * RATE)]

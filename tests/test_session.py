@@ -278,11 +278,9 @@ def test_a_closed_session_says_so(nano: Model) -> None:
 def test_closing_stops_the_call_of_another_thread(nano: Model) -> None:
     session = nano.session()
     sound = make_tones(600)
-    begun = threading.Event()
     caught: list[BaseException] = []
 
     def work() -> None:
-        begun.set()
         try:
             session.feed(sound)  # takes seconds
         except CancelledError as error:
@@ -290,8 +288,9 @@ def test_closing_stops_the_call_of_another_thread(nano: Model) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert begun.wait(10)
-    time.sleep(0.3)  # until it is inside; nothing tells when
+    end = time.monotonic() + 10
+    while not session._lock.locked() and time.monotonic() < end:
+        time.sleep(0.001)
     session.close()
     thread.join(20)
     assert not thread.is_alive()

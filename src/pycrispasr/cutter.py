@@ -145,7 +145,8 @@ class Cutter:
             self._open = False
             yield Silence(self._spoken / SAMPLE_RATE)
         elif self._now - self._start >= LONGEST + _REST:
-            yield from self._speech(self._place(self._start + LONGEST))
+            longest = self._start + LONGEST
+            yield from self._speech(longest if self._spoken <= longest else self._place(longest))
 
     def _loud(self, probability: float) -> bool:
         """True where a frame is not quiet."""

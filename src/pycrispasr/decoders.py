@@ -114,8 +114,11 @@ class _WatchedFile:
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As a file's."""
-        return self._file.seek(offset, whence)
+        """As a file's; a place before the beginning, where damaged files may lead, is not gone to."""
+        try:
+            return self._file.seek(offset, whence)
+        except (ValueError, OSError):
+            return self._file.tell()
 
     def tell(self) -> int:
         """As a file's."""
