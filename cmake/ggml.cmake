@@ -199,6 +199,7 @@ function(pycrispasr_ship_ggml)
         if(target STREQUAL "ggml-cuda")
             if(PYCRISPASR_CUDA_PACKAGE)
                 set(folder pycrispasr_cuda)
+                set_property(TARGET ${target} PROPERTY OUTPUT_NAME "pycrispasr-ggml-cuda-${PROJECT_VERSION}")
             endif()
             set_target_properties(${target} PROPERTIES
                 INSTALL_RPATH "${PYCRISPASR_ORIGIN}/../pycrispasr:${PYCRISPASR_CUDA_LIBRARIES}")

@@ -125,7 +125,8 @@ const std::vector<Backend> & backends() {
             const bool   compiled  = kind.compiled || library != libraries.end();
             std::string  missing;
             if (!compiled && kind.package) {
-                missing = "not installed: pip install 'pycrispasr[" + std::string(kind.package) + "]'";
+                missing = "not installed in version " PCR_VERSION ": pip install 'pycrispasr[" +
+                          std::string(kind.package) + "]'";
             } else if (!compiled) {
                 missing = format(
                     "not compiled in; to build it: CMAKE_ARGS=\"-DGGML_%s=ON\" pip install "

@@ -87,6 +87,7 @@ def test_the_cuda_package_that_is_asked_for_is_of_this_version() -> None:
         requirement for requirement in DISTRIBUTION.requires or [] if requirement.startswith("pycrispasr-cuda")
     )
     assert wanted.startswith(f"pycrispasr-cuda=={pycrispasr.__version__};")
+    assert f'"pycrispasr=={pycrispasr.__version__}"' in (ROOT / "cuda" / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not list(LIBRARIES_AT.glob("libpycrispasr-cpu-*.so")), reason="needs a wheel for Linux")
@@ -110,9 +111,13 @@ def test_a_cuda_package_that_cannot_be_used_is_told_of_and_the_cpu_works(content
         assert device == "cpu"
         return [missing, done.stderr]
 
-    assert run() == ["not installed: pip install 'pycrispasr[cuda]'", ""]
+    version = pycrispasr.__version__
+    absent = [f"not installed in version {version}: pip install 'pycrispasr[cuda]'", ""]
+    assert run() == absent
     (tmp_path / "pycrispasr_cuda").mkdir()
-    (tmp_path / "pycrispasr_cuda" / "libpycrispasr-ggml-cuda.so").write_bytes(content)
+    (tmp_path / "pycrispasr_cuda" / "libpycrispasr-ggml-cuda-0.0.1.so").write_bytes(content)  # of another version
+    assert run() == absent
+    (tmp_path / "pycrispasr_cuda" / f"libpycrispasr-ggml-cuda-{version}.so").write_bytes(content)
     missing, log = run()
     assert missing.startswith("installed, but its library cannot be used: ")
     assert "pycrispasr_cuda" in missing

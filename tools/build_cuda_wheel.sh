@@ -6,6 +6,10 @@
 #
 # ggml's list of GPU architectures takes hours on two cores; CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=80 builds for one.
 set -euo pipefail
+if [ $# -gt 2 ] || [[ ${2-} == *.whl ]]; then
+    echo "give one wheel" >&2
+    exit 2
+fi
 main=$(realpath "${1:?the wheel of pycrispasr}")
 output=$(realpath -m "${2:-wheelhouse}")
 cd "$(dirname "$0")/.."
@@ -34,7 +38,12 @@ done
 auditwheel repair "${outside[@]}" --wheel-dir "$work/repaired" "$work"/raw/*.whl
 wheel=$(echo "$work"/repaired/*.whl)
 python3 -m zipfile -l "$wheel" | tee "$work/contents"
+grep -q 'licenses/LICENSE' "$work/contents"
 grep -q 'licenses/ggml.txt' "$work/contents"
+if grep -F '.libs/' "$work/contents"; then
+    echo "auditwheel has put a library into it" >&2
+    exit 1
+fi
 
 step "beside $(basename "$main")"
 python3 -m venv "$work/empty"

@@ -15,7 +15,7 @@ PATH="$work/build/bin:$PATH" "$work/build/bin/python" -m build --sdist --outdir 
 sdist=dist/pycrispasr-$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py).tar.gz
 tar -tzf "$sdist" > "$work/contents"
 grep -q '/vendor/ggml/CMakeLists.txt$' "$work/contents"
-if grep -E '/(\.ci|\.github|build)/' "$work/contents"; then
+if grep -E '^[^/]*/(\.ci|\.github|build|cuda|cuda-wheel)/|\.whl$' "$work/contents"; then
     echo "these do not belong into the sdist" >&2
     exit 1
 fi

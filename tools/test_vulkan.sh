@@ -15,7 +15,8 @@ if ! dpkg -s "${packages[@]}" > /dev/null 2>&1 || mesa_is_old; then
 fi
 if mesa_is_old; then
     codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" 'Created-By: Packages' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" 'Created-By: Packages' | sed -n 1p)
+    [ -n "$mirror" ] || { echo "install Mesa 23 or newer first" >&2; exit 1; }
     echo "deb $mirror $codename-backports main" > /etc/apt/sources.list.d/pycrispasr-backports.list
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -t "*-backports" mesa-vulkan-drivers
