@@ -146,7 +146,8 @@ class Cutter:
             yield Silence(self._spoken / SAMPLE_RATE)
         elif self._now - self._start >= LONGEST + _REST:
             longest = self._start + LONGEST
-            yield from self._speech(longest if self._spoken <= longest else self._place(longest))
+            pause = (self._spoken + self._now) // 2  # that of `_place` may be one in the speech, which need not be cut
+            yield from self._speech(min(pause, longest) if self._spoken <= longest else self._place(longest))
 
     def _loud(self, probability: float) -> bool:
         """True where a frame is not quiet."""
