@@ -38,7 +38,7 @@ def check(native: _native.NativeModel, samples: np.ndarray, count: int) -> list[
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_states_have_the_exact_head_s_token(kind: str, seed: int, tmp_path: Path) -> None:
     random_model.generate(tmp_path / "model.gguf", preset="vocab", type=kind, seed=seed)
     native = _native.NativeModel(tmp_path / "model.gguf")

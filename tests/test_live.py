@@ -23,6 +23,7 @@ from pycrispasr import (
     Session,
     Silence,
     SpeechStarted,
+    Transcript,
     UsageError,
     audio,
 )
@@ -57,21 +58,26 @@ def press(session: Session) -> Session:
     return session
 
 
+@pytest.fixture(scope="module", params=[(0.3, 0), (7.9, 1), (16.5, 0.5), (29.9, 0), (31, 1), (61, 0.5)])
+def recording(request: pytest.FixtureRequest, nano: Model) -> tuple[np.ndarray, Transcript]:
+    """A sound, and what is heard in the whole of it."""
+    sound = loud_at(*request.param)
+    return sound, nano.transcribe(sound, sample_rate=RATE, max_new_tokens=16)
+
+
 @pytest.mark.parametrize("partial_every", [None, 0.4])
 @pytest.mark.parametrize("size", [160, 1000, 4096, 16000, 0])
-@pytest.mark.parametrize(("seconds", "place"), [(0.3, 0), (7.9, 1), (16.5, 0.5), (29.9, 0), (31, 1), (61, 0.5)])
 def test_a_fed_recording_has_the_tokens_of_the_whole(
-    nano: Model, seconds: float, place: float, size: int, partial_every: float | None
+    nano: Model, recording: tuple[np.ndarray, Transcript], size: int, partial_every: float | None
 ) -> None:
-    sound = loud_at(seconds, place)
-    wanted = nano.transcribe(sound, sample_rate=RATE, max_new_tokens=16)
+    sound, wanted = recording
     with nano.session(max_new_tokens=16, partial_every=partial_every) as session:
         for block in blocks(sound, size):
             press(session).feed(block)
         got = session.finish()
     assert got.segments == wanted.segments
     assert (got.text, got.duration, got.complete) == (wanted.text, wanted.duration, wanted.complete)
-    assert (got.timings.hypotheses > 0) == (partial_every is not None and seconds > 0.4)
+    assert (got.timings.hypotheses > 0) == (partial_every is not None and len(sound) > 0.4 * RATE)
 
 
 @pytest.mark.parametrize("name", ["digits", "spelling", "decimal", "long"])
