@@ -44,6 +44,13 @@ if grep -F '.libs/' "$work/contents"; then
     echo "auditwheel has put a library into it" >&2
     exit 1
 fi
+python3 -m zipfile -e "$wheel" "$work/unpacked"
+library=$(echo "$work"/unpacked/pycrispasr_cuda/libpycrispasr-ggml-cuda-*.so)
+path=$(patchelf --print-rpath "$library")
+if [ "$path" != '$ORIGIN/../pycrispasr:$ORIGIN/../nvidia/cu13/lib' ]; then
+    echo "its libraries are looked for in '$path'" >&2
+    exit 1
+fi
 
 step "beside $(basename "$main")"
 python3 -m venv "$work/empty"
