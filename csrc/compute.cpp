@@ -100,6 +100,13 @@ const std::vector<Backend> & backends() {
 #else
         constexpr bool vulkan = false;
 #endif
+#if defined(__APPLE__)
+        constexpr const char * no_cuda  = "not available on macOS";
+        constexpr const char * no_metal = nullptr;
+#else
+        constexpr const char * no_cuda  = nullptr;
+        constexpr const char * no_metal = "available on macOS only";
+#endif
 #if defined(PCR_CUDA_PACKAGE)
         constexpr const char * cuda_package = "cuda";
 #else
@@ -111,12 +118,14 @@ const std::vector<Backend> & backends() {
             const char * option;
             const char * driver;
             const char * package;  // the extra that brings it to a portable build; null without one
+            const char * never;    // why this system cannot have it; null where it can
         };
         std::vector<Backend> all;
         for (const Kind & kind : {
-                 Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees", cuda_package},
-                 Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports", nullptr},
-                 Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver", nullptr},
+                 Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees", cuda_package,
+                      no_cuda},
+                 Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports", nullptr, no_metal},
+                 Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver", nullptr, nullptr},
              }) {
             const auto & libraries = look_for_devices().libraries;
             const auto   library   = std::find_if(libraries.begin(), libraries.end(), [&](const BackendLibrary & l) {
@@ -124,7 +133,9 @@ const std::vector<Backend> & backends() {
             });
             const bool   compiled  = kind.compiled || library != libraries.end();
             std::string  missing;
-            if (!compiled && kind.package) {
+            if (!compiled && kind.never) {
+                missing = kind.never;
+            } else if (!compiled && kind.package) {
                 missing = "not installed in version " PCR_VERSION ": pip install 'pycrispasr[" +
                           std::string(kind.package) + "]'";
             } else if (!compiled) {

@@ -4,13 +4,16 @@
 #
 #     tools/cross_test.sh aarch64 [-DOPTION=... for CMake]
 #     tools/cross_test.sh windows [-DOPTION=... for CMake]
+#     tools/cross_test.sh musl [-DOPTION=... for CMake]
+#     tools/cross_test.sh macos [-DOPTION=... for CMake]
 #
-# On Debian, as root, it installs the compilers and emulators that are missing. All variants of the CPU code take long;
-# -DGGML_CPU_ALL_VARIANTS=OFF builds a single one.
+# For macOS it only compiles and links, one variant, without Metal: nothing emulates it, and zig has no Apple frameworks.
+# On Debian, as root, it installs the compilers and emulators that are missing; for musl and macOS zig from PyPI compiles,
+# in build/venv-zig. All variants of the CPU code take long; -DGGML_CPU_ALL_VARIANTS=OFF builds a single one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-system=${1:?aarch64 or windows}
+system=${1:?aarch64, windows, musl or macos}
 shift
 case $system in
     aarch64)
@@ -23,11 +26,49 @@ case $system in
         packages=(g++-mingw-w64-x86-64-posix wine wine64)
         target=(-DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=AMD64)
         ;;
+    musl)
+        triple=x86_64-linux-musl gcc=cc gxx=c++ emulator=ld-musl-x86_64.so.1 library=libpycrispasr.so
+        packages=(musl)
+        target=(-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=x86_64)
+        ;;
+    macos)
+        triple=aarch64-macos gcc=cc gxx=c++ emulator=true library=libpycrispasr.dylib
+        packages=()
+        target=(-DCMAKE_SYSTEM_NAME=Darwin -DCMAKE_SYSTEM_PROCESSOR=arm64 -DCMAKE_INSTALL_NAME_TOOL=/bin/true
+                -DGGML_METAL=OFF -DGGML_ACCELERATE=OFF -DGGML_BLAS=OFF -DGGML_CPU_ALL_VARIANTS=OFF)
+        ;;
     *)
-        echo "$system: give aarch64 or windows" >&2
+        echo "$system: give aarch64, windows, musl or macos" >&2
         exit 2
         ;;
 esac
+PATH=$PATH:/lib  # musl's loader is there
+if [ "$gcc" = cc ]; then
+    zig=$PWD/build/venv-zig
+    [ -x "$zig/bin/python" ] || python3 -m venv "$zig"
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$zig/bin/pip" install --quiet ziglang
+    for compiler in $gcc $gxx; do
+        {
+            echo '#!/usr/bin/env bash'
+            echo 'given=()'
+            echo 'for option; do'
+            echo '    case $option in'  # what its linker for macOS does not know
+            echo '        -Wl,-exported_symbol,*) ;;'
+            echo '        -bundle) given+=(-dynamiclib) ;;'
+            echo '        *) given+=("$option") ;;'
+            echo '    esac'
+            echo 'done'
+            echo "exec '$zig/bin/python' -m ziglang $compiler -target $triple \"\${given[@]}\""
+        } > "$zig/bin/$triple-$compiler"
+        chmod +x "$zig/bin/$triple-$compiler"
+    done
+    for tool in ar ranlib; do
+        printf '#!/bin/sh\nexec "%s" -m ziglang %s "$@"\n' "$zig/bin/python" $tool > "$zig/bin/$triple-$tool"
+        chmod +x "$zig/bin/$triple-$tool"
+        target+=("-DCMAKE_${tool^^}=$zig/bin/$triple-$tool")
+    done
+    PATH=$zig/bin:$PATH
+fi
 if ! command -v "$triple-$gxx" > /dev/null || ! command -v "$emulator" > /dev/null; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
@@ -51,6 +92,10 @@ check() {
 }
 if [ "$system" = windows ]; then
     WINEDEBUG=-all WINEPREFIX=$(realpath "$build")/wine check wine
+elif [ "$system" = musl ]; then
+    check ld-musl-x86_64.so.1
+elif [ "$system" = macos ]; then
+    echo "compiled and linked: $build/lib/$library"
 else
     for processor in cortex-a53 neoverse-n1 max; do  # without dot products, with them, with everything
         check qemu-aarch64 -L "/usr/$triple" -cpu "$processor"
