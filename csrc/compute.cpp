@@ -100,32 +100,35 @@ const std::vector<Backend> & backends() {
 #else
         constexpr bool vulkan = false;
 #endif
+        const auto to_build = [](const char * option) {
+            return format(
+                "not compiled in; to build it: CMAKE_ARGS=\"-DGGML_%s=ON\" pip install "
+                "--no-binary pycrispasr pycrispasr",
+                option);
+        };
 #if defined(__APPLE__)
-        constexpr const char * no_cuda  = "not available on macOS";
-        constexpr const char * no_metal = nullptr;
+        const std::string no_cuda = "not available on macOS";
+#elif defined(PCR_CUDA_PACKAGE)
+        const std::string no_cuda = "not installed in version " PCR_VERSION ": pip install 'pycrispasr[cuda]'";
 #else
-        constexpr const char * no_cuda  = nullptr;
-        constexpr const char * no_metal = "available on macOS only";
+        const std::string no_cuda = to_build("CUDA");
 #endif
-#if defined(PCR_CUDA_PACKAGE)
-        constexpr const char * cuda_package = "cuda";
+#if defined(__APPLE__)
+        const std::string no_metal = to_build("METAL");
 #else
-        constexpr const char * cuda_package = nullptr;
+        const std::string no_metal = "available on macOS only";
 #endif
         struct Kind {
             const char * name;
             bool         compiled;
-            const char * option;
+            std::string  absent;  // what is said where it is not compiled in
             const char * driver;
-            const char * package;  // the extra that brings it to a portable build; null without one
-            const char * never;    // why this system cannot have it; null where it can
         };
         std::vector<Backend> all;
         for (const Kind & kind : {
-                 Kind{"cuda", cuda, "CUDA", "`nvidia-smi` lists the GPUs that NVIDIA's driver sees", cuda_package,
-                      no_cuda},
-                 Kind{"metal", metal, "METAL", "it needs a Mac with a GPU that Metal supports", nullptr, no_metal},
-                 Kind{"vulkan", vulkan, "VULKAN", "`vulkaninfo` lists the GPUs that have a driver", nullptr, nullptr},
+                 Kind{"cuda", cuda, no_cuda, "`nvidia-smi` lists the GPUs that NVIDIA's driver sees"},
+                 Kind{"metal", metal, no_metal, "it needs a Mac with a GPU that Metal supports"},
+                 Kind{"vulkan", vulkan, to_build("VULKAN"), "`vulkaninfo` lists the GPUs that have a driver"},
              }) {
             const auto & libraries = look_for_devices().libraries;
             const auto   library   = std::find_if(libraries.begin(), libraries.end(), [&](const BackendLibrary & l) {
@@ -133,16 +136,8 @@ const std::vector<Backend> & backends() {
             });
             const bool   compiled  = kind.compiled || library != libraries.end();
             std::string  missing;
-            if (!compiled && kind.never) {
-                missing = kind.never;
-            } else if (!compiled && kind.package) {
-                missing = "not installed in version " PCR_VERSION ": pip install 'pycrispasr[" +
-                          std::string(kind.package) + "]'";
-            } else if (!compiled) {
-                missing = format(
-                    "not compiled in; to build it: CMAKE_ARGS=\"-DGGML_%s=ON\" pip install "
-                    "--no-binary pycrispasr pycrispasr",
-                    kind.option);
+            if (!compiled) {
+                missing = kind.absent;
             } else if (library != libraries.end() && !library->error.empty()) {
                 missing = "installed, but its library cannot be used: " + library->error;
             } else if (std::none_of(devices().begin(), devices().end(),
