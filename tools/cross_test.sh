@@ -42,32 +42,30 @@ case $system in
         exit 2
         ;;
 esac
-PATH=$PATH:/lib  # musl's loader is there
 if [ "$gcc" = cc ]; then
     zig=$PWD/build/venv-zig
     [ -x "$zig/bin/python" ] || python3 -m venv "$zig"
     PIP_DISABLE_PIP_VERSION_CHECK=1 "$zig/bin/pip" install --quiet ziglang
     for compiler in $gcc $gxx; do
-        {
-            echo '#!/usr/bin/env bash'
-            echo 'given=()'
-            echo 'for option; do'
-            echo '    case $option in'  # what its linker for macOS does not know
-            echo '        -Wl,-exported_symbol,*) ;;'
-            echo '        -bundle) given+=(-dynamiclib) ;;'
-            echo '        *) given+=("$option") ;;'
-            echo '    esac'
-            echo 'done'
-            echo "exec '$zig/bin/python' -m ziglang $compiler -target $triple \"\${given[@]}\""
-        } > "$zig/bin/$triple-$compiler"
-        chmod +x "$zig/bin/$triple-$compiler"
+        cat > "$zig/bin/$triple-$compiler" << WRAPPER
+#!/usr/bin/env bash
+given=()
+for option; do
+    case \$option in  # what its linker for macOS does not know
+        -Wl,-exported_symbol,*) ;;
+        -bundle) given+=(-dynamiclib) ;;
+        *) given+=("\$option") ;;
+    esac
+done
+exec '$zig/bin/python' -m ziglang $compiler -target $triple "\${given[@]}"
+WRAPPER
     done
     for tool in ar ranlib; do
         printf '#!/bin/sh\nexec "%s" -m ziglang %s "$@"\n' "$zig/bin/python" $tool > "$zig/bin/$triple-$tool"
-        chmod +x "$zig/bin/$triple-$tool"
         target+=("-DCMAKE_${tool^^}=$zig/bin/$triple-$tool")
     done
-    PATH=$zig/bin:$PATH
+    chmod +x "$zig/bin/$triple-"*
+    PATH=$zig/bin:$PATH:/lib  # musl's loader is in /lib
 fi
 if ! command -v "$triple-$gxx" > /dev/null || ! command -v "$emulator" > /dev/null; then
     apt-get update -qq
@@ -90,14 +88,13 @@ check() {
     echo "$*: $text"
     [ "$text" = "$(cat samples/spelling.txt)" ]
 }
-if [ "$system" = windows ]; then
-    WINEDEBUG=-all WINEPREFIX=$(realpath "$build")/wine check wine
-elif [ "$system" = musl ]; then
-    check ld-musl-x86_64.so.1
-elif [ "$system" = macos ]; then
-    echo "compiled and linked: $build/lib/$library"
-else
-    for processor in cortex-a53 neoverse-n1 max; do  # without dot products, with them, with everything
-        check qemu-aarch64 -L "/usr/$triple" -cpu "$processor"
-    done
-fi
+case $system in
+    windows) WINEDEBUG=-all WINEPREFIX=$(realpath "$build")/wine check wine ;;
+    musl) check $emulator ;;
+    macos) echo "compiled and linked: $build/lib/$library" ;;
+    aarch64)
+        for processor in cortex-a53 neoverse-n1 max; do  # without dot products, with them, with everything
+            check qemu-aarch64 -L "/usr/$triple" -cpu "$processor"
+        done
+        ;;
+esac
