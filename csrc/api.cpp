@@ -13,11 +13,12 @@ using pcr::Error;
 using pcr::format;
 
 struct pcr_model {
-    std::unique_ptr<pcr::Model> model;
+    std::shared_ptr<pcr::Model> model; // shared with its sessions
     std::string                 error;
 };
 
 struct pcr_session {
+    std::shared_ptr<pcr::Model>   model; // outlives the session below
     std::unique_ptr<pcr::Session> session;
     std::string                   error;
     std::atomic<bool>             busy{false};
@@ -388,6 +389,7 @@ pcr_status pcr_session_new(pcr_model * model, const pcr_session_params * params,
                                    layer, head, decoder.n_layers, decoder.n_heads));
             }
         }
+        (*session)->model   = model->model;
         (*session)->session = std::make_unique<pcr::Session>(*model->model, *params);
         return PCR_OK;
     });

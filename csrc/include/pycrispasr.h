@@ -8,8 +8,8 @@
  *              loaded model: on this thread), valid until the next call on it. A function that makes a handle gives one even when it fails, as sqlite3_open
  *              does, so that its message can be read; free it as usual. Only PCR_ERROR_MEMORY can leave it NULL.
  *   Exceptions No C++ exception leaves the library. It writes nothing to stdout or stderr: see pcr_set_log().
- *   Lifetime   A model must outlive its sessions. Pointers that a getter returns belong to the handle.
- *              Freeing NULL is allowed.
+ *   Lifetime   A session keeps what it needs of its model: the two may be freed in any order. Pointers that a getter
+ *              returns belong to the handle. Freeing NULL is allowed.
  *   Threads    A model is immutable: any number of threads may read it and make sessions from it. A session belongs to
  *              one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes nothing.
  *              pcr_session_cancel() and pcr_session_hurry() are the exceptions: they may be called from any thread, at

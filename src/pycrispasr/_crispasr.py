@@ -20,12 +20,12 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pycrispasr import audio, cutter, gguf_file
+from pycrispasr._native import NativeHandle
 from pycrispasr.errors import (
     AudioError,
     DeviceError,
@@ -211,8 +211,8 @@ class CrispasrModel:
         params.use_gpu = device == "auto"
         params.n_threads = threads or _processors()
         with _open_lock:
-            self._pointer = lib.crispasr_session_open_with_params(os.fsencode(path), ffi.NULL, params)
-        if not self._pointer:
+            pointer = lib.crispasr_session_open_with_params(os.fsencode(path), ffi.NULL, params)
+        if not pointer:
             kind = architecture(path)
             if kind is None:
                 raise ModelFormatError(f"{str(path)!r} is no model file that CrispASR's library can read")
@@ -220,8 +220,8 @@ class CrispasrModel:
                 f"CrispASR's library cannot load {str(path)!r}, a model of architecture {kind!r}: it does not know "
                 "this architecture, or lacks a file that belongs to the model, or the file is damaged"
             )
-        weakref.finalize(self, lib.crispasr_session_close, self._pointer).atexit = False
-        self.backend = _text(ffi, lib.crispasr_session_backend(self._pointer))
+        self._handle = NativeHandle("model", pointer, lib.crispasr_session_close)
+        self.backend = _text(ffi, lib.crispasr_session_backend(pointer))
         multilingual = _whisper_vocabulary(path) >= _WHISPER_MULTILINGUAL_VOCABULARY
         self._language = b"auto" if multilingual else None  # it takes everything for English otherwise
         self._lock = threading.Lock()
@@ -279,9 +279,9 @@ class CrispasrModel:
         ffi, lib = self._ffi, self._lib
         data = ffi.from_buffer("float[]", samples)
         with self._lock:
-            lib.crispasr_session_set_max_new_tokens(self._pointer, max_new_tokens)
+            lib.crispasr_session_set_max_new_tokens(self._handle.pointer, max_new_tokens)
             result = lib.crispasr_session_transcribe_lang(
-                self._pointer, data, len(samples), ffi.NULL if language is None else language
+                self._handle.pointer, data, len(samples), ffi.NULL if language is None else language
             )
             if not result:
                 raise UnsupportedModelError(
@@ -294,7 +294,7 @@ class CrispasrModel:
             finally:
                 lib.crispasr_session_result_free(result)
             code = ffi.new("char[32]")
-            lib.crispasr_session_detected_language(self._pointer, code, len(code))
+            lib.crispasr_session_detected_language(self._handle.pointer, code, len(code))
         told = ffi.string(code)
         return segments, told if told not in (b"", b"unknown", b"auto") else None
 

@@ -1,8 +1,8 @@
 """All of cffi: the compiled library, its two handles, and its statuses as exceptions.
 
-Nothing above this module sees a pointer. The library is loaded at the first use. A native handle is freed when the last
-reference to its Python object is gone, never while a call is inside it; a session keeps its model alive. What still
-lives when the interpreter ends is left to the operating system, since a daemon thread may be using it.
+Nothing above this module sees a pointer. The library is loaded at the first use. A native handle has one owner
+(`NativeHandle`), which frees it when the last reference to the Python object is gone, never while a call is inside it.
+What still lives when the interpreter ends is left to the operating system, since a daemon thread may be using it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import importlib
 import logging
 import os
 import sys
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +225,47 @@ def product(
     return out, seconds[0]
 
 
+class NativeHandle:
+    """The only owner of a native handle: frees it once, and lends its pointer until then.
+
+    In a reference cycle the garbage collector finalizes objects in any order, so a generator may be closed, and use its
+    session, after the session has been finalized. The pointer is gone by then, and the call raises an error.
+
+    Args:
+        what: Its name in errors.
+        pointer: What is owned, or NULL.
+        free: Frees it. It is called neither in a forked process, which has none of the library's threads, nor while the
+            interpreter ends.
+    """
+
+    def __init__(self, what: str, pointer: Any, free: Callable[[Any], None]) -> None:
+        self._what, self._pointer, self._free = what, pointer, free
+        self._process = os.getpid()
+
+    @property
+    def pointer(self) -> Any:
+        """What is owned.
+
+        Raises:
+            ClosedError: It has been freed.
+        """
+        if self._pointer is None:
+            raise errors.ClosedError(f"this {self._what} has been freed by the garbage collector: make another one")
+        return self._pointer
+
+    def use(self, call: Callable[[Any], object]) -> None:
+        """Calls something with the pointer, or does nothing once it has been freed."""
+        if (pointer := self._pointer) is not None:
+            call(pointer)
+
+    def __del__(
+        self, is_finalizing: Callable[[], bool] = sys.is_finalizing, getpid: Callable[[], int] = os.getpid
+    ) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer and not is_finalizing() and self._process == getpid():
+            self._free(pointer)
+
+
 class NativeModel:
     """A `pcr_model`. Any thread may use it.
 
@@ -246,15 +286,17 @@ class NativeModel:
         params.device, params.precision, params.kernels = names
         status = lib.pcr_model_load(os.fsencode(path), params, out)
         drain_log()
-        self.pointer = out[0]
-        free = weakref.finalize(self, lib.pcr_model_free, self.pointer)
-        free.atexit = False
+        self._handle = NativeHandle("model", out[0], lib.pcr_model_free)
         if status < 0:
-            message = _text(ffi, lib.pcr_model_error(self.pointer)) if self.pointer else ""
-            free()
+            message = _text(ffi, lib.pcr_model_error(out[0])) if out[0] else ""
             if status in (lib.PCR_ERROR_FORMAT, lib.PCR_ERROR_UNSUPPORTED) and str(path) not in message:
                 message = f"{str(path)!r}: {message}"
             _check(status, message)
+
+    @property
+    def pointer(self) -> Any:
+        """The `pcr_model`."""
+        return self._handle.pointer
 
     def info(self) -> dict[str, Any]:
         """`pcr_model_info`'s fields."""
@@ -301,7 +343,7 @@ class NativeSession:
     """A `pcr_session`. One thread at a time; `cancel` may be called from any.
 
     Args:
-        model: Stays alive as long as this session.
+        model: The library keeps what the session needs of it.
         threads: 0 for the default.
         max_new_tokens: Where the text is cut.
         sequences: Clips that are held at once.
@@ -333,14 +375,14 @@ class NativeSession:
         params.heads, params.n_heads = pairs, len(heads)
         status = lib.pcr_session_new(model.pointer, params, out)
         drain_log()
-        self._pointer = out[0]
+        self._handle = NativeHandle("session", out[0], lib.pcr_session_free)
         self._most_tokens = max_new_tokens
-        free = weakref.finalize(self, _free_session, lib, self._pointer, model, os.getpid())
-        free.atexit = False
         if status < 0:
-            message = _text(ffi, lib.pcr_session_error(self._pointer)) if self._pointer else ""
-            free()
-            _check(status, message)
+            _check(status, _text(ffi, lib.pcr_session_error(out[0])) if out[0] else "")
+
+    @property
+    def _pointer(self) -> Any:
+        return self._handle.pointer
 
     def feed(self, samples: _Floats, sequence: int = 0) -> None:
         """Appends mono samples at 16 kHz to a clip."""
@@ -368,12 +410,12 @@ class NativeSession:
         return [(token.id, token.probability) if token.id >= 0 else None for token in tokens]
 
     def cancel(self) -> None:
-        """Makes the running call, or else the next one, raise `Cancelled`."""
-        self._lib.pcr_session_cancel(self._pointer)
+        """Makes the running call, or else the next one, raise `Cancelled`. Nothing happens to a freed session."""
+        self._handle.use(self._lib.pcr_session_cancel)
 
     def hurry(self) -> None:
         """Makes the running hypothesis, and every later one, end soon: what is missing is taken from the last one."""
-        self._lib.pcr_session_hurry(self._pointer)
+        self._handle.use(self._lib.pcr_session_hurry)
 
     def clear(self, sequence: int) -> None:
         """Forgets a clip and its text."""
@@ -479,15 +521,6 @@ class NativeSession:
             _check(status, "another thread is using this session: give each thread a session of its own")
         if status < 0:
             _check(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
-
-
-def _free_session(lib: Any, pointer: Any, _model: NativeModel, process: int) -> None:
-    """Frees a session; its model's reference is held by the finalizer, and so outlives it.
-
-    Not after a fork: its threads are not in the new process.
-    """
-    if process == os.getpid():
-        lib.pcr_session_free(pointer)
 
 
 def _check(status: int, message: str) -> None:
