@@ -157,7 +157,7 @@ def test_what_the_collector_finds_in_a_cycle_is_freed_once_and_never_used_afterw
     nano_path: Path, case: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", f"{HEAD}\n{CASES[case]}\ncollect()", str(nano_path)],
+        [sys.executable, "-Wignore", "-Xfaulthandler", "-c", f"{HEAD}\n{CASES[case]}\ncollect()", str(nano_path)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
