@@ -21,6 +21,7 @@ from pycrispasr import (
     Model,
     Overrun,
     Partial,
+    Session,
     UsageError,
     audio,
 )
@@ -196,3 +197,68 @@ def test_a_callback_s_overrun_is_told(nano: Model) -> None:
             return [event async for event in session.events()]
 
     assert run(main())[0] == Overrun(0.5, 0.75)
+
+
+def test_a_session_for_coroutines_has_all_that_a_session_has() -> None:
+    def names(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert names(AsyncSession) == names(Session)
+
+
+def test_a_session_can_be_used_again_after_reset(tiny: Model) -> None:
+    sound = audio.load(SAMPLES / "hello.wav")
+
+    async def main() -> list[str]:
+        async with tiny.session() as session:
+            texts = []
+            for _ in range(2):
+                await session.feed(sound)
+                texts.append((await session.finish()).text)
+                await session.reset()
+                assert session.text.committed == ""
+            await session.feed(sound)
+            session.cancel()
+            with pytest.raises(CancelledError):
+                await session.finish()
+            await session.reset()
+            await session.feed(sound)
+            return [*texts, (await session.finish()).text]
+
+    assert run(main()) == ["hello"] * 3
+
+
+def test_reset_waits_for_the_work_that_is_going_on(nano: Model) -> None:
+    async def main() -> None:
+        async with nano.session(max_new_tokens=200) as session:
+            await session.feed(make_tones(20, seed=1))
+            finishing = asyncio.create_task(session.finish())
+            await asyncio.sleep(0.01)
+            await session.reset()
+            assert finishing.done()
+            assert (await finishing).segments
+            assert session.poll() == []
+
+    run(main())
+
+
+def test_tokens_are_given_one_by_one(tiny: Model) -> None:
+    sound = audio.load(SAMPLES / "digits.wav")
+
+    async def main() -> str:
+        async with tiny.session() as session:
+            await session.feed(sound)
+            return "".join([token.text async for token in session]).strip()
+
+    assert run(main()) == tiny.transcribe(sound, sample_rate=16000).text
+
+
+def test_lost_audio_is_counted(nano: Model) -> None:
+    async def main() -> float:
+        async with nano.session(buffer=0.5) as session:
+            session.push(make_tones(0.4))
+            assert not session.push(make_tones(0.2))
+            await session.finish()
+            return session.lost
+
+    assert run(main()) == pytest.approx(0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_recordings_before_an_unreadable_one_are_given_first(nano: Model) -> Non
         next(transcripts)
     with pytest.raises(StopIteration):
         next(transcripts)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_recordings_before_an_exception_of_the_iterable_are_given_first(nano: Model, batch: int, taken: int) -> None:
+    def recordings() -> Iterator[np.ndarray]:
+        yield from CLIPS[:taken]
+        raise RuntimeError("the database is gone")
+
+    transcripts = nano.transcribe_many(recordings(), sample_rate=16000, max_new_tokens=12, batch=batch)
+    got = list(itertools.islice(transcripts, taken))
+    with pytest.raises(RuntimeError, match="the database is gone"):
+        next(transcripts)
+    wanted = [nano.transcribe(clip, sample_rate=16000, max_new_tokens=12) for clip in CLIPS[:taken]]
+    assert list(map(without_times, got)) == list(map(without_times, wanted))
 
 
 def test_no_recordings_give_no_transcripts(nano: Model) -> None:

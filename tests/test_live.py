@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -446,3 +447,32 @@ def test_a_stretch_that_loops_is_tried_again_in_two_parts(nano: Model) -> None:
         for block in blocks(sound, 4000):
             session.feed(block)
         assert session.finish().segments == transcript.segments
+
+
+@pytest.mark.parametrize("how", ["feed", "push"])
+@pytest.mark.parametrize(("channels", "size"), [(2, 1), (2, 1600), (6, 4), (64, 3)])
+def test_blocks_may_have_fewer_frames_than_channels(tiny: Model, how: str, channels: int, size: int) -> None:
+    sound = audio.load(SAMPLES / "hello.wav")
+    frames = np.repeat(sound[: 16000 if size < 100 else 16001, None], channels, axis=1)
+    with tiny.session(partial_every=None) as session:
+        for start in range(0, len(frames), size):
+            getattr(session, how)(frames[start : start + size])
+        last = session.finish()
+    assert last == dataclasses.replace(tiny.transcribe(frames, sample_rate=16000), timings=last.timings)
+
+
+@pytest.mark.parametrize("how", ["feed", "push"])
+def test_blocks_with_the_channels_first_are_refused(nano: Model, how: str) -> None:
+    with nano.session() as session, pytest.raises(AudioError, match=r"\(2, 1600\).*pass audio\.T"):
+        getattr(session, how)(np.zeros((2, 1600), np.float32))
+
+
+def test_what_was_pushed_has_tokens_too(tiny: Model) -> None:
+    sound = audio.load(SAMPLES / "digits.wav")
+    with tiny.session() as session:
+        session.push(sound)
+        tokens = list(session.tokens())
+        last = session.finish()
+    assert (
+        "".join(token.text for token in tokens).strip() == last.text == tiny.transcribe(sound, sample_rate=16000).text
+    )

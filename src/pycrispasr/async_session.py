@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
 from pycrispasr import audio
 from pycrispasr.events import Event
 from pycrispasr.live_text import LiveText
-from pycrispasr.result import Transcript
+from pycrispasr.result import Token, Transcript
 
 if TYPE_CHECKING:
     from pycrispasr.session import Session
+
+_T = TypeVar("_T")
 
 
 class AsyncSession:
@@ -84,13 +86,36 @@ class AsyncSession:
         """`Session.text`: the text so far."""
         return self._session.text
 
+    @property
+    def lost(self) -> float:
+        """`Session.lost`: seconds of audio that were lost."""
+        return self._session.lost
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._session.closed
+
+    def poll(self) -> list[Event]:
+        """`Session.poll`: the events since the last call. May be called from any thread."""
+        return self._session.poll()
+
     async def finish(self) -> Transcript:
         """`Session.finish`: ends the audio, and gives the transcript of all of it."""
         self._session.end()
-        while True:
-            done = await self._do(self._session.finish)
-            if isinstance(done, Transcript):  # nothing, where something else was going on
-                return done
+        return await self._do(self._session.finish)
+
+    async def tokens(self) -> AsyncIterator[Token]:
+        """`Session.tokens`: ends the audio, and gives its tokens one by one as they are decoded."""
+        while (token := await self._do(self._session._next_token)) is not None:
+            yield token
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self.tokens()
+
+    async def reset(self) -> None:
+        """`Session.reset`: waits for the work that is going on, and forgets audio, text and a cancellation."""
+        await self._do(self._session.reset)
 
     def cancel(self) -> None:
         """`Session.cancel`: stops what is running. May be called from any thread."""
@@ -102,15 +127,16 @@ class AsyncSession:
         if self._work is not None:
             await asyncio.gather(self._work, return_exceptions=True)
 
-    async def _do(self, call: Callable[[], Any]) -> Any:
-        """One call in a thread; those that come meanwhile wait for the same one.
+    async def _do(self, call: Callable[[], _T]) -> _T:
+        """A call in a thread, when the one before it has ended.
 
         A coroutine that is cancelled stops waiting, and nothing of what the thread does is lost.
         """
-        if self._work is None or self._work.done():
-            self._work = asyncio.ensure_future(asyncio.to_thread(call))
-            self._work.add_done_callback(self._worked)
-        return await asyncio.shield(self._work)
+        while self._work is not None and not self._work.done():
+            await asyncio.wait([self._work])
+        work = self._work = asyncio.ensure_future(asyncio.to_thread(call))
+        work.add_done_callback(self._worked)
+        return await asyncio.shield(work)
 
     def _worked(self, work: asyncio.Task[Any]) -> None:
         self._changed.set()  # there may be events

@@ -196,11 +196,11 @@ class AudioReader:
 
 
 def to_mono(samples: npt.NDArray[Any]) -> Samples:
-    """An array of samples as float32, mono, at its own rate.
+    """A block of samples as float32, mono, at its own rate.
 
     Args:
-        samples: Shape `[frames]` or `[frames, channels]`, zero frames allowed; float32 or float64 nominally in [-1, 1],
-            or int16 or int32 over their full range.
+        samples: Shape `[frames]` or `[frames, channels]`, any number of frames; float32 or float64 nominally in
+            [-1, 1], or int16 or int32 over their full range.
 
     Returns:
         The mean of the channels, float32, of shape `[frames]`.
@@ -268,6 +268,9 @@ class _Array:
         if rate is None:
             raise AudioError("an array does not tell its sample rate: pass sample_rate, e.g. sample_rate=16000")
         self._array = _check_array(array)
+        frames, channels = self._array.shape
+        if 0 < frames < channels:  # a recording; a block of one may be as short
+            raise _wrong_axis(self._array)
         if not self._array.size:
             raise AudioError(f"the audio is empty: shape {np.shape(array)}")
         self.rate = rate
@@ -387,13 +390,16 @@ def _check_array(samples: Any) -> npt.NDArray[Any]:
         return array[:, None]
     if array.ndim != 2:
         raise AudioError(f"audio cannot have shape {array.shape}: pass [frames] or [frames, channels]")
-    frames, channels = array.shape
-    if channels == 0 or channels > decoders.MAX_CHANNELS or (frames and channels > frames):
-        raise AudioError(
-            f"audio of shape {array.shape} would have {channels} channels: the shape is [frames, channels], "
-            "so pass audio.T if the channels come first"
-        )
+    if not 0 < array.shape[1] <= decoders.MAX_CHANNELS:
+        raise _wrong_axis(array)
     return array
+
+
+def _wrong_axis(array: npt.NDArray[Any]) -> AudioError:
+    return AudioError(
+        f"audio of shape {array.shape} would have {array.shape[1]} channels: the shape is [frames, channels], "
+        "so pass audio.T if the channels come first"
+    )
 
 
 def _mono(block: decoders.Block, channel: int | None) -> Samples:

@@ -458,7 +458,8 @@ def side_by_side(
 ) -> Iterator[Recording | None]:
     """Works on recordings as they come, and gives each of them when it is done, in order; None after other steps.
 
-    A recording is taken when there is room for its first stretch.
+    A recording is taken when there is room for its first stretch. What `recordings` raises is raised when those before
+    it are done.
 
     Args:
         batch: Where they are decoded.
@@ -466,15 +467,21 @@ def side_by_side(
         begun: Holds those that were taken and are not done yet, for who wants to look at them meanwhile.
     """
     more = True
+    failure: Exception | None = None
     while more or begun:
         while not batch.full:
             recording = next((one for one in begun if one.ready()), None)
             if recording is not None:
                 if not batch.start(recording):
                     break
-            elif not more:
+                continue
+            if not more:
                 break
-            elif (recording := next(recordings, None)) is None:
+            try:
+                recording = next(recordings, None)
+            except Exception as error:  # noqa: BLE001  whatever the caller's iterable raises
+                failure = error
+            if recording is None:
                 more = False
             else:
                 begun.append(recording)
@@ -484,3 +491,8 @@ def side_by_side(
         while begun and begun[0].finished:
             yield begun.popleft()
         yield None
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            failure = None  # or it and this frame would hold each other

@@ -1,4 +1,4 @@
-"""The exceptions. Every message says what is wrong, with which value, and what to do."""
+"""The exceptions. Every message says what is wrong, with which value, and what to do. All of them can be pickled."""
 
 from __future__ import annotations
 
@@ -85,6 +85,10 @@ class CancelledError(PycrispasrError):
     def __init__(self, message: str, partial: Transcript) -> None:
         super().__init__(message)
         self.partial = partial
+
+    def __reduce__(self) -> tuple[type[CancelledError], tuple[str, Transcript], dict[str, object]]:
+        """For pickle and copy, which would pass the message alone."""
+        return type(self), (str(self), self.partial), self.__dict__
 
 
 class OutOfMemoryError(PycrispasrError, MemoryError):

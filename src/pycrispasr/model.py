@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import os
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pycrispasr import _crispasr, _native, audio, hub, word_times
 from pycrispasr.audio import CHUNK_SECONDS, Audio
@@ -127,6 +128,7 @@ class Model:
     """A speech recognition model, ready to use.
 
     A model never changes: any number of threads may use it at once. It is a context manager, which closes it.
+    Pickled, it is its arguments, with which another process opens it anew.
 
     Args:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
@@ -178,6 +180,10 @@ class Model:
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
         self._path = hub.resolve(name, revision=revision, local_files_only=local_files_only)
+        self._arguments: dict[str, Any] = {
+            "device": device, "threads": threads, "precision": precision, "runtime": runtime, "revision": revision,
+            "local_files_only": local_files_only,
+        }  # fmt: skip
         opened = _open(self._path, device, self._threads, precision, runtime)
         if isinstance(opened, _native.NativeModel):
             self._native = opened
@@ -316,6 +322,7 @@ class Model:
             A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
 
         Raises:
+            Exception: What `recordings` raises, when the recordings before it have been given.
             AudioError: With `errors="raise"`: a recording cannot be read, or is too short.
             UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad` or `errors`.
             ClosedError: The model is closed.
@@ -461,6 +468,18 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Callable[[str | Path], Model], tuple[str | Path]]:
+        """For pickle and copy: the model is opened again with the same arguments, a path as an absolute one.
+
+        Raises:
+            ClosedError: The model is closed.
+        """
+        if self.closed:
+            raise _model_closed(self._name)
+        path = self._path.absolute()
+        is_path = Path(self._name).absolute() == path
+        return functools.partial(type(self), **self._arguments), (path if is_path else self._name,)
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"device={self._info.device!r}" if self._info else "runtime='crispasr'"
         return f"<pycrispasr.Model {self._name!r} {state}>"
@@ -470,7 +489,7 @@ class Model:
         if self._crispasr is not None:
             raise _unsupported("tokens one by one, audio in parts, or a tokenizer")
         if native is None:
-            raise ClosedError(f"the model {self._name!r} is closed: open it again with Model({self._name!r})")
+            raise _model_closed(self._name)
         return native
 
     def _aligner(self, wanted: bool) -> word_times.Aligner | None:
@@ -547,6 +566,10 @@ def _open(
         return _crispasr.CrispasrModel(path, device, threads)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; {error}") from error
+
+
+def _model_closed(name: str) -> ClosedError:
+    return ClosedError(f"the model {name!r} is closed: open it again with Model({name!r})")
 
 
 def _unsupported(what: str) -> UnsupportedOperationError:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,8 @@ class Session:
         The final text does not depend on how the samples were divided among calls.
 
         Args:
-            samples: Any number of them, of shape `[frames]` or `[frames, channels]`; float32 or float64 nominally in
-                [-1, 1], or int16 or int32 over their full range. Channels are averaged.
+            samples: Any number of frames, of shape `[frames]` or `[frames, channels]` with at most 64 channels; float32
+                or float64 nominally in [-1, 1], or int16 or int32 over their full range. Channels are averaged.
             sample_rate: Samples per second. The rate is converted across calls as if all had come at once; it cannot
                 change within one recording.
 
@@ -238,10 +238,6 @@ class Session:
             OutOfMemoryError: An allocation failed.
         """
         with self._inside() as batch:
-            if self._handover.rate:
-                self._handover.end()
-            while self._handover.rate and not self._ended:
-                self._work(batch)
             self._finish(batch, progress)
             return self._transcript()
 
@@ -294,6 +290,9 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         if self._coroutines is not None:
             await self._coroutines.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled or copied: pass the model on, and make another session there")
 
     def __repr__(self) -> str:
         return f"<pycrispasr.Session{' closed' if self.closed else ''}>"
@@ -403,19 +402,24 @@ class Session:
 
     def _work(self, batch: Batch) -> None:
         self._check_cancelled(batch)
-        handover, heard = self._handover, self._recording.n_samples
-        ended = handover.ended
+        heard, ended = self._recording.n_samples, self._handover.ended
         while self._recording.n_samples - heard <= _TURN * audio.SAMPLE_RATE:
-            block = handover.take()
-            if block is None:
+            if not self._hear_pushed(batch):
                 if ended:
                     self._finish(batch)
                 return
-            resampler = self._resampler or audio.Resampler(handover.rate)
-            if isinstance(block, int):
-                self._lose(batch, block, resampler)
-            else:
-                self._hear(batch, block, resampler)
+
+    def _hear_pushed(self, batch: Batch) -> bool:
+        """Works on the next block of what was pushed. False when there is none."""
+        block = self._handover.take()
+        if block is None:
+            return False
+        resampler = self._resampler or audio.Resampler(self._handover.rate)
+        if isinstance(block, int):
+            self._lose(batch, block, resampler)
+        else:
+            self._hear(batch, block, resampler)
+        return True
 
     def _lose(self, batch: Batch, count: int, resampler: audio.Resampler) -> None:
         """Hears silence for samples that were lost."""
@@ -430,7 +434,11 @@ class Session:
     def _end_audio(self, batch: Batch) -> None:
         """Plans the rest of the work, once."""
         if not self._ended:
+            if self._handover.rate:
+                self._handover.end()
             self._check_cancelled(batch)
+            while self._hear_pushed(batch):
+                self._check_cancelled(batch)
             if self._resampler is None:
                 raise AudioError("no audio was fed: call feed() or push() before the end")
             self._ended = True
