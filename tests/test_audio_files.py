@@ -19,7 +19,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import AudioError, AudioNotFoundError, ClosedError, UsageError, audio, decoders
+from pycrispasr import AudioError, AudioNotFoundError, ClosedError, UsageError, audio, containers, decoders
 
 from .sound_files import ffmpeg, sndfile
 from .sounds import make_tones
@@ -156,7 +156,7 @@ def test_both_libraries_give_the_same_samples_for_the_same_file(monkeypatch: pyt
         np.testing.assert_allclose(one, other, atol=tolerance, err_msg=f"{kind} {subtype}")
 
 
-def raise_not_recognised(file: object) -> None:
+def raise_not_recognised(*_: object) -> None:
     raise soundfile.LibsndfileError(1)
 
 
@@ -242,11 +242,9 @@ def test_a_wav_file_written_to_a_pipe_is_read_to_its_end(size: int, riff: int | 
     assert warnings == []
 
 
-def test_a_size_that_is_odd_or_too_small_is_taken_at_its_word() -> None:
+def test_a_size_that_is_odd_is_taken_at_its_word() -> None:
     content, wanted = wav_with_size(2 * len(SOUND) - 1)
     np.testing.assert_array_equal(read(content)[0], wanted[:-1])
-    content, wanted = wav_with_size(len(SOUND))
-    np.testing.assert_array_equal(read(content)[0], wanted[: len(SOUND) // 2])
 
 
 @pytest.mark.parametrize("tail", [b"", b"LIST\x04\0\0\0INFO"])
@@ -337,8 +335,8 @@ def test_files_that_are_several_one_after_the_other_are_read_to_the_end(
     assert error_to(second, at(16000)[:, 0]) < 0.2
     monkeypatch.setitem(sys.modules, "av", None)
     got, warnings = read(content + content)
-    assert len(got) == SECONDS * 16000
-    assert warnings == ["more follows after 2.00 s that cannot be read: pip install 'pycrispasr[av]'"]
+    assert len(got) == 2 * SECONDS * 16000
+    assert warnings == []
     assert read(content + b"TAG" + bytes(125))[1] == []
 
 
@@ -385,9 +383,9 @@ def test_a_place_before_the_beginning_is_not_gone_to(tmp_path: Path) -> None:
     path.write_bytes(bytes(10))
     with path.open("rb") as real:
         for file in (real, io.BytesIO(bytes(10))):
-            watched = decoders._WatchedFile(file)
-            assert watched.seek(4) == 4
-            assert watched.seek(-1) == watched.tell() == 4
+            window = containers.Window(file)
+            assert window.seek(4) == 4
+            assert window.seek(-1) == window.tell() == 4
 
 
 def test_a_file_that_fails_while_it_is_read_is_an_error_with_its_reason(capfd: pytest.CaptureFixture[str]) -> None:

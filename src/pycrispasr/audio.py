@@ -44,7 +44,7 @@ _CANCELLED = 0.01  # what is left of the channels' power when they are mixed
 
 
 def open(  # noqa: A001  audio.open, as in wave.open
-    audio: Audio, *, sample_rate: float | None = None, channel: int | None = None
+    audio: Audio, *, sample_rate: float | None = None, channel: int | None = None, track: int | None = None
 ) -> AudioReader:
     """Opens audio to be read in blocks, so that a long recording is never in memory as a whole.
 
@@ -57,29 +57,34 @@ def open(  # noqa: A001  audio.open, as in wave.open
             file object; or an array of samples, of shape `[frames]` or `[frames, channels]` as soundfile gives them.
             Arrays are float32 or float64, nominally in [-1, 1], or int16 or int32 over their full range. Files are
             whatever libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and more; with PyAV installed (`pip install
-            'pycrispasr[av]'`) also what FFmpeg reads: M4A, MP4, WebM, MKV and more, of which the first stream of sound
-            is taken. What cannot be sought in, and what comes from the web, is kept in a temporary file beyond 16 MiB.
+            'pycrispasr[av]'`) also what FFmpeg reads: M4A, MP4, WebM, MKV and more, of which one stream of
+            sound is taken. What cannot be sought in, and what comes from the web, is kept in a temporary file beyond
+            16 MiB.
         sample_rate: Samples per second of an array. A file tells its own rate; where it is given as well, the two must
             agree.
         channel: Which channel to take, from 0. By default the mean of all.
+        track: Which of several streams of sound in a file to take, from 0. By default the first, with a warning.
 
     Raises:
         AudioNotFoundError: There is no such file.
-        AudioError: The file cannot be fetched or decoded, there is no such channel, or the array's type, shape or rate
-            cannot be right.
+        AudioError: The file cannot be fetched or decoded, there is no such channel or track, or the array's type, shape
+            or rate cannot be right.
     """
     rate = None if sample_rate is None else check_rate(sample_rate)
-    pick = None if channel is None else _check_channel(channel)
+    pick = None if channel is None else _check_number("channel", channel, "mix all")
+    stream = None if track is None else _check_number("track", track, "take the first")
     with contextlib.ExitStack() as stack:
         source: _Array | decoders.Decoder
         if _is_array(audio):
             name = ""
             source = _Array(audio, rate)
+            if stream:
+                raise AudioError(f"there is no track {stream}: an array is one track, 0")
         else:
             name = _name(audio)
             try:
                 file = _file(audio, stack)
-                source = stack.enter_context(contextlib.closing(decoders.decode(file)))
+                source = stack.enter_context(contextlib.closing(decoders.decode(file, track=stream)))
                 if rate is not None and rate != source.rate:
                     raise AudioError(f"its rate is {source.rate}, not {rate}: leave sample_rate away for files")
                 check_rate(source.rate)
@@ -91,7 +96,9 @@ def open(  # noqa: A001  audio.open, as in wave.open
         return AudioReader(source, name, pick, stack.pop_all())
 
 
-def load(audio: Audio, *, sample_rate: float | None = None, channel: int | None = None) -> Samples:
+def load(
+    audio: Audio, *, sample_rate: float | None = None, channel: int | None = None, track: int | None = None
+) -> Samples:
     """Reads audio and makes it mono at 16 kHz.
 
     Channels are averaged, then the rate is converted (soxr, high quality).
@@ -100,6 +107,7 @@ def load(audio: Audio, *, sample_rate: float | None = None, channel: int | None 
         audio: As for `open`.
         sample_rate: As for `open`.
         channel: As for `open`.
+        track: As for `open`.
 
     Returns:
         Samples, float32, of shape `[n]`, 16000 a second.
@@ -108,7 +116,7 @@ def load(audio: Audio, *, sample_rate: float | None = None, channel: int | None 
         AudioNotFoundError: There is no such file.
         AudioError: As `open` and `AudioReader.blocks` do.
     """
-    with open(audio, sample_rate=sample_rate, channel=channel) as reader:
+    with open(audio, sample_rate=sample_rate, channel=channel, track=track) as reader:
         return np.concatenate(list(reader.blocks()))
 
 
@@ -373,9 +381,22 @@ def _file(audio: Any, stack: contextlib.ExitStack) -> BinaryIO:
         return file if stat.S_ISREG(mode) else stack.enter_context(fetch.spool(file))
     if isinstance(audio, (bytes, bytearray, memoryview)):
         return io.BytesIO(audio)
-    if isinstance(audio, (io.BufferedIOBase, io.RawIOBase)) and audio.seekable():
-        return audio  # type: ignore[return-value]
-    return stack.enter_context(fetch.spool(audio))
+    return audio if _is_seekable(audio) else stack.enter_context(fetch.spool(audio))
+
+
+def _is_seekable(file: Any) -> bool:
+    """Whether a file object can be read from anywhere: by what it does, since its class tells too little."""
+    try:
+        if hasattr(file, "seekable") and not file.seekable():
+            return False
+        file.seek(0, io.SEEK_END)
+        file.tell()
+        file.seek(0)
+    except (AttributeError, NotImplementedError, OSError, TypeError, ValueError):
+        return False
+    if not isinstance(file.read(0), (bytes, bytearray, memoryview)):
+        raise AudioError("a file object for audio must give bytes, not text: open it with 'rb'")
+    return True
 
 
 def _check_array(samples: Any) -> npt.NDArray[Any]:
@@ -430,13 +451,13 @@ def _check_values(mono: Samples, start: float | None = None, rate: int = SAMPLE_
     )
 
 
-def _check_channel(channel: int) -> int:
+def _check_number(what: str, value: int, otherwise: str) -> int:
     try:
-        number = operator.index(channel)
+        number = operator.index(value)
     except TypeError:
         number = -1
-    if isinstance(channel, bool) or number < 0:
-        raise AudioError(f"channel cannot be {channel!r}: pass its number, from 0, or leave it away to mix all")
+    if isinstance(value, bool) or number < 0:
+        raise AudioError(f"{what} cannot be {value!r}: pass its number, from 0, or leave it away to {otherwise}")
     return number
 
 

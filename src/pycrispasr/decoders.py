@@ -1,19 +1,21 @@
 """Decodes files of sound in blocks: with libsndfile where it can read them, else with FFmpeg through PyAV.
 
-Both read from a file object and from nothing else: what a file refers to (playlists, web addresses) is never opened.
+A file is a row of parts (`containers`), which are decoded one by one; times are those of the file. Both libraries read
+from a file object and from nothing else: what a file refers to (playlists, web addresses) is never opened.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pycrispasr import containers
+from pycrispasr.containers import Part, Window
 from pycrispasr.errors import AudioError
 
 BLOCK_FRAMES = 1 << 16
@@ -26,6 +28,11 @@ Block = npt.NDArray[Any]
 
 _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fails are lost
 _HOLE = 0.2  # seconds: silence stands for longer holes between packets
+_LONGEST_GAP = 3600.0  # seconds that silence stands for; a file's clock that jumps further is wrong
+_BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings were cut and joined
+_LONGEST_GAP_OF_BROADCASTS = 60.0
+# Formats that are frames and nothing else: FFmpeg makes up their times, as if nothing in them ever changed.
+_WITHOUT_TIMES = ("aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd")
 _STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 # How libsndfile logs that a header's size cannot be: "data : 64000 (should be 32000)".
 _CORRECTED = re.compile(
@@ -41,12 +48,14 @@ class Decoder(Protocol):
         channels: Channels.
         duration: Seconds that the header tells of, or None.
         warnings: What is odd, in sentences; complete when `blocks` has ended.
+        start: Seconds before it, for what the warnings tell.
     """
 
     rate: int
     channels: int
     duration: float | None
     warnings: list[str]
+    start: float
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Each block with its rate, which can change within a file."""
@@ -55,112 +64,114 @@ class Decoder(Protocol):
         """Leaves the file object open."""
 
 
-def decode(file: BinaryIO) -> Decoder:
+def decode(file: BinaryIO, *, track: int | None = None) -> Decoder:
     """Begins to decode a seekable file object, from its first byte.
 
+    Args:
+        file: Stays open.
+        track: Which stream of sound, from 0; None for the first one, with a warning where there are more.
+
     Raises:
-        AudioError: Nothing here can read it, or there is no sound in it.
+        AudioError: Nothing here can read it, or there is no sound in it, or no such track.
+    """
+    return _Joined(file, containers.parts(file), track)
+
+
+class _Joined:
+    """A file's parts, each decoded by itself, one behind the other."""
+
+    def __init__(self, file: BinaryIO, parts: Sequence[Part], track: int | None) -> None:
+        self.start = 0.0
+        self._file, self._parts, self._track = file, parts, track
+        self._first: Decoder | None = _open(file, parts[0], track)
+        self._current: Decoder | None = self._first
+        self.rate, self.channels, self.duration = self._first.rate, self._first.channels, self._first.duration
+        if len(parts) > 1:
+            known = [part.seconds for part in parts if part.seconds is not None]
+            self.duration = sum(known) if len(known) == len(parts) else None
+        self.warnings: list[str] = []
+
+    def blocks(self) -> Iterator[tuple[int, Block]]:
+        seconds = 0.0
+        failure: AudioError | None = None
+        for part in self._parts:
+            try:
+                self._current = source = self._first or _open(self._file, part, self._track)
+                self._first = None
+                with contextlib.closing(source):
+                    source.start = seconds
+                    for rate, block in source.blocks():
+                        seconds += len(block) / rate
+                        yield rate, block
+                found = [*part.warnings, *source.warnings]
+            except AudioError as error:
+                failure = failure or error
+                found = [f"what follows {seconds:.2f} s is no sound that can be read: {error}"]
+            self.warnings += [sentence for sentence in found if sentence not in self.warnings]
+        if failure is not None and not seconds:
+            raise failure
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
+
+
+def _open(file: BinaryIO, part: Part, track: int | None) -> Decoder:
+    """The decoder for a part.
+
+    libsndfile, where it reads the format: it gives the samples as they are. FFmpeg for all else, for a second track,
+    and for two formats that libsndfile reads too: it does not notice what is missing in an OGG file, and prints about
+    damage in an MP3 file.
     """
     import soundfile
 
-    watched = _WatchedFile(file)
-    watched.repair_wav()
-    try:
-        return _Libsndfile(watched)
-    except soundfile.SoundFileError as error:
-        watched.check()
-        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    try:
-        import av
-    except ImportError:
+    window = Window(file, part)
+    reason = "Format not recognised"
+    if track in (None, 0) and part.kind != "unknown mpeg" and not (part.kind in ("mp3", "ogg") and _has_ffmpeg()):
+        try:
+            return _Libsndfile(window, part)
+        except soundfile.SoundFileError as error:
+            window.check()
+            reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    if not _has_ffmpeg():
+        if track:
+            raise AudioError(f"for track {track} of a file PyAV is needed: pip install 'pycrispasr[av]'")
         raise AudioError(
             f"cannot be decoded ({reason}): convert it to a format that libsndfile reads, such as WAV, FLAC, OGG or "
             "MP3, or, for what FFmpeg reads (m4a, mp4, webm, mkv and more), pip install 'pycrispasr[av]'"
-        ) from None
+        )
+    import av
+
     try:
-        return _FFmpeg(watched)
+        return _FFmpeg(window, part, track)
     except av.error.FFmpegError as error:
         raise AudioError(
             f"cannot be decoded (libsndfile: {reason}; FFmpeg: {error.strerror}): is it a file of sound?"
         ) from None
 
 
-class _WatchedFile:
-    """A file object as both libraries take it. They call it from C, where nothing may be raised: `check` does so later.
-
-    It has no name on purpose: by some names they would take any bytes for samples.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._patch: tuple[int, bytes] | None = None
-        self._error: BaseException | None = None
-        file.seek(0)
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, none after an error."""
-        try:
-            start = self._file.tell()
-            content = b"" if self._error else self._file.read(size)
-        except BaseException as error:  # noqa: BLE001  raised by check()
-            self._error = error
-            return b""
-        if self._patch and start < self._patch[0] + len(self._patch[1]) and self._patch[0] < start + len(content):
-            changed = bytearray(content)
-            for place, byte in enumerate(self._patch[1], self._patch[0] - start):
-                if 0 <= place < len(changed):
-                    changed[place] = byte
-            return bytes(changed)
-        return content
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As a file's; a place before the beginning, where damaged files may lead, is not gone to."""
-        try:
-            return self._file.seek(offset, whence)
-        except (ValueError, OSError):
-            return self._file.tell()
-
-    def tell(self) -> int:
-        """As a file's."""
-        return self._file.tell()
-
-    def check(self) -> None:
-        """Raises what a read has run into."""
-        if self._error:
-            raise self._error
-
-    def repair_wav(self) -> None:
-        """Lets a WAV file whose writer never filled in the size of its samples have all that follow.
-
-        libsndfile takes that size, 0, at its word.
-        """
-        if re.fullmatch(rb"RIFF....WAVE", self.read(12), re.DOTALL):
-            while len(header := self.read(8)) == 8:
-                size = int.from_bytes(header[4:], "little")
-                if header[:4] == b"data":
-                    place, follows = self.tell() - 4, self.read(8)
-                    is_chunk = len(follows) == 8 and follows[:4].isalnum() and follows[:4].isascii()
-                    if size == 0 and follows and not is_chunk:
-                        self._patch = place, b"\xff\xff\xff\xff"
-                    break
-                self.seek(size + size % 2, io.SEEK_CUR)
-        self.seek(0)
-        self.check()
+def _has_ffmpeg() -> bool:
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 class _Libsndfile:
-    def __init__(self, file: _WatchedFile) -> None:
+    def __init__(self, window: Window, part: Part) -> None:
         import soundfile
 
-        self._file = file
-        self._sound = soundfile.SoundFile(file)
+        self.start = 0.0
+        self._window, self._part = window, part
+        self._sound = soundfile.SoundFile(window)
         # soundfile seeks after each read of a seekable file. In an MP3 this loses the bits that frames borrow from the
         # ones before them, and in a damaged file it fails.
         self._sound.seekable = lambda: False
         self.rate: int = self._sound.samplerate
         self.channels: int = self._sound.channels
         seconds = self._sound.frames / self.rate
-        self.duration: float | None = seconds if 0 < seconds < 1e9 else None
+        self.duration: float | None = part.seconds if part.kind == "mp3" else seconds if 0 < seconds < 1e9 else None
         self.warnings: list[str] = []
         self._hint = ""
 
@@ -177,18 +188,17 @@ class _Libsndfile:
                     filled += got
             except soundfile.SoundFileError as error:
                 failure = str(getattr(error, "error_string", error)).strip().rstrip(".")
-            self._file.check()
+            self._window.check()
             if not filled:
                 break
             frames += filled
             yield self.rate, block[:filled]
         seconds = frames / self.rate
-        more = self._follows()
-        if failure or more or seconds < (self.duration or 0) - 0.1:
-            damage = failure and f"it is damaged at {seconds:.2f} s ({failure})"
+        if self._part.kind == "other" and (failure or seconds < (self.duration or 0) - 0.1):
+            damage = failure and f"it is damaged at {self.start + seconds:.2f} s ({failure})"
             told = len(self.warnings)
             for rate, block in self._rest(seconds):
-                failure, more = "", False
+                failure = ""
                 seconds += len(block) / rate
                 yield rate, block
             if damage and not failure and len(self.warnings) == told:
@@ -196,36 +206,22 @@ class _Libsndfile:
         if failure and not seconds:
             raise AudioError(f"cannot be decoded ({failure})")
         self._compare(seconds, failure)
-        if more:
-            self.warnings.append(f"more follows after {seconds:.2f} s that cannot be read{self._hint}")
 
     def close(self) -> None:
         self._sound.close()
 
-    def _follows(self) -> bool:
-        """Whether there is more behind the end: OGG and MP3 files can be several, one after the other."""
-        if self._sound.format == "OGG":  # libsndfile has read ahead, and perhaps beyond the next one's first page
-            begin = max(0, self._file.tell() - (1 << 16))
-            self._file.seek(begin)
-            first_pages = re.findall(rb"OggS\0[\2\3\6\7]", self._file.read(1 << 17))
-            return len(first_pages) > (begin == 0)
-        if self._sound.format == "MP3":
-            begins = self._file.read(4)
-            return len(begins) == 4 and begins[0] == 0xFF and begins[1] >= 0xE0
-        return False
-
     def _rest(self, done: float) -> Iterator[tuple[int, Block]]:
-        """What FFmpeg can still read after the seconds that are done. Its rate can be another one."""
-        try:
-            import av
-        except ImportError:
+        """What FFmpeg can still read behind a damaged place. Times stay the same: nothing was missing before it."""
+        if not _has_ffmpeg():
             self._hint = ": pip install 'pycrispasr[av]'"
             return
+        import av
+
         try:
-            other = _FFmpeg(self._file)
+            other = _FFmpeg(self._window, self._part, None)
         except (AudioError, av.error.FFmpegError):
             return
-        passed = 0.0
+        passed, other.start = 0.0, self.start
         with contextlib.closing(other):
             for rate, block in other.blocks():
                 begin = max(0, round((done - passed) * rate))
@@ -236,37 +232,44 @@ class _Libsndfile:
 
     def _compare(self, seconds: float, failure: str) -> None:
         """Tells of a header that promises more than there was."""
-        promised = max(self.duration or 0, seconds)
+        promised = self._part.promised if self._part.kind == "mp3" else self.duration
+        promised = max(promised or 0, seconds)
         for told, found in re.findall(_CORRECTED, self._sound.extra_info):
             if 0 < int(found) < int(told) < _STREAMED:
                 promised = max(promised, seconds * int(told) / int(found))
         if failure:
-            self.warnings.append(f"it cannot be decoded beyond {seconds:.2f} s ({failure}){self._hint}")
+            self.warnings.append(f"it cannot be decoded beyond {self.start + seconds:.2f} s ({failure}){self._hint}")
         elif promised - seconds > 0.1:
             self.warnings.append(cut_short(promised, seconds))
 
 
 class _FFmpeg:
-    def __init__(self, file: _WatchedFile) -> None:
+    def __init__(self, window: Window, part: Part, track: int | None) -> None:
         import av
 
-        file.seek(0)
+        window.seek(0)
+        self.start = 0.0
+        self._window, self._part = window, part
         # Tags need not be UTF-8; from its version 19 on PyAV does not mind.
-        lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        options: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        if part.kind == "mp3":
+            options["format"] = "mp3"  # a single frame is too little to know it by
         # Without a protocol, FFmpeg opens nothing but the file object.
-        container: Any = av.open(file, options={"protocol_whitelist": "none"}, **lenient)
+        container: Any = av.open(window, options={"protocol_whitelist": "none"}, **options)
         self._container = container
         self.warnings: list[str] = []
         try:
-            file.check()
+            window.check()
             streams = self._container.streams.audio
             if not streams:
                 kinds = sorted({stream.type for stream in self._container.streams})
                 raise AudioError(f"there is no sound in it, only {' and '.join(kinds) or 'nothing'}")
-            if len(streams) > 1:
+            if track is not None and track >= len(streams):
+                has = f"{len(streams)} tracks, 0 to {len(streams) - 1}" if len(streams) > 1 else "one track, 0"
+                raise AudioError(f"there is no track {track}: the file has {has}")
+            if track is None and len(streams) > 1:
                 self.warnings.append(f"it has {len(streams)} streams of sound: the first one is used")
-            self._file = file
-            self._stream = streams[0]
+            self._stream = streams[track or 0]
             codec = self._stream.codec_context
             if codec is None:
                 raise AudioError("cannot be decoded (FFmpeg: no decoder for the codec that it names)")
@@ -274,17 +277,20 @@ class _FFmpeg:
             self.channels = int(codec.channels or 0)
             if not self.rate or not self.channels:
                 raise AudioError(f"cannot be decoded (FFmpeg: no parameters of codec {codec.name!r} were found)")
+            self._family = str(self._container.format.name)
             self._origin = (self._container.start_time or 0) / av.time_base
-            self._limit = (self._container.duration or 0) / av.time_base
-            self.duration: float | None = self._limit or None
+            self.duration: float | None = (self._container.duration or 0) / av.time_base or None
             if self._stream.duration is not None and self._stream.time_base is not None:
                 end = (self._stream.start_time or 0) + self._stream.duration
                 self.duration = float(end * self._stream.time_base) - self._origin
+            if part.kind == "mp3":
+                self.duration = part.seconds
         except BaseException:
             self._container.close()
             raise
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
+        clock = _Clock(self._origin, self._family)
         heard = 0.0  # seconds, with what is held
         held: list[Block] = []
         rate, count = self.rate, 0
@@ -294,21 +300,23 @@ class _FFmpeg:
                 yield rate, np.concatenate(held)
                 held, count = [], 0
             rate = frame.sample_rate
-            if frame.pts is not None:
-                # Sound that begins after the picture, or packets that are missing: times stay those of the file.
-                until = min(float(frame.pts * frame.time_base) - self._origin, self._limit)
-                missing = round((until - heard) * rate) if until - heard > _HOLE else 0
-                for size in [BLOCK_FRAMES] * (missing // BLOCK_FRAMES) + [missing % BLOCK_FRAMES] * bool(missing):
-                    yield rate, np.concatenate([*held, np.zeros((size, block.shape[1]), np.float32)])
-                    held, count = [], 0
-                heard += missing / rate
+            missing = round(clock.gap(frame, heard) * rate)
+            for size in [BLOCK_FRAMES] * (missing // BLOCK_FRAMES) + [missing % BLOCK_FRAMES] * bool(missing):
+                yield rate, np.concatenate([*held, np.zeros((size, block.shape[1]), np.float32)])
+                held, count = [], 0
+            heard += missing / rate
             held.append(block)
             count += len(block)
             heard += len(block) / rate
         if held:
-            yield rate, np.concatenate(held)
-        if self.duration is not None and self.duration - heard > 0.5 and self._is_written():
-            self.warnings.append(cut_short(self.duration, heard))
+            block, beyond = np.concatenate(held), 0
+            if self._part.kind == "ogg" and self._part.seconds:  # FFmpeg gives the last packet of Vorbis as a whole
+                beyond = round((heard + self._origin - self._part.seconds) * rate)
+            yield rate, block[: len(block) - beyond] if 0 < beyond < len(held[-1]) else block
+        self.warnings += clock.sentences(self.start)
+        promised = self._part.promised if self._part.kind == "mp3" else self.duration if self._is_written() else None
+        if promised is not None and promised - heard > (0.1 if self._part.kind == "mp3" else 0.5):
+            self.warnings.append(cut_short(promised, heard))
 
     def close(self) -> None:
         self._container.close()
@@ -325,7 +333,7 @@ class _FFmpeg:
                 try:
                     packet = next(packets, None)
                 except av.error.FFmpegError as error:
-                    self._file.check()
+                    self._window.check()
                     self.warnings.append(f"it cannot be read to its end (FFmpeg: {error.strerror})")
                     packet = None
                 try:
@@ -340,7 +348,7 @@ class _FFmpeg:
                 if packet is None:
                     return
         finally:
-            self._file.check()
+            self._window.check()
             if broken:
                 self.warnings.append(
                     f"{broken} of {total} packets cannot be decoded (FFmpeg: {reason}): silence or "
@@ -349,8 +357,55 @@ class _FFmpeg:
 
     def _is_written(self) -> bool:
         """Whether the duration of the sound stands in the file, and is not guessed from its size and its bit rate."""
-        family = self._container.format.name
-        return "mp4" in family or ("matroska" in family and len(self._container.streams) == 1)
+        return "mp4" in self._family or ("matroska" in self._family and len(self._container.streams) == 1)
+
+
+class _Clock:
+    """Where FFmpeg's frames belong, by the times that stand in the file.
+
+    Args:
+        origin: What the file calls its beginning, in seconds.
+        family: FFmpeg's name of the format.
+    """
+
+    def __init__(self, origin: float, family: str) -> None:
+        self._origin = origin
+        self._has_times = family not in _WITHOUT_TIMES
+        self._longest = _LONGEST_GAP_OF_BROADCASTS if family in _BROADCASTS else _LONGEST_GAP
+        self._holes: list[tuple[float, float]] = []  # where, and how long
+        self._jumps: list[tuple[float, float]] = []
+
+    def gap(self, frame: Any, heard: float) -> float:
+        """Seconds of silence that stand before a frame, after so many seconds of sound."""
+        if frame.pts is None or not self._has_times:
+            return 0.0
+        ahead = float(frame.pts * frame.time_base) - self._origin - heard
+        if abs(ahead) <= _HOLE:
+            return 0.0
+        if 0 < ahead <= self._longest:
+            if heard:  # else sound begins later than the picture
+                self._holes.append((heard, ahead))
+            return ahead
+        self._origin += ahead
+        self._jumps.append((heard, ahead))
+        return 0.0
+
+    def sentences(self, start: float) -> Iterator[str]:
+        """What is odd about the times, of a part that begins so many seconds into the file."""
+        if self._holes:
+            where, total = start + self._holes[0][0], sum(length for _, length in self._holes)
+            one = len(self._holes) == 1
+            yield (
+                f"{total:.2f} s of sound are missing at {where:.2f} s: silence stands for them" if one else
+                f"{total:.2f} s of sound are missing in {len(self._holes)} places, the first at {where:.2f} s: silence "
+                "stands for them"
+            )  # fmt: skip
+        for where, length in self._jumps[:1]:
+            more = f", and {len(self._jumps) - 1} more times" if len(self._jumps) > 1 else ""
+            yield (
+                f"its clock jumps by {length:+.2f} s at {start + where:.2f} s{more}: what follows is taken as if it "
+                "followed at once, so times may be wrong from there on"
+            )
 
 
 def cut_short(promised: float, seconds: float) -> str:
