@@ -14,15 +14,17 @@ import io
 import itertools
 import math
 import struct
-from collections.abc import Sequence
 from typing import BinaryIO, Literal
 
 Range = tuple[int, int]
 """First byte, and the one behind the last."""
 
+Order = Literal["little", "big"]
+
 Kind = Literal["mp3", "ogg", "unknown mpeg", "other"]
 
 _BLOCK = 1 << 20  # bytes that are looked at at once
+_MOST = 1 << 30  # bytes of samples that one header tells of here: fields of 32 bits hold four times as many
 _GOES_ON = 0.1  # seconds of samples behind the end that a header tells: less may be padding
 _STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 
@@ -160,94 +162,101 @@ def _samples(file: BinaryIO, begin: int, size: int) -> list[Part]:
     while begin < size:
         head = _read(file, begin, 12)
         if _is_riff(head) or _is_aiff(head):
-            part = _chunked(file, begin, size, "little" if _is_riff(head) else "big")
+            more, begin = _chunked(file, begin, size, "little" if _is_riff(head) else "big")
         elif head[:4] in (b".snd", b"dns."):
-            part = _au(file, begin, size)
+            more, begin = _au(file, begin, size)
         else:
             break
-        found.append(part)
-        begin = part.ranges[-1][1]
+        found += more
     return found
 
 
-def _chunked(file: BinaryIO, begin: int, size: int, order: Literal["little", "big"]) -> Part:
-    """A WAV or AIFF file, up to its end or to another one's beginning."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Header:
+    begin: int  # of the file
+    samples: int  # where they begin
+    fields: tuple[tuple[int, int, int], ...]  # that tell how many bytes these are: place, length, what is added to it
+    frames_at: int | None  # a field of 4 bytes that tells how many frames they are
+    order: Order
+    frame: int  # bytes
+    per_second: float  # bytes
+
+    def parts(self, told: int, length: int, stop: int) -> list[Part]:
+        """The file with another length of its samples: several parts, where one header cannot tell of so many."""
+        most = _MOST // self.frame * self.frame
+        warnings = (
+            f"its header tells of {told / self.per_second:.2f} s, but the samples go on: "
+            f"{length / self.per_second:.2f} s are read",
+        )
+        ranges: list[tuple[Range, ...]]
+        if length <= most:
+            ranges = [((self.begin, stop),)]
+        else:
+            cuts = [*range(self.samples, self.samples + length, most), self.samples + length]
+            ranges = [((self.begin, self.samples), piece) for piece in itertools.pairwise(cuts)]
+        found = []
+        for each in ranges:
+            count = min(length, most, each[-1][1] - max(each[-1][0], self.samples))
+            patches = [(at, (count + more).to_bytes(width, self.order)) for at, width, more in self.fields]
+            if self.frames_at is not None:
+                patches.append((self.frames_at, (count // self.frame).to_bytes(4, self.order)))
+            found.append(Part(each, patches=tuple(patches), warnings=warnings if told and told < _STREAMED else ()))
+        return found
+
+
+def _chunked(file: BinaryIO, begin: int, size: int, order: Order) -> tuple[list[Part], int]:
+    """A WAV or AIFF file, and where it ends or another one begins."""
     place, long_size, per_second = begin + 12, 0, 0.0  # of the chunk; of RF64's samples; bytes
-    sizes: list[tuple[int, int]] = []  # fields that hold the samples' size: place, length
+    fields: tuple[tuple[int, int, int], ...] = ()
     frame, frames_at = 1, None
-    while len(header := _read(file, place, 8)) == 8:
-        name, told = header[:4], int.from_bytes(header[4:], order)
+    while len(head := _read(file, place, 8)) == 8:
+        name, told = head[:4], int.from_bytes(head[4:], order)
         content = place + 8
         if name == b"fmt ":
-            _, _, _, average, frame = struct.unpack("<HHIIH", _read(file, content, 14).ljust(14, b"\0"))
-            per_second = average
+            _, _, _, per_second, frame = struct.unpack("<HHIIH", _read(file, content, 14).ljust(14, b"\0"))
         elif name == b"COMM":
-            fields = _read(file, content, 18).ljust(18, b"\0")
-            channels, _, bits = struct.unpack(">hIh", fields[:8])
-            frame = max(1, channels * ((bits + 7) // 8))
-            per_second, frames_at = frame * _extended(fields[8:18]), content + 2
+            comm = _read(file, content, 18).ljust(18, b"\0")
+            channels, _, bits = struct.unpack(">HIH", comm[:8])
+            frame = channels * ((bits + 7) // 8)
+            per_second, frames_at = frame * _extended(comm[8:18]), content + 2
         elif name == b"ds64":
             long_size = int.from_bytes(_read(file, content + 8, 8), "little")
-            sizes.append((content + 8, 8))
+            fields = ((content + 8, 8, 0),)
         elif name in (b"data", b"SSND"):
-            if name == b"data" and told == 0xFFFFFFFF and long_size:
+            if told == 0xFFFFFFFF and long_size:
                 told = long_size
             else:
-                sizes = [(place + 4, 4)]
-            return _sized(file, begin, size, content, told, sizes, order, per_second, frame, frames_at)
+                fields = ((place + 4, 4, 8 if name == b"SSND" else 0),)
+            if name == b"SSND":  # two fields stand before the samples
+                told, content = max(0, told - 8), content + 8
+            header = _Header(begin, content, fields, frames_at, order, max(1, frame), per_second)
+            return _sized(file, header, told, size)
         place = content + told + told % 2
-    return Part(((begin, size),))
+    return [Part(((begin, size),))], size
 
 
-def _sized(
-    file: BinaryIO,
-    begin: int,
-    size: int,
-    content: int,
-    told: int,
-    fields: Sequence[tuple[int, int]],
-    order: Literal["little", "big"],
-    per_second: float,
-    frame: int,
-    frames_at: int | None,
-) -> Part:
-    """A file whose samples begin at `content` and have `told` bytes, unless it goes on with something else."""
-    end = content + told
-    if told == 0 and not _is_chunk(file, content, size, order) and content < size:
-        end = size  # a pipe's writer never filled it in
-        return Part(((begin, size),), patches=_with_size(fields, order, size - content, frames_at, frame))
-    if told >= _STREAMED or end >= size:
-        return Part(((begin, size),))
-    for candidate in range(end, size, 1 << 32):  # a field of 32 bits that has overflowed
-        follows = _behind_chunks(file, candidate + (candidate - content) % 2, size, order)
-        if follows is not None:
-            end, stop = candidate, follows
-            break
-    else:
-        if size - end < _GOES_ON * per_second or not per_second:
-            return Part(((begin, size),))
-        end = stop = size
-    if end - content == told:
-        return Part(((begin, stop),))
-    warning = (
-        f"its header tells of {told / per_second:.2f} s, but the samples go on: "
-        f"{(end - content) / per_second:.2f} s are read"
-    )
-    patches = _with_size(fields, order, end - content, frames_at, frame)
-    return Part(((begin, stop),), patches=patches, warnings=(warning,))
+def _sized(file: BinaryIO, header: _Header, told: int, size: int) -> tuple[list[Part], int]:
+    """A file whose header tells of so many bytes of samples, and where it ends."""
+    content, whole = header.samples, [Part(((header.begin, size),))]
+    if told == 0 or told >= _STREAMED:  # a pipe's writer never filled it in
+        is_empty = content >= size or (told == 0 and _is_chunk(file, content, size, header.order))
+        if is_empty or (told and size - content <= _MOST):
+            return whole, size
+        return header.parts(told, size - content, size), size
+    if content + told >= size or header.per_second <= 0:
+        return whole, size
+    for end in range(content + told, size, 1 << 32):  # a field of 32 bits that has overflowed
+        stop = _behind_chunks(file, end + (end - content) % 2, size, header.order)
+        if stop is not None:
+            if end == content + told:
+                return [Part(((header.begin, stop),))], stop
+            return header.parts(told, end - content, stop), stop
+    if size - content - told < _GOES_ON * header.per_second:
+        return whole, size
+    return header.parts(told, size - content, size), size
 
 
-def _with_size(
-    fields: Sequence[tuple[int, int]], order: Literal["little", "big"], length: int, frames_at: int | None, frame: int
-) -> tuple[tuple[int, bytes], ...]:
-    """Patches that tell of so many bytes of samples."""
-    patches = [(place, min(length, (1 << 8 * width) - 1).to_bytes(width, order)) for place, width in fields]
-    if frames_at is not None:  # AIFF: eight bytes stand before the samples
-        patches.append((frames_at, min((length - 8) // frame, 0xFFFFFFFF).to_bytes(4, order)))
-    return tuple(patches)
-
-
-def _is_chunk(file: BinaryIO, place: int, size: int, order: Literal["little", "big"]) -> bool:
+def _is_chunk(file: BinaryIO, place: int, size: int, order: Order) -> bool:
     """Whether a chunk of plausible name and size begins there, rather than samples."""
     header = _read(file, place, 8)
     if len(header) < 8 or not all(32 <= byte < 127 for byte in header[:4]):
@@ -255,7 +264,7 @@ def _is_chunk(file: BinaryIO, place: int, size: int, order: Literal["little", "b
     return place + 8 + int.from_bytes(header[4:], order) <= size
 
 
-def _behind_chunks(file: BinaryIO, place: int, size: int, order: Literal["little", "big"]) -> int | None:
+def _behind_chunks(file: BinaryIO, place: int, size: int, order: Order) -> int | None:
     """Where the chunks that begin here end: at the end of the file, or at the beginning of another one; else None."""
     first = place
     while place < size:
@@ -271,23 +280,17 @@ def _behind_chunks(file: BinaryIO, place: int, size: int, order: Literal["little
     return size
 
 
-def _au(file: BinaryIO, begin: int, size: int) -> Part:
-    order: Literal["little", "big"] = "big" if _read(file, begin, 1) == b"." else "little"
+def _au(file: BinaryIO, begin: int, size: int) -> tuple[list[Part], int]:
+    """An AU file, and where it ends or another one begins."""
+    order: Order = "big" if _read(file, begin, 1) == b"." else "little"
     offset, told, encoding, rate, channels = (int.from_bytes(_read(file, begin + 4 * i, 4), order) for i in range(1, 6))
-    width = {1: 1, 27: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}.get(encoding, 1)
-    per_second = rate * channels * width
+    frame = channels * {3: 2, 4: 3, 5: 4, 6: 4, 7: 8}.get(encoding, 1)
     end = begin + offset + told
-    if told == 0xFFFFFFFF or end >= size or not per_second:
-        return Part(((begin, size),))
-    if _read(file, end, 4) in (b".snd", b"dns."):
-        return Part(((begin, end),))
-    if size - end < _GOES_ON * per_second:
-        return Part(((begin, size),))
-    warning = (
-        f"its header tells of {told / per_second:.2f} s, but the samples go on: "
-        f"{(size - begin - offset) / per_second:.2f} s are read"
-    )
-    return Part(((begin, size),), patches=((begin + 8, b"\xff\xff\xff\xff"),), warnings=(warning,))
+    if end < size and _read(file, end, 4) in (b".snd", b"dns."):
+        return [Part(((begin, end),))], end
+    header = _Header(begin, begin + offset, ((begin + 8, 4, 0),), None, order, max(1, frame), rate * frame)
+    is_sound = told == 0xFFFFFFFF or end >= size or size - end < _GOES_ON * header.per_second
+    return ([Part(((begin, size),))] if is_sound else header.parts(told, size - begin - offset, size)), size
 
 
 def _extended(content: bytes) -> float:
@@ -310,9 +313,11 @@ def _flac(file: BinaryIO, begin: int, size: int) -> list[Part]:
             at = -1
             while (at := content.find(marker, at + 1)) >= 0:
                 starts.append(place + at)
-    starts = sorted(set(starts))
-    # A tag at the end of one belongs to none: decoders pass over it.
-    return [Part(((first, last),)) for first, last in itertools.pairwise([*starts, size])]
+    found = []
+    for first, last in itertools.pairwise([*sorted(set(starts)), size]):
+        is_tagged = _read(file, last - 128, 3) == b"TAG"  # ID3v1, in which libFLAC would look for frames
+        found.append(Part(((first, last - 128 if is_tagged else last),)))
+    return found
 
 
 def _ogg(file: BinaryIO, begin: int, size: int) -> list[Part]:
@@ -439,6 +444,7 @@ class _Run:
     rate: int
     ranges: list[Range]
     samples: int = 0
+    told: int | None = None  # samples that its description tells of, with those that an encoder adds
     promised: float | None = None
     patches: tuple[tuple[int, bytes], ...] = ()
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -464,13 +470,14 @@ def _mp3(file: BinaryIO, begin: int, size: int) -> list[Part]:
         if place + frame.length > size:
             break  # cut off
         described = _described(content, place, frame)
-        if last is None or frame.form != last.form or described:
+        is_over = last is not None and last.told is not None and last.samples >= last.told
+        if last is None or frame.form != last.form or described or is_over:
             if last:
                 seconds += last.samples / last.rate
             last = _Run(frame.form, frame.rate, [])
             runs.append(last)
             if described:
-                last.promised = described[0]
+                last.told, last.promised = described
         if junk and (last.samples or len(runs) > 1):
             at = seconds + last.samples / last.rate
             last.warnings.append(f"it is damaged at {at:.2f} s: {junk} bytes there are no MP3")
@@ -531,23 +538,27 @@ def _behind_tags(file: BinaryIO, place: int, size: int) -> int:
     return place
 
 
-def _described(content: _Bytes, place: int, frame: _Frame) -> tuple[float | None] | None:
-    """For a frame that describes its recording instead of holding sound: the seconds that it tells of, if it does."""
+def _described(content: _Bytes, place: int, frame: _Frame) -> tuple[int | None, float | None] | None:
+    """For a frame that describes its recording instead of holding sound: the samples and the seconds that it tells of.
+
+    The seconds are without what an encoder has added. None for any other frame.
+    """
     if frame.form >> 17 & 3 != 1:  # layer III
         return None
     tag = content.get(place + frame.info, 16)
     if tag[:4] in (b"Xing", b"Info"):
         flags = int.from_bytes(tag[4:8], "big")
         if not flags & 1:
-            return (None,)
-        samples = int.from_bytes(tag[8:12], "big") * frame.samples
+            return None, None
+        told = samples = int.from_bytes(tag[8:12], "big") * frame.samples
         lame = place + frame.info + 8 + sum(length for bit, length in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
         if content.get(lame, 4) in (b"LAME", b"Lavc", b"Lavf"):  # how many of these are an encoder's own
             silent = int.from_bytes(content.get(lame + 21, 3), "big")
             samples -= (silent >> 12) + (silent & 0xFFF)
-        return (samples / frame.rate,)
+        return told, samples / frame.rate
     if content.get(place + 36, 4) == b"VBRI":
-        return (int.from_bytes(content.get(place + 36 + 14, 4), "big") * frame.samples / frame.rate,)
+        told = int.from_bytes(content.get(place + 36 + 14, 4), "big") * frame.samples
+        return told, told / frame.rate
     return None
 
 

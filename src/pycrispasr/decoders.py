@@ -27,7 +27,9 @@ Block = npt.NDArray[Any]
 """Samples of shape `[frames, channels]`, float32 or float64."""
 
 _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fails are lost
-_HOLE = 0.2  # seconds: silence stands for longer holes between packets
+_HOLE = 0.05  # seconds: silence stands for longer holes between packets; times of packets are rounded
+_TOLD = 0.2  # seconds: longer holes are told of
+_BEGUN = 0.1  # seconds: sound that has not gone on for so long begins behind a hole
 _LONGEST_GAP = 3600.0  # seconds that silence stands for; a file's clock that jumps further is wrong
 _BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings were cut and joined
 _LONGEST_GAP_OF_BROADCASTS = 60.0
@@ -383,7 +385,7 @@ class _Clock:
         if abs(ahead) <= _HOLE:
             return 0.0
         if 0 < ahead <= self._longest:
-            if heard:  # else sound begins later than the picture
+            if heard > _BEGUN and ahead > _TOLD:
                 self._holes.append((heard, ahead))
             return ahead
         self._origin += ahead
