@@ -176,7 +176,7 @@ def test_of_several_streams_of_sound_the_first_is_taken(tmp_path: Path) -> None:
     content = ffmpeg(tmp_path / "film.mkv", [sound, 0.1 * sound[::-1]], 48000, codec="flac", video=SECONDS)
     got, warnings = read(content)
     assert error_to(got, WANTED) < 2e-3
-    assert warnings == ["it has 2 streams of sound: the first one is used"]
+    assert warnings == ["it has 2 sound tracks: the first one is used, see track="]
 
 
 def test_video_without_sound_is_refused(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 import soundfile
 import soxr
 
-from pycrispasr import AudioError, audio, containers
+import pycrispasr
+from pycrispasr import AudioError, Model, audio, containers
 
+from .command import run
 from .sound_files import ffmpeg, sndfile
-from .sounds import make_tones
+from .sounds import SAMPLES, make_tones
 
 RATE = 16000
 RNG = np.random.default_rng(5)
@@ -406,6 +408,19 @@ def test_a_track_is_picked(tmp_path: Path) -> None:
     assert warnings == []
     with pytest.raises(AudioError, match=r"there is no track 2: the file has 2 tracks, 0 to 1"):
         audio.open(film, track=2)
+
+
+def test_every_call_takes_the_track_that_is_asked_for(tmp_path: Path, tiny: Model) -> None:
+    sounds = {name: audio.load(SAMPLES / f"{name}.wav") for name in ("digits", "hello")}
+    film = ffmpeg(tmp_path / "film.mka", [sound[:, None] for sound in sounds.values()], RATE, codec="flac")
+    wanted = (SAMPLES / "hello.txt").read_text(encoding="utf-8").strip()
+    assert tiny.transcribe(film, track=1).text == wanted
+    assert [segment.text for segment in tiny.segments(film, track=1)] == [wanted]
+    assert "".join(token.text for token in tiny.stream(film, track=1)).strip() == wanted
+    assert [one.text for one in tiny.transcribe_many([film], track=1)] == [wanted]
+    assert pycrispasr.transcribe(film, model="tiny", track=1).text == wanted
+    assert run("transcribe", "-m", "tiny", "--track", 1, film).stdout == wanted + "\n"
+    assert run("transcribe", "-m", "tiny", "--track", 2, film).returncode == 1
 
 
 def test_a_track_that_cannot_be_is_refused_by_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ class Recording:
         *,
         sample_rate: float | None,
         channel: int | None,
+        track: int | None,
         vad: Vad,
         silence: float | None,
     ) -> Recording:
@@ -146,7 +147,7 @@ class Recording:
         """
         cutter = Cutter(vad=vad, silence=silence)
         try:
-            return cls(audio.open(recording, sample_rate=sample_rate, channel=channel), cutter)
+            return cls(audio.open(recording, sample_rate=sample_rate, channel=channel, track=track), cutter)
         except AudioError as error:
             return cls.broken(error)
 

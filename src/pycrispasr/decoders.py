@@ -270,7 +270,7 @@ class _FFmpeg:
                 has = f"{len(streams)} tracks, 0 to {len(streams) - 1}" if len(streams) > 1 else "one track, 0"
                 raise AudioError(f"there is no track {track}: the file has {has}")
             if track is None and len(streams) > 1:
-                self.warnings.append(f"it has {len(streams)} streams of sound: the first one is used")
+                self.warnings.append(f"it has {len(streams)} sound tracks: the first one is used, see track=")
             self._stream = streams[track or 0]
             codec = self._stream.codec_context
             if codec is None:

@@ -198,6 +198,7 @@ class Model:
         *,
         sample_rate: float | None = None,
         channel: int | None = None,
+        track: int | None = None,
         vad: Vad = "auto",
         silence: float | None = None,
         max_new_tokens: int | None = None,
@@ -220,6 +221,7 @@ class Model:
                 or `[frames, channels]`: see `pycrispasr.audio.load`.
             sample_rate: Samples per second of an array.
             channel: Which channel of several is heard, from 0. None: their mean.
+            track: Which sound track of a file with several is heard, from 0. None: the first one, with a warning.
             vad: How a long recording is cut. "on": a voice activity detector (Silero's) finds speech, and what lies
                 between is left out. "off": all audio is heard, cut where it is quietest. "auto": as "on" for more than
                 30 seconds, but only what is quiet too is left out, so that no music or noise is passed over in which
@@ -245,9 +247,11 @@ class Model:
             if word_timestamps:
                 raise _unsupported("word_timestamps of ours")
             return self._transcribe_whole(
-                self._crispasr, audio, sample_rate, channel, vad, silence, max_new_tokens, progress
+                self._crispasr, audio, sample_rate, channel, track, vad, silence, max_new_tokens, progress
             )
-        with self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch, word_timestamps) as session:
+        with self._feed(
+            audio, sample_rate, channel, track, vad, silence, max_new_tokens, batch, word_timestamps
+        ) as session:
             return session.finish(progress=progress)
 
     def segments(
@@ -256,6 +260,7 @@ class Model:
         *,
         sample_rate: float | None = None,
         channel: int | None = None,
+        track: int | None = None,
         vad: Vad = "auto",
         silence: float | None = None,
         max_new_tokens: int | None = None,
@@ -268,6 +273,7 @@ class Model:
             audio: As for `transcribe`.
             sample_rate: As for `transcribe`.
             channel: As for `transcribe`.
+            track: As for `transcribe`.
             vad: As for `transcribe`.
             silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
@@ -285,7 +291,9 @@ class Model:
             OutOfMemoryError: As for `transcribe`.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        return _segments(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, batch, word_timestamps))
+        return _segments(
+            self._feed(audio, sample_rate, channel, track, vad, silence, max_new_tokens, batch, word_timestamps)
+        )
 
     def transcribe_many(
         self,
@@ -293,6 +301,7 @@ class Model:
         *,
         sample_rate: float | None = None,
         channel: int | None = None,
+        track: int | None = None,
         vad: Vad = "auto",
         silence: float | None = None,
         max_new_tokens: int | None = None,
@@ -309,6 +318,7 @@ class Model:
             recordings: Any number of what `transcribe` takes.
             sample_rate: Samples per second of arrays.
             channel: As for `transcribe`.
+            track: As for `transcribe`.
             vad: As for `transcribe`.
             silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
@@ -334,7 +344,7 @@ class Model:
         runner = self._batch(max_new_tokens, batch, word_timestamps)
         Cutter(vad=vad, silence=silence)  # tells at once what cannot be
         opened = (
-            Recording.open(one, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence)
+            Recording.open(one, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence)
             for one in recordings
         )
         return _transcribe_many(runner, opened, keep=errors == "keep")
@@ -358,6 +368,7 @@ class Model:
         *,
         sample_rate: float | None = None,
         channel: int | None = None,
+        track: int | None = None,
         vad: Vad = "auto",
         silence: float | None = None,
         max_new_tokens: int | None = None,
@@ -370,6 +381,7 @@ class Model:
             audio: As for `transcribe`.
             sample_rate: As for `transcribe`.
             channel: As for `transcribe`.
+            track: As for `transcribe`.
             vad: As for `transcribe`.
             silence: As for `transcribe`.
             max_new_tokens: As for `transcribe`.
@@ -384,7 +396,7 @@ class Model:
             OutOfMemoryError: As for `transcribe`.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        return _drain(self._feed(audio, sample_rate, channel, vad, silence, max_new_tokens, 1))
+        return _drain(self._feed(audio, sample_rate, channel, track, vad, silence, max_new_tokens, 1))
 
     def session(
         self,
@@ -504,6 +516,7 @@ class Model:
         recording: Audio,
         sample_rate: float | None,
         channel: int | None,
+        track: int | None,
         vad: Vad,
         silence: float | None,
         max_new_tokens: int | None,
@@ -513,7 +526,9 @@ class Model:
         """A session with the whole recording in it."""
         self._opened()
         _positive("batch", batch)
-        whole = Recording.open(recording, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence)
+        whole = Recording.open(
+            recording, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence
+        )
         if whole.failure is not None:
             raise whole.failure
         expected = whole.seconds_expected
@@ -528,13 +543,14 @@ class Model:
         recording: Audio,
         sample_rate: float | None,
         channel: int | None,
+        track: int | None,
         vad: Vad,
         silence: float | None,
         max_new_tokens: int | None,
         progress: Callable[[float, float | None], object] | None,
     ) -> Transcript:
         limit = _limit(max_new_tokens)
-        samples = audio.load(recording, sample_rate=sample_rate, channel=channel)
+        samples = audio.load(recording, sample_rate=sample_rate, channel=channel, track=track)
         return runtime.transcribe(samples, vad=vad, silence=silence, max_new_tokens=limit, progress=progress)
 
 
@@ -635,6 +651,7 @@ def transcribe(
     local_files_only: bool = False,
     sample_rate: float | None = None,
     channel: int | None = None,
+    track: int | None = None,
     vad: Vad = "auto",
     silence: float | None = None,
     max_new_tokens: int | None = None,
@@ -657,6 +674,7 @@ def transcribe(
         local_files_only: See `Model`.
         sample_rate: See `Model.transcribe`.
         channel: See `Model.transcribe`.
+        track: See `Model.transcribe`.
         vad: See `Model.transcribe`.
         silence: See `Model.transcribe`.
         max_new_tokens: See `Model.transcribe`.
@@ -672,6 +690,6 @@ def transcribe(
         local_files_only=local_files_only,
     ) as opened:  # fmt: skip
         return opened.transcribe(
-            audio, sample_rate=sample_rate, channel=channel, vad=vad, silence=silence, max_new_tokens=max_new_tokens,
-            batch=batch, word_timestamps=word_timestamps, progress=progress,
+            audio, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence,
+            max_new_tokens=max_new_tokens, batch=batch, word_timestamps=word_timestamps, progress=progress,
         )  # fmt: skip

@@ -52,6 +52,7 @@ class Transcriber:
         column: Which column holds the recordings: paths, addresses, or the bytes of audio files. None: the first there
             is of "bytes", "audio", "audio_filepath", "path" and "file".
         channel: As for `Model.transcribe_many`.
+        track: As for `Model.transcribe_many`.
         vad: As for `Model.transcribe_many`.
         silence: As for `Model.transcribe_many`.
         max_new_tokens: As for `Model.transcribe_many`.
@@ -76,6 +77,7 @@ class Transcriber:
         local_files_only: bool = False,
         column: str | None = None,
         channel: int | None = None,
+        track: int | None = None,
         vad: Vad = "auto",
         silence: float | None = None,
         max_new_tokens: int | None = None,
@@ -84,8 +86,8 @@ class Transcriber:
     ) -> None:
         self._column = column
         self._options: dict[str, Any] = {
-            "channel": channel, "vad": vad, "silence": silence, "max_new_tokens": max_new_tokens, "batch": batch,
-            "word_timestamps": word_timestamps,
+            "channel": channel, "track": track, "vad": vad, "silence": silence,
+            "max_new_tokens": max_new_tokens, "batch": batch, "word_timestamps": word_timestamps,
         }  # fmt: skip
         self._model = Model(
             model, device=device, threads=_threads() if threads is None else threads, precision=precision,

@@ -87,6 +87,9 @@ def transcribe(
     channel: Annotated[
         int | None, typer.Option(min=0, help="The channel that is heard, from 0. Default: their mean.")
     ] = None,
+    track: Annotated[
+        int | None, typer.Option(min=0, help="The sound track that is heard, from 0. Default: the first one.")
+    ] = None,
     max_line_chars: Annotated[int, typer.Option(min=2, help="Letters in a line of subtitles, at most.")] = 42,
     max_cue_seconds: Annotated[
         float, typer.Option(min=0.1, max=1e6, help="Seconds that a subtitle is shown, at most.")
@@ -143,7 +146,7 @@ def transcribe(
             overwrite=overwrite,
             kept=("ok",) if max_new_tokens is None else ("ok", "truncated"),  # a text is cut where that was asked for
         )  # fmt: skip
-        reading: dict[str, Any] = {"channel": channel, "vad": vad.value, "silence": silence}
+        reading: dict[str, Any] = {"channel": channel, "track": track, "vad": vad.value, "silence": silence}
         decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
         try:
             until_interrupted(lambda: work.run(reading, decoding), work.stop)
