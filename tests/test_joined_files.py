@@ -419,8 +419,8 @@ def test_every_call_takes_the_track_that_is_asked_for(tmp_path: Path, tiny: Mode
     assert "".join(token.text for token in tiny.stream(film, track=1)).strip() == wanted
     assert [one.text for one in tiny.transcribe_many([film], track=1)] == [wanted]
     assert pycrispasr.transcribe(film, model="tiny", track=1).text == wanted
-    assert run("transcribe", "-m", "tiny", "--track", 1, film).stdout == wanted + "\n"
-    assert run("transcribe", "-m", "tiny", "--track", 2, film).returncode == 1
+    assert run("transcribe", "-m", "tiny", "--track", 1, tmp_path / "film.mka").stdout == wanted + "\n"
+    assert run("transcribe", "-m", "tiny", "--track", 2, tmp_path / "film.mka").returncode == 1
 
 
 def test_a_track_that_cannot_be_is_refused_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
