@@ -5,11 +5,14 @@
 The thread below stands for a sound card, which calls back every 20 ms and does not wait. With sounddevice its place is
 taken by
 
-    def callback(block, *_):
-        session.push(block, sample_rate=48000)
+    def callback(block, frames, time, status):
+        if not session.closed:
+            session.push(block, sample_rate=48000)
 
-    with sounddevice.InputStream(samplerate=48000, channels=1, callback=callback):
+    with sounddevice.InputStream(samplerate=48000, channels=1, callback=callback, finished_callback=session.end):
         ...
+
+where `finished_callback` ends the audio when the device goes away.
 """
 
 import sys

@@ -38,7 +38,10 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @unix
-def test_ctrl_c_keeps_what_is_done_and_writes_what_was_begun_as_partial(long: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_is_done_and_writes_what_was_begun_as_partial(
+    number: int, long: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     results = tmp_path / "results.csv"
     command = (*TINY, HELLO, long, DIGITS, "-f", "srt", "-f", "txt", "-o", out, "--results", results, "--stdout")
@@ -48,10 +51,10 @@ def test_ctrl_c_keeps_what_is_done_and_writes_what_was_begun_as_partial(long: Pa
         wait_for(out / "hello.txt", process)
         assert process.stdout.readline() == b"hello\n"
         heard = process.stdout.read(100)  # of the next one's text
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.wait(60)
         rest, told = process.stdout.read(), process.stderr.read().decode()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert sorted(path.name for path in out.iterdir()) == [
         "hello.srt", "hello.txt", "long.partial.srt", "long.partial.txt",
     ]  # fmt: skip
@@ -65,7 +68,9 @@ def test_ctrl_c_keeps_what_is_done_and_writes_what_was_begun_as_partial(long: Pa
     assert "long.partial.txt: 1 h" not in told
     assert "stopped before its end" in told
     assert re.search(r"^1 of 3 recordings done; ", told, re.MULTILINE)
-    assert told.splitlines()[-1].startswith("pycrispasr: stopped by Ctrl-C")
+    assert told.splitlines()[-1].startswith(
+        f"pycrispasr: stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
+    )
     assert "Traceback" not in told
 
     done = run(*TINY, HELLO, DIGITS, "-f", "srt", "-f", "txt", "-o", out, "--results", results, "--resume")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pycrispasr import audio, cli, live
+from pycrispasr import Final, Model, audio, cli, live
 from pycrispasr.cli import app
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -123,23 +124,132 @@ def test_on_a_terminal_the_text_grows_in_place() -> None:
     assert growing[-1] == TEXT
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+unix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+
+
+def start(*options: str, data: bytes = RAW, prefix: tuple[str, ...] = (), **more: Any) -> subprocess.Popen[bytes]:
+    """The command, when all the audio has been read; more could come."""
+    command = [*prefix, *COMMAND, *options, "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    assert process.stdin is not None
+    process.stdin.write(data)
+    process.stdin.flush()
+    time.sleep(1.5)
+    return process
+
+
+@unix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_an_interrupt_ends_the_audio_and_keeps_the_text(options: list[str]) -> None:
-    with subprocess.Popen(
-        [*COMMAND, *options, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdin.write(RAW)
-        process.stdin.flush()
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.stdout.read(), process.stderr.read()
+def test_a_signal_ends_the_audio_and_keeps_the_text(options: list[str], number: int) -> None:
+    with start(*options) as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     last = out.decode().strip().splitlines()[-1]
     assert (json.loads(last)["text"] if options else last) == TEXT
+
+
+@unix
+def test_a_signal_stops_it_as_the_first_program_of_a_container_too() -> None:
+    """For such a program the system ignores signals that it does not handle itself."""
+    container = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root may make a container, where it may")
+    with start(prefix=container) as process:
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, out.decode().strip()) == (0, b"", TEXT)
+
+
+@unix
+def test_a_signal_that_it_was_started_to_ignore_is_ignored() -> None:
+    with start(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, out.decode().strip()) == (0, b"", TEXT)
+
+
+SLOW = """
+import sys, time
+from pycrispasr import _native
+from pycrispasr.cli import main
+step = _native.NativeSession.next_of
+def slow(self, *arguments):
+    time.sleep(0.05)
+    return step(self, *arguments)
+_native.NativeSession.next_of = slow
+main()
+"""
+
+
+@unix
+@pytest.mark.parametrize("times", [2, 3])
+def test_the_second_ctrl_c_stops_the_work_and_prints_what_there_is(times: int) -> None:
+    command = [sys.executable, "-c", SLOW, "live", "-m", "tiny", "--partial-every", "0", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(RAW)
+        process.stdin.flush()
+        time.sleep(2)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"")
+    assert len(out.decode().split()) < len(TEXT.split())
+    assert TEXT.startswith(out.decode().strip()[:-1])
+
+
+@unix
+def test_ctrl_c_before_any_audio_is_silent() -> None:
+    with start(data=b"") as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip(), err) == (130, b"", b"")
+
+
+@unix
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_goes_away_ends_it_without_a_traceback(options: list[str]) -> None:
+    with start(*options, data=b"") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have ended by then
+            process.stdin.write(RAW)
+            process.stdin.close()
+        err = process.stderr.read()
+        process.wait(60)
+    assert (process.returncode, err) == (1, b"")
+
+
+def test_raw_samples_of_another_format_are_told_by_options() -> None:
+    sound = audio.load(SAMPLES / "digits.wav")
+    data = np.repeat(sound[:, None], 2, axis=1).astype(">f4").tobytes()
+    done = listen("--format", "f32be", "--channels", "2", data=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "s20", "-"], "there is no format 's20'"),
+        (["--channels", "0", "-"], "channels cannot be 0"),
+        (["--format", "s16le"], "it is for standard input: add -"),
+        (["--channels", "2"], "it is for standard input: add -"),
+        (["--reconnect", "-"], "it is for microphones: leave - away"),
+    ],
+)
+def test_options_of_the_other_source_are_wrong_usage(arguments: list[str], words: str) -> None:
+    done = subprocess.run([*COMMAND, *arguments], input=b"", capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert words in " ".join(re.sub("[│╭╰─╮╯]", " ", done.stderr.decode()).split())
 
 
 class PortAudioError(Exception):
@@ -154,9 +264,11 @@ def fake_sounddevice(sound: np.ndarray, rate: int, stop: Any) -> SimpleNamespace
     ]
 
     class InputStream:
-        def __init__(self, *, samplerate: int, device: object, channels: int, dtype: str, callback: Any) -> None:
+        def __init__(
+            self, *, samplerate: int, device: object, channels: int, dtype: str, callback: Any, finished_callback: Any
+        ) -> None:
             assert (samplerate, device, channels, dtype) == (rate, 1, 1, "float32")
-            self.callback = callback
+            self.callback, self.finished_callback = callback, finished_callback
 
         def start(self) -> None:
             threading.Thread(target=self.record, daemon=True).start()
@@ -193,13 +305,13 @@ def test_a_microphone_s_utterances_are_printed(monkeypatch: pytest.MonkeyPatch) 
     sound = np.concatenate([quiet, speech, quiet, quiet])
     sessions: list[Any] = []
     monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(sound, 48000, lambda: sessions[0].end()))
-    microphone = live.microphone
+    microphone = live.Microphone
 
-    def recorded(session: Any, *rest: Any) -> Any:
+    def recorded(session: Any, *rest: Any, **options: Any) -> Any:
         sessions.append(session)
-        return microphone(session, *rest)
+        return microphone(session, *rest, **options)
 
-    monkeypatch.setattr(live, "microphone", recorded)
+    monkeypatch.setattr(live, "Microphone", recorded)
     done = CliRunner().invoke(app, ["live", "-m", "tiny", "--device", "1"])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
@@ -225,3 +337,125 @@ def test_an_unknown_or_missing_microphone_is_told(
     assert "the microphone 'attic' cannot be used" in complaint("--device", "attic")
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'pycrispasr[live]'" in complaint()
+
+
+class Card:
+    """A sound card whose microphone can be pulled out and put in again, in the form of sounddevice."""
+
+    def __init__(self, sound: np.ndarray, rate: int) -> None:
+        self.PortAudioError = PortAudioError
+        self.default = SimpleNamespace(device=[1, 0])
+        self.sound, self.rate = sound, rate
+        self.is_there = True
+        self.is_hung = False  # neither samples nor a word of it
+        self.overflows = 0
+        self.begun = threading.Event()
+        self.opened: list[object] = []
+        card = self
+
+        class InputStream:
+            def __init__(self, *, callback: Any, finished_callback: Any, device: object, **_: object) -> None:
+                if not card.is_there:
+                    raise PortAudioError("Device unavailable [PaErrorCode -9985]")
+                card.opened.append(device)
+                self.callback, self.finished_callback = callback, finished_callback
+                self.closed = False
+
+            def start(self) -> None:
+                threading.Thread(target=self.record, daemon=True).start()
+
+            def record(self) -> None:
+                block = card.rate // 100
+                place = 0
+                while card.is_there and not self.closed:
+                    memory = np.zeros((block, 1), np.float32)
+                    piece = card.sound[place : place + block]
+                    memory[: len(piece), 0] = piece
+                    place += block
+                    overflow, card.overflows = card.overflows > 0, max(0, card.overflows - 1)
+                    self.callback(memory, block, None, SimpleNamespace(input_overflow=overflow))
+                    card.begun.set()
+                    time.sleep(0.001)
+                if not card.is_hung:
+                    self.finished_callback()
+
+            def close(self) -> None:
+                self.closed = True
+
+        self.InputStream = InputStream
+
+    def query_devices(self, device: object = None, kind: str | None = None) -> Any:
+        return {"name": "Desk microphone", "max_input_channels": 2, "default_samplerate": float(self.rate)}
+
+    def _terminate(self) -> None:
+        pass
+
+    _initialize = _terminate
+
+
+@pytest.mark.parametrize("is_hung", [False, True])
+def test_a_microphone_that_goes_away_is_an_error_and_its_text_stays(
+    is_hung: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = np.concatenate([audio.load(SAMPLES / "digits.wav"), np.zeros(16000, np.float32)])
+    card = Card(sound, 16000)
+    card.is_hung = is_hung
+    monkeypatch.setattr(live, "_PATIENCE", 0.5)
+    monkeypatch.setitem(sys.modules, "sounddevice", card)
+    threading.Timer(1.5, lambda: setattr(card, "is_there", False)).start()
+    monkeypatch.setattr(sys, "argv", ["pycrispasr", "live", "-m", "tiny"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1
+    assert out.strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
+    assert err == (
+        "pycrispasr: the microphone 'Desk microphone' has gone away: plug it in and start again, or use --reconnect, "
+        "which waits for it\n"
+    )
+
+
+def test_a_microphone_that_comes_back_is_recorded_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = np.concatenate([audio.load(SAMPLES / "digits.wav"), np.zeros(16000, np.float32)])
+    card = Card(sound, 16000)
+    card.overflows = 3
+    monkeypatch.setattr(live, "_TRY_EVERY", 0.3)
+    monkeypatch.setitem(sys.modules, "sounddevice", card)
+    with Model("tiny") as model, model.session(vad="on") as session:
+        told: list[str] = []
+        with live.Microphone(session, 1, 16000, reconnect=True, tell=told.append) as microphone:
+
+            def act() -> None:
+                for is_there in (False, True):
+                    assert card.begun.wait(20)
+                    time.sleep(1.5)
+                    card.is_there = is_there
+                time.sleep(2)
+                session.end()
+
+            threading.Thread(target=act, daemon=True).start()
+            finals = [event.segment for event in session.events() if isinstance(event, Final)]
+        text = (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
+        assert [segment.text.strip() for segment in finals] == [text, text]
+        assert told == [
+            "the microphone 'Desk microphone' has gone away; waiting for it",
+            "the microphone 'Desk microphone' is back",
+        ]
+        assert card.opened == [1, "Desk microphone"]  # numbers change
+        assert microphone.failure is None
+        assert microphone.warnings == [
+            "the sound card lost audio 3 times, since this machine was busy with other things"
+        ]
+
+
+def test_the_sound_card_s_callback_raises_nothing_after_the_end(monkeypatch: pytest.MonkeyPatch, tiny: Model) -> None:
+    """PortAudio would print a traceback."""
+    card = Card(np.zeros(16000, np.float32), 16000)
+    monkeypatch.setitem(sys.modules, "sounddevice", card)
+    for end in ("end", "cancel", "close"):
+        with tiny.session() as session, live.Microphone(session, 1, 16000) as microphone:
+            getattr(session, end)()
+            microphone._hear(np.zeros((160, 1), np.float32), 160, None, SimpleNamespace(input_overflow=False))
+            assert microphone.failure is None

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pycrispasr import decoders, fetch
+from pycrispasr import decoders, fetch, pipes
 from pycrispasr.errors import AudioError, AudioNotFoundError, ClosedError, UsageError
 
 SAMPLE_RATE = 16000
@@ -94,6 +94,51 @@ def open(  # noqa: A001  audio.open, as in wave.open
                 raise AudioError(f"{name} cannot be read: {error.strerror or error}") from error
         _check_channels(source.channels, pick, name)
         return AudioReader(source, name, pick, stack.pop_all())
+
+
+def listen(
+    stream: BinaryIO,
+    *,
+    format: str | None = None,  # noqa: A002  as FFmpeg calls it
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
+    name: str = "the stream",
+) -> AudioReader:
+    """Reads audio as it comes out of a pipe or a socket, a tenth of a second at a time.
+
+    What it is shows in its first bytes: a WAV header, or a format that FFmpeg decodes as it comes (with PyAV: OGG,
+    FLAC, MP3, AAC, WebM and more). Everything else is raw samples.
+
+        with audio.listen(sys.stdin.buffer.raw) as reader:
+            for samples in reader.blocks():
+                session.push(samples, wait=True)
+
+    Args:
+        stream: A binary file object. Its `read` should give what is there, as that of an unbuffered one does. It stays
+            open, and is not sought in.
+        format: Of raw samples, by FFmpeg's names: s8, u8, s16le, s16be, s24le, s24be, s32le, s32be, f32le, f32be,
+            f64le, f64be, mulaw, alaw. None: what the first bytes tell, and s16le where they tell nothing.
+        sample_rate: Samples per second of raw samples. None: 16000. Where a header tells it, that one is taken.
+        channels: Of raw samples, which take turns. None: 1. Where a header tells it, that one is taken.
+        channel: Which channel to take, from 0. By default the mean of all.
+        name: What errors call it.
+
+    Raises:
+        AudioError: The format is known and cannot be decoded here, there is no such channel, or the rate cannot be.
+        UsageError: There is no such `format`, or there cannot be so many channels.
+    """
+    rate = None if sample_rate is None else check_rate(sample_rate)
+    pick = None if channel is None else _check_number("channel", channel, "mix all")
+    try:
+        source = pipes.decode(stream, form=format, sample_rate=rate, channels=channels)
+        check_rate(source.rate)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error.__cause__
+    _check_channels(source.channels, pick, name)
+    resources = contextlib.ExitStack()
+    resources.enter_context(contextlib.closing(source))
+    return AudioReader(source, name, pick, resources)
 
 
 def load(

@@ -503,6 +503,18 @@ def _mp3(file: BinaryIO, begin: int, size: int) -> list[Part]:
     ]
 
 
+def is_mp3(head: bytes) -> bool:
+    """Whether frames of MPEG audio follow each other from the first byte on."""
+    content = _Bytes(io.BytesIO(head), len(head))
+    place, form = 0, None
+    for _ in range(_CHAIN):
+        frame = content.frame(place)
+        if frame is None or (form is not None and frame.form != form):
+            return False
+        form, place = frame.form, place + frame.length
+    return True
+
+
 def _next_chain(content: _Bytes, place: int, stop: int) -> int:
     """Where frames follow each other next, or `stop`."""
     while place < stop:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -40,6 +40,16 @@ _STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put wher
 _CORRECTED = re.compile(
     r"^\s*(?:riff|form|data|ssnd|riff size|data size)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE | re.MULTILINE
 )
+
+
+class Source(Protocol):
+    """What FFmpeg reads from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, none at the end or after an error."""
+
+    def check(self) -> None:
+        """Raises what a read has run into."""
 
 
 class Decoder(Protocol):
@@ -129,13 +139,13 @@ def _open(file: BinaryIO, part: Part, track: int | None) -> Decoder:
 
     window = Window(file, part)
     reason = "Format not recognised"
-    if track in (None, 0) and part.kind != "unknown mpeg" and not (part.kind in ("mp3", "ogg") and _has_ffmpeg()):
+    if track in (None, 0) and part.kind != "unknown mpeg" and not (part.kind in ("mp3", "ogg") and has_ffmpeg()):
         try:
             return _Libsndfile(window, part)
         except soundfile.SoundFileError as error:
             window.check()
             reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    if not _has_ffmpeg():
+    if not has_ffmpeg():
         if track:
             raise AudioError(f"for track {track} of a file PyAV is needed: pip install 'pycrispasr[av]'")
         raise AudioError(
@@ -145,14 +155,15 @@ def _open(file: BinaryIO, part: Part, track: int | None) -> Decoder:
     import av
 
     try:
-        return _FFmpeg(window, part, track)
+        return FFmpeg(window, part, track=track)
     except av.error.FFmpegError as error:
         raise AudioError(
             f"cannot be decoded (libsndfile: {reason}; FFmpeg: {error.strerror}): is it a file of sound?"
         ) from None
 
 
-def _has_ffmpeg() -> bool:
+def has_ffmpeg() -> bool:
+    """Whether PyAV is installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -214,13 +225,13 @@ class _Libsndfile:
 
     def _rest(self, done: float) -> Iterator[tuple[int, Block]]:
         """What FFmpeg can still read behind a damaged place. Times stay the same: nothing was missing before it."""
-        if not _has_ffmpeg():
+        if not has_ffmpeg():
             self._hint = ": pip install 'pycrispasr[av]'"
             return
         import av
 
         try:
-            other = _FFmpeg(self._window, self._part, None)
+            other = FFmpeg(self._window, self._part)
         except (AudioError, av.error.FFmpegError):
             return
         passed, other.start = 0.0, self.start
@@ -245,19 +256,41 @@ class _Libsndfile:
             self.warnings.append(cut_short(promised, seconds))
 
 
-class _FFmpeg:
-    def __init__(self, window: Window, part: Part, track: int | None) -> None:
+class FFmpeg:
+    """What FFmpeg decodes.
+
+    Args:
+        window: Is read from its beginning; where it has no `seek`, that is enough.
+        part: What is known of it.
+        track: Which sound track, from 0; None for the first one, with a warning where there are more.
+        form: FFmpeg's name of the format. None: found out.
+        step: Seconds of sound in a block, about.
+        options: Further ones for FFmpeg.
+    """
+
+    def __init__(
+        self,
+        window: Source,
+        part: Part | None = None,
+        *,
+        track: int | None = None,
+        form: str | None = None,
+        step: float = 1.0,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         import av
 
-        window.seek(0)
+        if isinstance(window, Window):
+            window.seek(0)
+        part = part or Part(())
         self.start = 0.0
-        self._window, self._part = window, part
+        self._window, self._part, self._step = window, part, step
         # Tags need not be UTF-8; from its version 19 on PyAV does not mind.
-        options: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        ways: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         if part.kind == "mp3":
-            options["format"] = "mp3"  # a single frame is too little to know it by
+            form = "mp3"  # a single frame is too little to know it by
         # Without a protocol, FFmpeg opens nothing but the file object.
-        container: Any = av.open(window, options={"protocol_whitelist": "none"}, **options)
+        container: Any = av.open(window, format=form, options={"protocol_whitelist": "none", **(options or {})}, **ways)
         self._container = container
         self.warnings: list[str] = []
         try:
@@ -292,13 +325,14 @@ class _FFmpeg:
             raise
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
+        """As a `Decoder`'s."""
         clock = _Clock(self._origin, self._family)
         heard = 0.0  # seconds, with what is held
         held: list[Block] = []
         rate, count = self.rate, 0
         for frame in self._frames():
             block = _samples(frame)
-            if held and (frame.sample_rate != rate or block.shape[1] != held[0].shape[1] or count >= rate):
+            if held and (frame.sample_rate != rate or block.shape[1] != held[0].shape[1] or count >= rate * self._step):
                 yield rate, np.concatenate(held)
                 held, count = [], 0
             rate = frame.sample_rate
@@ -321,6 +355,7 @@ class _FFmpeg:
             self.warnings.append(cut_short(promised, heard))
 
     def close(self) -> None:
+        """As a `Decoder`'s."""
         self._container.close()
 
     def _frames(self) -> Iterator[Any]:

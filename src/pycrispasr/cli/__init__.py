@@ -1,12 +1,14 @@
 """The command line. Text goes to stdout, everything else to stderr.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 128 + n by another signal.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
 from typing import Annotated
 
@@ -14,17 +16,36 @@ import typer
 
 from pycrispasr import __version__, _native
 from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
-from pycrispasr.cli.common import app, complain
+from pycrispasr.cli.common import app, complain, obey_signals
 from pycrispasr.errors import PycrispasrError, UsageError
 
 
 def main() -> None:
     """Runs the command line, and ends the process."""
+    before = obey_signals()
     try:
+        _open_standard_streams()
         app(prog_name="pycrispasr")
     except PycrispasrError as error:
         complain(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_standard_streams() -> None:
+    """Gives a program that was started without standard streams ones that lead nowhere.
+
+    A file that is opened would take the number of a closed one, and get what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _print_version(wanted: bool) -> None:

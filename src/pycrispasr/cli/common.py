@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import io
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, BinaryIO, NoReturn, TextIO
 
 import typer
 
+from pycrispasr.errors import AudioError
 from pycrispasr.formats import bytes_text as bytes_text
 from pycrispasr.result import Token
 
@@ -60,19 +62,48 @@ def print_tokens(tokens: Iterable[Token]) -> None:
             held, begun = held[len(ready) :], True
 
 
-def until_interrupted(work: Callable[[], None], *steps: Callable[[], object]) -> None:
-    """Runs something in a thread, so that Ctrl-C is obeyed at once, also while the library computes.
+_SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if (number := getattr(signal, name, None))]
+
+
+def obey_signals(handler: Callable[[int, Any], object] | None = None) -> dict[int, Any]:
+    """Takes the signals that ask a program to stop, but for those that it was started to ignore (`nohup`, `&`).
+
+    With a handler of its own a program is also stopped by them where it is the first of a container (PID 1).
+
+    Args:
+        handler: None: the program ends silently, with the status 128 + n, after cleaning up.
+
+    Returns:
+        The handlers before, by number. Nothing is done outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler or _exit) for number in numbers}
+
+
+def _exit(number: int, _: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def until_stopped(work: Callable[[], None], *steps: Callable[[], object]) -> int:
+    """Runs something in a thread, so that signals are obeyed at once, also while the library computes.
 
     Args:
         work: What to run.
-        steps: The first Ctrl-C calls the first one, and so on. One more leaves the work alone.
+        steps: The first signal that asks to stop calls the first one, and so on. One more leaves the work alone, and so
+            does one that returns something true.
+
+    Returns:
+        The number of the first signal; 0 where none came.
 
     Raises:
-        KeyboardInterrupt: There were more than `steps`.
         BaseException: What `work` raises.
     """
     failures: list[BaseException] = []
-    done = threading.Event()  # an interrupted Thread.join takes the thread for dead: python/cpython#90882
+    came: list[int] = []
+    done = threading.Event()
+    all_steps: list[Callable[[], object]] = [*steps, lambda: True]
 
     def guarded() -> None:
         try:
@@ -81,29 +112,27 @@ def until_interrupted(work: Callable[[], None], *steps: Callable[[], object]) ->
             failures.append(error)
         done.set()
 
-    threading.Thread(target=guarded, name="pycrispasr-work", daemon=True).start()
-    left = iter(steps)
-    while not done.is_set():
-        try:
-            done.wait(0.1)
-        except KeyboardInterrupt:
-            step = next(left, None)
-            if step is None:
-                raise
-            step()
+    before = obey_signals(lambda number, _: came.append(number))
+    try:
+        threading.Thread(target=guarded, name="pycrispasr-work", daemon=True).start()
+        obeyed = 0
+        while not done.wait(0.05):
+            for step in all_steps[obeyed : len(came)]:
+                obeyed += 1
+                if step():
+                    return came[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if failures:
         raise failures[0]
+    return came[0] if came else 0
 
 
 @contextlib.contextmanager
 def writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
-    """Around the making of a file: what shows its progress, a bar on stderr or nothing where that is no terminal.
-
-    A signal to stop goes the way of an exception, so that no unfinished file stays.
-    """
+    """Around the making of a file: what shows its progress, a bar on stderr or nothing where that is no terminal."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="pycrispasr: %(message)s")
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with bar(out) as progress:
         yield progress
     tell(f"{out}: {bytes_text(Path(out).stat().st_size)}")
@@ -112,7 +141,7 @@ def writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
     """What shows (done, total) on stderr, or None where that is no terminal."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console
@@ -124,9 +153,22 @@ def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it. A program without a window's console has no such streams."""
+    return stream is not None and stream.isatty()
+
+
+def standard_input() -> BinaryIO:
+    """Standard input, unbuffered: Python cannot end while a thread waits inside a buffer."""
+    if sys.stdin is None:
+        raise AudioError("there is no standard input: name a file")
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
+
+
 def tell(message: str) -> None:
-    """Prints a line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints a line on stderr, if there is one."""
+    if sys.stderr is not None:
+        print(message, file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from pycrispasr import audio, formats, hub
-from pycrispasr.cli.common import ComputedIn, Precision, app, complain, print_tokens, tell, until_interrupted
+from pycrispasr import audio, formats, hub, pipes
+from pycrispasr.cli.common import (
+    ComputedIn,
+    Precision,
+    app,
+    complain,
+    is_terminal,
+    print_tokens,
+    standard_input,
+    tell,
+    until_stopped,
+)
 from pycrispasr.cli.transcribe import complaints
+from pycrispasr.errors import AudioError, CancelledError, ClosedError, PycrispasrError
 from pycrispasr.events import Event, Final
 from pycrispasr.model import Model
+from pycrispasr.result import Transcript
+from pycrispasr.session import Session
 
 
 @app.command()
@@ -21,7 +34,7 @@ def live(
         str | None,
         typer.Argument(
             metavar="[-]",
-            help='"-": raw PCM from standard input, 16-bit signed mono. Otherwise a microphone.',
+            help='"-": standard input: raw samples, or a file of sound as it comes. Otherwise a microphone.',
         ),
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A model, as for `transcribe -m`.")] = hub.DEFAULT,
@@ -29,7 +42,17 @@ def live(
         str | None, typer.Option("--device", help="The microphone: a number or a name of --list-devices.")
     ] = None,
     list_microphones: Annotated[bool, typer.Option("--list-devices", help="List the microphones, and exit.")] = False,
-    sample_rate: Annotated[int, typer.Option(help="Samples per second of standard input.")] = audio.SAMPLE_RATE,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="Of raw samples on standard input: s16le, f32le, u8 and so on, as FFmpeg."),
+    ] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="Samples per second of raw samples on standard input. Default: 16000.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of raw samples on standard input. Default: 1.")] = None,
+    reconnect: Annotated[
+        bool, typer.Option("--reconnect", help="Wait for a microphone that goes away, instead of ending.")
+    ] = False,
     vad: Annotated[
         bool | None,
         typer.Option("--vad/--no-vad", help="Find utterances between silences. By default for microphones only."),
@@ -62,8 +85,17 @@ def live(
     if source not in (None, "-"):
         raise typer.BadParameter(f"{source!r} is no source: give - for standard input, or nothing for a microphone")
     from_pipe = source == "-"
+    raw = {"--format": form, "--sample-rate": sample_rate, "--channels": channels}
+    if not from_pipe and any(value is not None for value in raw.values()):
+        given = next(name for name, value in raw.items() if value is not None)
+        raise typer.BadParameter("it is for standard input: add -", param_hint=given)
+    if reconnect and from_pipe:
+        raise typer.BadParameter("it is for microphones: leave - away", param_hint="--reconnect")
     number = int(microphone) if microphone and microphone.isdecimal() else microphone
-    rate = audio.check_rate(sample_rate) if from_pipe else listening.microphone_rate(number)
+    pipes.check(form, channels)
+    if sample_rate is not None:
+        audio.check_rate(sample_rate)
+    rate = 0 if from_pipe else listening.microphone_rate(number)
     with (
         Model(model, device=device, threads=threads, precision=precision.value, runtime="pycrispasr") as opened,
         opened.session(
@@ -74,35 +106,83 @@ def live(
             max_new_tokens=max_new_tokens,
         ) as session,
     ):
+        recording: listening.Recording
         if from_pipe:
-            recording = listening.pipe(session, sys.stdin.buffer, rate)
+            # Its first bytes may be long in coming: they are looked at in the thread that reads.
+            recording = listening.Pipe(
+                session,
+                lambda: audio.listen(
+                    standard_input(), format=form, sample_rate=sample_rate, channels=channels, name="standard input"
+                ),
+            )
         else:
-            recording = listening.microphone(session, number, rate)
+            recording = listening.Microphone(session, number, rate, reconnect=reconnect, tell=complain)
+        text = _Text(session, as_json=as_json)
         with recording:
-            if not from_pipe and sys.stderr.isatty():
+            if not from_pipe and is_terminal(sys.stderr):
                 tell("listening; Ctrl-C ends it")
-            work = lambda: _print_events(session.events(), as_json=as_json)  # noqa: E731
-            until_interrupted(work, session.end, session.cancel)
-        transcript = session.finish()
+            stopped = until_stopped(text.print, session.end, session.cancel)
+        transcript = text.transcript
+        if transcript is None:
+            if stopped:  # before there was any text, or by a second signal
+                raise typer.Exit(128 + stopped)
+            raise recording.failure or text.failure or ClosedError("the session is closed")
         for sentence in complaints("live", transcript):
             complain(sentence)
+        for sentence in recording.warnings:
+            complain(f"live: {sentence}")
         if session.lost:
             complain(f"live: {session.lost:.1f} s of audio were lost: this machine is too slow for the model")
+        if recording.failure is not None:
+            raise recording.failure
 
 
-def _print_events(events: Iterable[Event], *, as_json: bool) -> None:
-    if as_json:
-        for event in events:
-            print(formats.event_to_json(event), flush=True)
-    elif sys.stdout.isatty():
-        from rich.console import Console
+class _Text:
+    """Prints what a session tells.
 
-        from pycrispasr.live import draw
+    Attributes:
+        transcript: Of all of it, when it has been printed.
+        failure: Why there is none.
+    """
 
-        for _ in draw(events, Console()):
-            pass
-    else:
+    def __init__(self, session: Session, *, as_json: bool) -> None:
+        self.transcript: Transcript | None = None
+        self.failure: PycrispasrError | None = None
+        self._session, self._as_json = session, as_json
+        self._finals = 0
+
+    def print(self) -> None:
+        """Works until the audio has ended. Of a session that is cancelled, what it has until then is printed."""
         try:
-            print_tokens(token for event in events if isinstance(event, Final) for token in event.segment.tokens)
-        finally:
-            print(flush=True)
+            self._print(self._session.events())
+            self.transcript = self._session.finish()
+        except CancelledError as error:
+            self.failure = error
+            self._print(iter([Final(segment) for segment in error.partial.segments[self._finals :]]))
+        except AudioError as error:
+            self.failure = error
+
+    def _print(self, events: Iterator[Event]) -> None:
+        if self._as_json:
+            for event in self._counted(events):
+                print(formats.event_to_json(event), flush=True)
+        elif is_terminal(sys.stdout):
+            from rich.console import Console
+
+            from pycrispasr.live import draw
+
+            for _ in draw(self._counted(events), Console()):
+                pass
+        else:
+            tokens = (
+                token for event in self._counted(events) if isinstance(event, Final) for token in event.segment.tokens
+            )
+            try:
+                print_tokens(tokens)
+            finally:
+                print(flush=True)
+
+    def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
+        for event in events:
+            self._finals += isinstance(event, Final)
+            yield event

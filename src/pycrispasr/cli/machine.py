@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import AsJson, ComputedIn, Precision, app, bytes_text, tell
+from pycrispasr.cli.common import AsJson, ComputedIn, Precision, app, bytes_text, is_terminal, tell
 from pycrispasr.model import backends
 from pycrispasr.model import devices as list_devices
 
@@ -101,7 +101,7 @@ def bench(
             random_model.generate(model, preset="2b", type="q4_k")
         report = benchmark.bench(
             model, recording, against=against, threads=threads, precision=precision.value, runs=runs, tokens=tokens,
-            tell=tell if sys.stderr.isatty() else lambda _: None,
+            tell=tell if is_terminal(sys.stderr) else lambda _: None,
         )  # fmt: skip
     print(json.dumps(report.to_dict(), indent=2) if as_json else benchmark.table(report))
     if picture:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pycrispasr import hub
-from pycrispasr.cli.common import AsJson, app, bytes_text, tell
+from pycrispasr.cli.common import AsJson, app, bytes_text, is_terminal, tell
 
 models = typer.Typer(help="List models; fetch, remove and find them.", rich_markup_mode=None)
 app.add_typer(models, name="models")
@@ -51,7 +51,7 @@ def remove(
     paths = hub.cached(name)
     for path in paths:
         tell(str(path))
-    if paths and not yes and sys.stdin.isatty():
+    if paths and not yes and is_terminal(sys.stdin):
         typer.confirm("Remove it?" if len(paths) == 1 else f"Remove these {len(paths)}?", abort=True, err=True)
     freed = hub.remove(name)
     tell(f"{name}: {bytes_text(freed)} removed" if paths or freed else f"{name}: not in the cache")

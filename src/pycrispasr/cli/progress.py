@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from pycrispasr.cli.common import complain, tell
+from pycrispasr.cli.common import complain, is_terminal, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ class Progress:
 
     def __init__(self, jobs: int, *, verbose: bool, files: bool) -> None:
         self._jobs = jobs
-        self._terminal = sys.stderr.isatty()
+        self._terminal = is_terminal(sys.stderr)
         self._lines = verbose or (files and not self._terminal)
         self._start = self._told = time.perf_counter()
         self._drawn = 0.0
@@ -112,7 +112,7 @@ class Progress:
         """Prints a segment on stdout: on a terminal as a line of its own, else behind `gap` in the same one."""
         if not text:
             return
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             self._above(text + "\n")
         else:
             self._open_line = True
@@ -121,7 +121,7 @@ class Progress:
 
     def end_line(self) -> None:
         """The text of a recording is complete."""
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             self._open_line = False
             print(flush=True)
 
@@ -141,7 +141,7 @@ class Progress:
         complain(message)
 
     def _above(self, content: str) -> None:
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             self._clear()
         sys.stdout.write(content)
         sys.stdout.flush()

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import enum
 import functools
-import io
 import itertools
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,15 +22,24 @@ import typer
 
 from pycrispasr import _native, formats, hub, manifest, output
 from pycrispasr.batch import Batch, Recording, side_by_side
-from pycrispasr.cli.common import ComputedIn, Device, Precision, Runtime, app, complain, tell, until_interrupted
+from pycrispasr.cli.common import (
+    ComputedIn,
+    Device,
+    Precision,
+    Runtime,
+    app,
+    complain,
+    is_terminal,
+    standard_input,
+    tell,
+    until_stopped,
+)
 from pycrispasr.cli.progress import Progress, clock
 from pycrispasr.cutter import Cutter
 from pycrispasr.errors import AudioError, PycrispasrError
 from pycrispasr.live_text import separator
 from pycrispasr.model import BATCH, Model
 from pycrispasr.result import Segment, Status, Transcript
-
-_INTERRUPTED = 130  # exit status, as of a program that SIGINT has ended
 
 
 class Format(str, enum.Enum):
@@ -148,13 +157,10 @@ def transcribe(
         )  # fmt: skip
         reading: dict[str, Any] = {"channel": channel, "track": track, "vad": vad.value, "silence": silence}
         decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
-        try:
-            until_interrupted(lambda: work.run(reading, decoding), work.stop)
-        except KeyboardInterrupt:
-            work.interrupted = True
-    work.sum_up(always=verbose or folder is not None or (len(plan) > 1 and sys.stderr.isatty()))
-    if work.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        stopped = until_stopped(lambda: work.run(reading, decoding), work.stop)
+    work.sum_up(always=verbose or folder is not None or (len(plan) > 1 and is_terminal(sys.stderr)), stopped=stopped)
+    if stopped:
+        raise typer.Exit(128 + stopped)
     if work.count["done"] < len(plan):
         raise typer.Exit(1)
 
@@ -225,18 +231,14 @@ class _Work:
         except _native.Cancelled:
             self._keep_partial()
 
-    def stop(self) -> None:
-        """Ends the work soon.
-
-        Raises:
-            KeyboardInterrupt: It cannot be ended: leave it alone.
-        """
+    def stop(self) -> bool:
+        """Ends the work soon. True where it cannot be ended: leave it alone."""
         self.interrupted = True
         if self._batch is not None:
             self._batch.native.cancel()
         if self._deaf:
             self._keep_partial()
-            raise KeyboardInterrupt
+        return self._deaf
 
     def _one_by_one(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
         self._deaf = True
@@ -349,8 +351,8 @@ class _Work:
                     self._finish(job, transcript, partial=True)
             self._begun.clear()
 
-    def sum_up(self, *, always: bool) -> None:
-        """Says on stderr what became of all of it."""
+    def sum_up(self, *, always: bool, stopped: int) -> None:
+        """Says on stderr what became of all of it, and which signal has stopped it, if one has."""
         took = time.perf_counter() - self._start
         if always:
             all_done = self.count["done"] == len(self._plan)
@@ -359,16 +361,14 @@ class _Work:
             told += [f"{self.count[outcome]} {outcome}" for outcome in ("in part", "failed") if self.count[outcome]]
             speed = f", {self._seconds / took:.1f} times as fast as it was spoken" if self._seconds else ""
             tell(f"{', '.join(told)}; {clock(self._seconds)} of audio in {clock(took)}{speed}")
-        if self.interrupted:
+        if stopped:
             rest = ": what was done stays, what was begun is in files with .partial in their names"
-            complain(f"stopped by Ctrl-C{rest if any(job.stem for job in self._plan) else ''}")
+            by = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
+            complain(f"stopped by {by}{rest if any(job.stem for job in self._plan) else ''}")
 
 
 def _source(job: _Job) -> str | BinaryIO:
-    if job.entry.audio != "-":
-        return job.entry.audio
-    # Not sys.stdin.buffer: Python cannot end while a thread waits inside it.
-    return io.FileIO(sys.stdin.fileno(), closefd=False)
+    return standard_input() if job.entry.audio == "-" else job.entry.audio
 
 
 def complaints(name: str, transcript: Transcript) -> Iterator[str]:
