@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     On Linux the file has no name of its own meanwhile, so that not even a killed process leaves it behind.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{secrets.token_hex(6)}.part")  # short: the path's own name may be as long as names can be
     unnamed: int | None = None
     with contextlib.suppress(AttributeError, OSError):  # another system, or a file system that cannot do it
         unnamed = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)

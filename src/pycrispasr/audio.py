@@ -397,7 +397,7 @@ def _is_array(audio: Any) -> bool:
 
 def _name(audio: Any) -> str:
     if isinstance(audio, (str, os.PathLike)):
-        return repr(os.fsdecode(audio))
+        return repr(fetch.shown(os.fsdecode(audio)))
     if isinstance(audio, (bytes, bytearray, memoryview)):
         return f"audio of {len(audio)} bytes"
     return f"file object {getattr(audio, 'name', '')!r}"
@@ -405,7 +405,7 @@ def _name(audio: Any) -> str:
 
 def _file(audio: Any, stack: contextlib.ExitStack) -> BinaryIO:
     """A file object that libsndfile can work on. What is opened here is closed with the stack."""
-    if isinstance(audio, str) and (address := re.match(r"([a-z][a-z0-9+.-]*)://", audio, re.IGNORECASE)):
+    if isinstance(audio, str) and (address := re.match(r"\s*([a-z][a-z0-9+.-]*)://", audio, re.IGNORECASE)):
         scheme = address[1].lower()
         if scheme in ("http", "https"):
             return stack.enter_context(fetch.download(audio))

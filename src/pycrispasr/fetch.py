@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pycrispasr.errors import AudioError, AudioNotFoundError
+
+if TYPE_CHECKING:
+    from requests.adapters import HTTPAdapter
 
 _IN_MEMORY = 16 << 20  # bytes; what is longer goes to a temporary file
 _PIECE = 1 << 18
@@ -35,42 +39,91 @@ def spool(stream: Any) -> BinaryIO:
 
 
 def download(url: str) -> BinaryIO:
-    """What is at a web address, http or https, as a seekable file. Redirects are followed.
+    """What is at a web address, http or https, as a seekable file.
+
+    As curl does: spaces and letters beyond ASCII are allowed, "user:password@" is sent to that host only, redirects are
+    followed, answers that come compressed are unpacked.
 
     Raises:
         AudioNotFoundError: The server says that there is no such file.
         AudioError: It cannot be fetched, or not to its end.
     """
-    import http.client
-    import urllib.error
-    import urllib.request
+    import requests
 
     from pycrispasr import __version__
 
-    received, size = 0, None
+    statuses: list[int] = []
     with contextlib.ExitStack() as stack:
         file = _temporary_file(stack)
+        answer = None
         try:
-            request = urllib.request.Request(url, headers={"User-Agent": f"pycrispasr/{__version__}"})  # noqa: S310
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310  the caller checked the scheme
-                size = answer.headers.get("Content-Length")
-                while piece := answer.read(_PIECE):
-                    received += len(piece)
-                    _write(file, piece)
-        except urllib.error.HTTPError as error:
-            with error:
-                kind = AudioNotFoundError if error.code in (404, 410) else AudioError
-                raise kind(f"cannot be fetched: the server answers {error.code} {error.reason}") from None
+            with requests.Session() as session:
+                session.mount("https://", _adapter())
+                session.hooks["response"].append(lambda answer, **_: statuses.append(answer.status_code))
+                # Sound is compressed already.
+                session.headers.update({"User-Agent": f"pycrispasr/{__version__}", "Accept-Encoding": "identity"})
+                answer = session.get(_without_user(url.strip()), auth=_user(url), stream=True, timeout=_TIMEOUT)
+                with answer:
+                    if answer.status_code >= 400:
+                        kind = AudioNotFoundError if answer.status_code in (404, 410) else AudioError
+                        raise kind(f"cannot be fetched: the server answers {answer.status_code} {answer.reason}")
+                    for piece in answer.iter_content(_PIECE):
+                        _write(file, piece)
         except AudioError:
             raise
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        except requests.exceptions.InvalidSchema:
+            raise AudioError(f"cannot be fetched: the server answers {statuses[-1]} with no web address") from None
+        except (OSError, ValueError) as error:  # those of requests and urllib3 are of these kinds
+            received = 0 if answer is None else answer.raw.tell()
+            size = "" if answer is None else answer.headers.get("Content-Length", "")
+            if size.isdecimal() and received < int(size):
+                raise AudioError(
+                    f"cannot be fetched: the connection ended after {received} of {size} bytes, so try again"
+                ) from error
             after = f" after {received} bytes" if received else ""
-            raise AudioError(f"cannot be fetched: {reason}{after}") from error
-        if size is not None and size.isdecimal() and received < int(size):
-            raise AudioError(f"cannot be fetched: the connection ended after {received} of {size} bytes, so try again")
+            raise AudioError(f"cannot be fetched: {_reason(error)}{after}") from error
         stack.pop_all()
         return file
+
+
+def shown(url: str) -> str:
+    """An address as it may be shown: without "user:password@". What is no address stays as it is."""
+    return _without_user(url) if re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) else url
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", url)
+
+
+def _user(url: str) -> Any:
+    """The name and the password in an address, in UTF-8."""
+    import urllib.parse
+
+    found = re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)@", url)
+    if found is None:
+        return None
+    user, _, password = found[1].partition(":")
+    return urllib.parse.unquote_to_bytes(user), urllib.parse.unquote_to_bytes(password)
+
+
+def _adapter() -> HTTPAdapter:
+    """Trusts the certificates that the system trusts, beside those that requests brings along."""
+    import ssl
+
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+            super().init_poolmanager(*arguments, ssl_context=ssl.create_default_context(), **options)
+
+    return Adapter()
+
+
+def _reason(error: BaseException) -> str:
+    """Of a chain of errors the innermost one that says something, without the address."""
+    while (inner := error.__cause__ or error.__context__) is not None and str(inner):
+        error = inner
+    return re.sub(r"://[^/\s]*@", "://", str(error)) or type(error).__name__
 
 
 def path_of(url: str) -> str:

@@ -18,11 +18,13 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycrispasr import gguf_file
+from pycrispasr.atomic import replacing
 from pycrispasr.errors import ModelNotFoundError, PycrispasrError, UsageError
 from pycrispasr.formats import bytes_text
 
@@ -216,7 +218,9 @@ def checkpoint(source: str | os.PathLike[str]) -> Path:
         from huggingface_hub import snapshot_download
 
         with _from_hub(_Remote(text, text, "", _MAIN)):
-            return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
+            return Path(
+                snapshot_download(text, cache_dir=_cache(), allow_patterns=["*.json", "*.safetensors", "merges.txt"])
+            )
     raise ModelNotFoundError(
         f"there is no folder {text!r}: name the folder of a Hugging Face checkpoint, or its repository as org/name"
     )
@@ -300,7 +304,13 @@ def _cache() -> Path:
     """The hub's cache: HF_HUB_CACHE, or a folder in HF_HOME."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    try:
+        return Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    except RuntimeError:
+        raise ModelNotFoundError(
+            "there is no home folder to keep models in (HOME is not set, and this user has none): set HF_HOME to a "
+            "folder, or pass the path of a model"
+        ) from None
 
 
 def _cached(remote: _Remote) -> Path | None:
@@ -325,7 +335,7 @@ def _cached_files() -> Iterator[tuple[str, str, bool, Path, str]]:
     try:
         with _quiet_hub():
             repos = scan_cache_dir(_cache()).repos
-    except (CacheNotFound, OSError, ValueError):
+    except (CacheNotFound, ModelNotFoundError, OSError, ValueError):
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
         for revision in sorted(repo.revisions, key=lambda revision: _MAIN not in revision.refs):
@@ -466,7 +476,7 @@ def _wrong(path: Path, size: int | None, sums: set[str | None]) -> str:
         return ""
     digest = hashlib.sha256()
     progress: Any = tqdm(  # type: ignore[no-untyped-call]
-        total=actual, desc="checking", unit="B", unit_scale=True, disable=None
+        total=actual, desc="checking", unit="B", unit_scale=True, disable=not _has_terminal()
     )
     with path.open("rb") as source, progress as bar:
         while block := source.read(1 << 22):
@@ -480,9 +490,8 @@ def _wrong(path: Path, size: int | None, sums: set[str | None]) -> str:
 def _write(path: Path, text: str) -> None:
     """Writes a small file so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _endpoint() -> str:
@@ -496,15 +505,29 @@ def _endpoint() -> str:
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keeps the hub's warnings about every retry off stderr."""
-    from huggingface_hub.utils import logging as hub_logging
+    """Keeps the hub's warnings about every retry off stderr, and its progress bars off what is no terminal."""
+    from huggingface_hub import utils
 
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(logging.ERROR)
+    bars: Any = utils
+    verbosity = utils.logging.get_verbosity()
+    hides_bars = not _has_terminal() and not bars.are_progress_bars_disabled()
+    utils.logging.set_verbosity(logging.ERROR)
+    if hides_bars:
+        bars.disable_progress_bars()
     try:
         yield
     finally:
-        hub_logging.set_verbosity(verbosity)
+        utils.logging.set_verbosity(verbosity)
+        if hides_bars:
+            bars.enable_progress_bars()
+
+
+def _has_terminal() -> bool:
+    """Whether progress bars can be drawn. A program without a console has no stderr at all, or one that is closed."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -12,14 +13,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pycrispasr import fetch
 from pycrispasr.atomic import replacing
 from pycrispasr.errors import AudioError, AudioNotFoundError, OutputError, UsageError
 from pycrispasr.result import Transcript
 
 ENDINGS = frozenset((
-    "wav", "wave", "rf64", "w64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf",
-    "m4a", "m4b", "aac", "ac3", "amr", "wma", "mka",
-    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp",
+    # What libsndfile reads.
+    "aif", "aifc", "aiff", "au", "avr", "caf", "flac", "htk", "mat", "mat4", "mat5", "mp1", "mp2", "mp3", "mpc2k",
+    "nist", "oga", "ogg", "opus", "paf", "pvf", "rf64", "sd2", "sds", "sf", "snd", "sph", "svx", "voc", "w64", "wav",
+    "wave", "wavex", "bwf", "wve", "xi", "iff", "8svx", "16svx",
+    # What FFmpeg reads besides: sound,
+    "aa", "aa3", "aac", "aax", "ac3", "ac4", "adts", "adx", "amr", "ape", "apm", "apc", "ast", "awb", "bit", "brstm",
+    "bfstm", "bcstm", "dff", "dsf", "dss", "dts", "dtshd", "dfpwm", "ec3", "eac3", "fsb", "g722", "gsm", "hca", "ircam",
+    "kss", "latm", "lbc", "loas", "lvf", "m4a", "m4b", "m4p", "m4r", "mka", "mlp", "mmf", "mpa", "mpc", "nut", "ofr",
+    "oma", "omg", "paf", "qcp", "ra", "rso", "sbc", "sox", "spx", "tak", "thd", "truehd", "tta", "vag", "vqf", "weba",
+    "wma", "wv", "xwma", "xwm", "acm", "aea", "aix", "apl", "aptx", "binka", "bonk", "dtk", "g723_1", "g729", "genh",
+    "iamf", "lc3", "m2a", "mac", "mca", "msbc", "msf", "mtaf", "osq", "qoa", "rka", "rsd", "shn", "ss2", "svag", "vpk",
+    "vqe", "vql", "wsd", "xvag",
+    # and films.
+    "3g2", "3gp", "3gpp", "amv", "asf", "avi", "divx", "dv", "evo", "f4a", "f4b", "f4v", "flv", "gxf", "ism", "isma",
+    "ismv", "m2t", "m2ts", "m2v", "m4s", "m4v", "mj2", "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv",
+    "mts", "mxf", "mxg", "nsv", "ogm", "ogv", "ogx", "qt", "rec", "rm", "rmvb", "swf", "tod", "mod", "trp", "ts", "ty",
+    "vob", "webm", "wmv", "wtv", "dav", "dif", "imx", "ivr", "kux", "moflex", "psp", "usm", "viv", "xmv",
 ))  # fmt: skip
 """Endings of the files that are taken from folders."""
 
@@ -36,7 +52,7 @@ class Entry:
 
     Attributes:
         audio: A path, an address, or "-" for standard input.
-        name: The same as the list has it.
+        name: The same as the list has it, without the user and the password of an address.
         fields: All that the list says about it.
     """
 
@@ -44,13 +60,27 @@ class Entry:
     name: str
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def shown(self) -> str:
+        """The path or address as it may be shown."""
+        return fetch.shown(self.audio)
 
-def expand(paths: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
+
+def is_recording(name: str) -> bool:
+    """Whether a file of this name is taken from a folder."""
+    return name.rpartition(".")[2].lower() in ENDINGS and not name.startswith(".")
+
+
+def expand(
+    paths: Iterable[str], *, recursive: bool = False, passed_over: collections.Counter[str] | None = None
+) -> Iterator[str]:
     """Recordings, with the sound and film files that are in folders in their place, by name.
 
     Args:
         paths: Paths, addresses, or "-".
         recursive: Look into folders, and into those within; hidden ones are left out.
+        passed_over: Gets the number of files, other than hidden ones, that are no recordings by their names' endings,
+            by ending.
 
     Raises:
         UsageError: A path is a folder, and `recursive` is not set.
@@ -67,9 +97,11 @@ def expand(paths: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
         for folder, folders, files in os.walk(path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                if not name.startswith(".") and name.rpartition(".")[2].lower() in ENDINGS:
+                if is_recording(name):
                     found = True
                     yield os.path.join(folder, name)
+                elif passed_over is not None and not name.startswith("."):
+                    passed_over[os.path.splitext(name)[1].lower()] += 1
         if not found:
             raise AudioNotFoundError(f"there is no audio file in {path!r}")
 
@@ -100,7 +132,7 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
         if not isinstance(name, str):
             raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {AUDIO[0]!r}")
         is_path = "://" not in name and name != "-"
-        entries.append(Entry(str(path.parent / name) if is_path else name, name, row))
+        entries.append(Entry(str(path.parent / name) if is_path else name, fetch.shown(name), row))
     return entries
 
 
@@ -164,8 +196,7 @@ class Results:
         resume: bool = False,
     ) -> None:
         self._path = Path(path)
-        self.done: frozenset[str] = frozenset()
-        """The names of recordings that are in it already, when the work goes on."""
+        self._left = collections.Counter[str]()  # rows that `take` has not given to an entry
         self._names = list(dict.fromkeys(name for entry in entries for name in _fields(entry)))
         self._names += RESULTS
         self._begin = True  # with the first result
@@ -178,6 +209,17 @@ class Results:
                 self._take_up()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The names of recordings that are in it already, when the work goes on."""
+        return frozenset(name for name, count in self._left.items() if count > 0)
+
+    def take(self, entry: Entry) -> bool:
+        """Whether the entry is in the list from before. Each row of it counts once: a list may name one twice."""
+        name = _written(entry.name)
+        self._left[name] -= 1
+        return self._left[name] >= 0
 
     def add(self, entry: Entry, transcript: Transcript) -> None:
         """Writes an entry's result.
@@ -214,7 +256,7 @@ class Results:
         kept = [row for row in rows if row.get("status") != "failed"]
         self._names = names or self._names
         self._begin = not kept
-        self.done = frozenset(row["audio"] for row in kept if row.get("audio"))
+        self._left = collections.Counter(_written(row["audio"]) for row in kept if row.get("audio"))
         if kept and (len(kept) < len(rows) or whole != content):
             with replacing(self._path) as part:
                 part.write_bytes(self._lines(kept, header=True))
@@ -239,6 +281,11 @@ class Results:
             raise
         except OSError as error:
             raise OutputError(f"{str(self._path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def _written(name: str) -> str:
+    """A name as CSV has it: bytes that are no text are escaped in it."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def summary(transcript: Transcript) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
+import hashlib
 import itertools
 import os
 import re
@@ -11,16 +13,24 @@ import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from pycrispasr import formats
+from pycrispasr import fetch, formats, manifest
 from pycrispasr.atomic import replacing
 from pycrispasr.errors import OutputError, UsageError
 from pycrispasr.formats import FORMATS, Format
 from pycrispasr.result import Transcript
 
+_LONGEST = 255  # bytes in a name, on nearly all file systems
+_MARK = "user.pycrispasr.recording"  # an attribute of a result's file
 _ENDINGS: dict[Format, str] = {"audacity": "labels.txt"}  # where that is not the format's name
 
 
-def stems(recordings: Sequence[str], folder: str | os.PathLike[str] | None, *, roots: Iterable[str] = ()) -> list[Path]:
+def stems(
+    recordings: Sequence[str],
+    folder: str | os.PathLike[str] | None,
+    *,
+    roots: Iterable[str] = (),
+    kinds: Iterable[Format] = (),
+) -> list[Path]:
     """A path for each recording, to which each format adds its ending, so that no two of them share a file.
 
     A recording's files have its name without its ending: "talk.mp3" becomes "talk.srt". Where two recordings would have
@@ -32,7 +42,10 @@ def stems(recordings: Sequence[str], folder: str | os.PathLike[str] | None, *, r
         recordings: Paths, URLs, or "-" for standard input, whose files are called "stdin".
         folder: Where the files go, or None: beside each recording, or in the current folder where it is no file.
         roots: Folders in which recordings were found. In `folder` these keep their place below them.
+        kinds: Formats whose files may be there from before, as when work goes on. A path is left alone then where one
+            of them belongs to another recording ("talk.txt" of "talk.wav" is not that of "talk.mp3").
     """
+    kinds = tuple(kinds)
     roots = sorted(roots, key=len, reverse=True)  # the innermost first
     names = [_name(recording) for recording in recordings]
     homes = [_home(recording, folder, roots) for recording in recordings]
@@ -42,13 +55,15 @@ def stems(recordings: Sequence[str], folder: str | os.PathLike[str] | None, *, r
     sources = {path for path in (os.path.abspath(one).casefold() for one in recordings) if path.endswith(endings)}
     taken: set[str] = set()
     chosen = []
-    for home, name, stem in zip(homes, names, short, strict=True):
+    for recording, home, name, stem in zip(recordings, homes, names, short, strict=True):
         first = [stem] if counts[_key(stem)] == 1 else []
         numbered = (home / f"{name}-{number}" for number in itertools.count(2))
         path = next(
             path
             for path in itertools.chain(first, [home / name], numbered)
-            if _key(path) not in taken and (not sources or sources.isdisjoint(_results(path)))
+            if _key(path) not in taken
+            and (not sources or sources.isdisjoint(_results(path)))
+            and not any(_is_of_another(file, recording) for file in files(path, kinds).values())
         )
         taken.add(_key(path))
         chosen.append(path)
@@ -65,8 +80,18 @@ def files(stem: Path, kinds: Iterable[Format], *, partial: bool = False) -> dict
     for kind in kinds:
         if kind not in FORMATS:
             raise UsageError(f"there is no format {kind!r}: choose among {', '.join(FORMATS)}")
-        found[kind] = stem.with_name(f"{stem.name}{'.partial' if partial else ''}.{_ENDINGS.get(kind, kind)}")
+        ending = f"{'.partial' if partial else ''}.{_ENDINGS.get(kind, kind)}"
+        found[kind] = stem.with_name((_shortened(stem.name, ending) if partial else stem.name) + ending)
     return found
+
+
+def _shortened(name: str, ending: str) -> str:
+    """A name which with its ending is no longer than names can be: cut, with a sum that tells it from others."""
+    content = os.fsencode(name)
+    if len(content) + len(ending) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{os.fsdecode(content[:100]).encode(errors='ignore').decode()}-{digest}"
 
 
 def pending(stem: Path, kinds: Iterable[Format], *, overwrite: bool = False, resume: bool = False) -> list[Format]:
@@ -81,16 +106,39 @@ def pending(stem: Path, kinds: Iterable[Format], *, overwrite: bool = False, res
         resume: Write those that are not there.
 
     Raises:
-        OutputError: A file is there, and neither `overwrite` nor `resume` is set.
+        OutputError: A file is there, and neither `overwrite` nor `resume` is set; or its name is too long.
         UsageError: There is no such format, or both are set.
     """
     if overwrite and resume:
         raise UsageError("overwrite and resume cannot both be set: the one replaces files, the other keeps them")
-    there = {kind: path for kind, path in files(stem, kinds).items() if os.path.lexists(path)}
+    there = {kind: path for kind, path in files(stem, kinds).items() if _is_there(path)}
     if there and not overwrite and not resume:
         path = str(next(iter(there.values())))
         raise OutputError(f"{path!r} is already there: --overwrite replaces it, --resume keeps it, -o names a folder")
     return [kind for kind in kinds if overwrite or kind not in there]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        OutputError: There cannot be one: the name is too long for the file system.
+    """
+    home = path.parent
+    while not home.exists() and home != home.parent:
+        home = home.parent
+    for tried in (path, home / path.name):  # while folders are missing, the system does not look at the name
+        try:
+            tried.lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise OutputError(
+                    f"{str(path)!r} cannot be written: its name has {len(os.fsencode(path.name))} bytes, more than the "
+                    "file system allows: rename the recording, or name a list for all texts with --results"
+                ) from None
+        except ValueError as error:  # a zero byte
+            raise OutputError(f"{str(path)!r} cannot be written: {error}") from None
+    return os.path.lexists(path)
 
 
 def write(
@@ -147,6 +195,7 @@ def write(
             with replacing(path) as part:
                 # Names of files can have bytes that are no text; JSON has the same escapes for them.
                 part.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
+                _mark(part, audio)
         except OSError as error:
             raise OutputError(
                 f"{str(path)!r} cannot be written ({error.strerror or error}): name a writable folder with -o"
@@ -157,11 +206,53 @@ def write(
     return list(written.values())
 
 
+def _identity(recording: str) -> bytes:
+    """What tells a recording from others, also when it is moved: its name and its size; or its address."""
+    if recording == "-" or "://" in recording:
+        return os.fsencode(fetch.shown(recording))
+    try:
+        size = os.stat(recording).st_size
+    except (OSError, ValueError):
+        size = -1
+    return b"%d %s" % (size, os.fsencode(os.path.basename(recording)))
+
+
+def _mark(path: Path, recording: str | None) -> None:
+    """Notes in a result's file whose it is, where the system has a place for that."""
+    if recording is not None and hasattr(os, "setxattr"):
+        with contextlib.suppress(OSError):
+            os.setxattr(path, _MARK, _identity(recording))
+
+
+def _is_of_another(path: Path, recording: str) -> bool:
+    """Whether a result is there that is another recording's.
+
+    Where it does not say whose it is, it is this one's, unless a recording of the same name and another ending lies
+    beside this one.
+    """
+    if not os.path.lexists(path):
+        return False
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(path, _MARK) != _identity(recording)
+    if recording == "-" or "://" in recording:
+        return False
+    source = Path(recording)
+    if path.name.startswith(source.name):  # "talk.mp3.txt"
+        return False
+    with contextlib.suppress(OSError):
+        return any(
+            one.stem == source.stem and one.name != source.name and manifest.is_recording(one.name)
+            for one in source.parent.iterdir()
+        )
+    return False
+
+
 def _name(recording: str) -> str:
     if recording == "-":
         return "stdin"
     if "://" in recording:
-        url = urllib.parse.urlsplit(recording)
+        url = urllib.parse.urlsplit(fetch.shown(recording))
         name = PurePath(urllib.parse.unquote(url.path)).name or url.netloc
         return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name) or "url"  # what some system's names cannot have
     return os.path.basename(os.path.abspath(recording))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from pycrispasr import _native, formats, hub, manifest, output
+from pycrispasr import _native, fetch, formats, hub, manifest, output
 from pycrispasr.batch import Batch, Recording, side_by_side
 from pycrispasr.cli.common import (
     ComputedIn,
@@ -128,7 +128,9 @@ def transcribe(
     if resume and overwrite:
         raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
     Cutter(vad=vad.value, silence=silence)  # tells before any work what cannot be
-    entries = [manifest.Entry(path, path) for path in manifest.expand(recordings or [], recursive=recursive)]
+    passed_over = collections.Counter[str]()
+    found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
+    entries = [manifest.Entry(path, fetch.shown(path)) for path in found]
     entries += manifest.read(listed) if listed is not None else []
     roots = [path for path in recordings or [] if os.path.isdir(path)]
     rests = _rests(entries, folder, roots, wanted, overwrite=overwrite, resume=resume)
@@ -138,7 +140,7 @@ def transcribe(
             book = stack.enter_context(manifest.Results(results, entries, overwrite=overwrite, resume=resume))
         plan = []
         for entry, (stem, rest) in zip(entries, rests, strict=True):
-            is_new = book is not None and entry.name not in book.done
+            is_new = book is not None and not book.take(entry)
             if is_new or (rest and (stem is not None or book is None)):
                 plan.append(_Job(entry, stem, rest, is_new))
         if not plan:
@@ -158,7 +160,11 @@ def transcribe(
         reading: dict[str, Any] = {"channel": channel, "track": track, "vad": vad.value, "silence": silence}
         decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
         stopped = until_stopped(lambda: work.run(reading, decoding), work.stop)
-    work.sum_up(always=verbose or folder is not None or (len(plan) > 1 and is_terminal(sys.stderr)), stopped=stopped)
+    work.sum_up(
+        always=verbose or folder is not None or (len(plan) > 1 and is_terminal(sys.stderr)),
+        stopped=stopped,
+        passed_over=_passed_over(passed_over),
+    )
     if stopped:
         raise typer.Exit(128 + stopped)
     if work.count["done"] < len(plan):
@@ -185,7 +191,8 @@ def _rests(
     """Where each recording's files go, and which are still to be written."""
     if folder is None:
         return [(None, kinds) for _ in entries]
-    stems = output.stems([entry.audio for entry in entries], folder, roots=roots)
+    kept = kinds if resume else []
+    stems = output.stems([entry.audio for entry in entries], folder, roots=roots, kinds=kept)
     return [(stem, output.pending(stem, kinds, overwrite=overwrite, resume=resume)) for stem in stems]
 
 
@@ -289,7 +296,7 @@ class _Work:
         """
         done = len(self._plan) - len(self._todo)
         known = (self._seconds + begun[0], done + begun[1])
-        self._progress.update(job.entry.audio, self._seconds + seconds, jobs=done, known=known, text=text)
+        self._progress.update(job.entry.shown, self._seconds + seconds, jobs=done, known=known, text=text)
 
     def _draw_one(self, job: _Job, done: float, total: float | None) -> None:
         self._draw(job, done, (total or 0.0, 1))
@@ -309,7 +316,7 @@ class _Work:
 
     def _finish(self, job: _Job, transcript: Transcript, *, partial: bool = False) -> None:
         """A recording is done, or the work on it was stopped."""
-        name = job.entry.audio
+        name = job.entry.shown
         statuses = {segment.status for segment in transcript.segments}
         outcome = "failed" if statuses == {"failed"} else "done" if statuses.issubset(self._kept) else "in part"
         self._print(job, transcript.segments)
@@ -351,8 +358,8 @@ class _Work:
                     self._finish(job, transcript, partial=True)
             self._begun.clear()
 
-    def sum_up(self, *, always: bool, stopped: int) -> None:
-        """Says on stderr what became of all of it, and which signal has stopped it, if one has."""
+    def sum_up(self, *, always: bool, stopped: int, passed_over: str) -> None:
+        """Says on stderr what became of all of it, by which signal it was stopped, and what was passed over."""
         took = time.perf_counter() - self._start
         if always:
             all_done = self.count["done"] == len(self._plan)
@@ -360,11 +367,26 @@ class _Work:
             told[0] += f" recording{'s' * (len(self._plan) != 1)} done"
             told += [f"{self.count[outcome]} {outcome}" for outcome in ("in part", "failed") if self.count[outcome]]
             speed = f", {self._seconds / took:.1f} times as fast as it was spoken" if self._seconds else ""
-            tell(f"{', '.join(told)}; {clock(self._seconds)} of audio in {clock(took)}{speed}")
+            tell(
+                f"{', '.join(told)}; {clock(self._seconds)} of audio in {clock(took)}{speed}"
+                f"{passed_over and '; '}{passed_over}"
+            )
+        elif passed_over:
+            tell(passed_over)
         if stopped:
             rest = ": what was done stays, what was begun is in files with .partial in their names"
             by = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
             complain(f"stopped by {by}{rest if any(job.stem for job in self._plan) else ''}")
+
+
+def _passed_over(endings: collections.Counter[str]) -> str:
+    """What is told of files in folders that are no recordings by their names: "3 files passed over: 2 .txt, 1 .jpg"."""
+    total = sum(endings.values())
+    if not total:
+        return ""
+    most = [f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(5)]
+    more = f", and {len(endings) - 5} more endings" if len(endings) > 5 else ""
+    return f"{total} file{'s' * (total > 1)} passed over: {', '.join(most)}{more}"
 
 
 def _source(job: _Job) -> str | BinaryIO:
