@@ -8,13 +8,15 @@ import math
 import os
 import re
 import sys
+import threading
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from pycrispasr import audio, hub
 from pycrispasr.audio import Samples
@@ -38,6 +40,10 @@ WHISPER_MODELS = (
 _WHISPER_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]*whisper[\w.-]*|distil-whisper/[\w.-]+", re.IGNORECASE)
 
 LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "mandarin": "zh"}
+"""Languages that may be named. The makers' card says English; the decoder's vocabulary has Chinese too."""
+
+PREPENDED, APPENDED = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"
+"""Marks that openai-whisper and faster-whisper join to the word behind and before them."""
 
 _GREEDY = "the most probable token is taken at every step"
 _NO_PROMPT = "this model takes no text beside the audio"
@@ -66,10 +72,10 @@ _HARMLESS: dict[str, tuple[tuple[object, ...], str]] = {
     "suppress_tokens": (((-1,), "-1", None, (), ""), "no token is suppressed"),
     "without_timestamps": ((True, False), "this model writes no times"),
     "max_initial_timestamp": ((1, None), "this model writes no times"),
-    "prepend_punctuations": (("\"'“¿([{-",), "a word has its punctuation"),
-    "append_punctuations": (("\"'.。,，!！?？:：”)]}、",), "a word has its punctuation"),
+    "prepend_punctuations": ((PREPENDED,), "a word has its punctuation"),
+    "append_punctuations": ((APPENDED,), "a word has its punctuation"),
     "hallucination_silence_threshold": ((None,), "a voice activity detector leaves silence out"),
-    "multilingual": ((True, False), "this model hears both of its languages"),
+    "multilingual": ((True, False), "this model is for one language"),
     "language_detection_threshold": ((0.5, None), "this model is not told a language"),
     "language_detection_segments": ((1,), "this model is not told a language"),
     "chunk_length": ((30, None), "stretches of at most 30 seconds are cut at pauses"),
@@ -83,6 +89,9 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "clip_timestamps": (("0", (0,), None, ()), "pass the part of the samples that is meant"),
 }
 
+OPTIONS = _HARMLESS | _REFUSED
+"""All options of both packages that mean nothing here, with the values that are taken, and the reason."""
+
 
 def open_model(
     name: str | os.PathLike[str],
@@ -94,14 +103,7 @@ def open_model(
     local_files_only: bool = False,
 ) -> Model:
     """Opens a model by a name that a program for Whisper has, or by one of ours."""
-    if isinstance(name, str):
-        if name in WHISPER_MODELS or (_WHISPER_REPOSITORY.fullmatch(name) and not os.path.exists(name)):
-            warn(f"{name!r} is a model for Whisper: {MODEL!r} is used, another model, which knows English and Chinese")
-            if revision is not None:
-                warn(f"revision={revision!r} has no effect: it is of another model")
-            name, revision = MODEL, None
-        elif name == BUNDLED:
-            name = "tiny"
+    name, revision = model_name(name, revision)
     return Model(
         name,
         device=device,
@@ -110,6 +112,24 @@ def open_model(
         revision=revision,
         local_files_only=local_files_only,
     )
+
+
+def model_name(name: str | os.PathLike[str], revision: str | None = None) -> tuple[str | os.PathLike[str], str | None]:
+    """Our name of a model, and its revision; warns where another model stands for one of Whisper's."""
+    if isinstance(name, str):
+        if name in WHISPER_MODELS or (_WHISPER_REPOSITORY.fullmatch(name) and not os.path.exists(name)):
+            warn(f"{name!r} is a model for Whisper: {MODEL!r} is used, another model, which is for English")
+            if revision is not None:
+                warn(f"revision={revision!r} has no effect: it is of another model")
+            return MODEL, None
+        if name == BUNDLED:
+            return "tiny", revision
+    return name, revision
+
+
+def available_models() -> list[str]:
+    """Names of models: ours, and Whisper's, which stand for "moss-transcribe"."""
+    return [MODEL, BUNDLED, *WHISPER_MODELS]
 
 
 def find_device(device: str, index: int = 0) -> str:
@@ -132,11 +152,13 @@ def check(options: Mapping[str, object], language: object = None, task: object =
         TypeError: There is no such option.
     """
     if language is not None and str(language).lower() not in LANGUAGES:
-        raise UnsupportedOperationError(f"language={language!r}: this model knows English ('en') and Chinese ('zh')")
+        raise UnsupportedOperationError(f"language={language!r}: this model is for English ('en'), as its makers say")
+    if language is not None and LANGUAGES[str(language).lower()] != "en":
+        warn(f"language={language!r}: this model is for English, as its makers say; it writes what it hears")
     if task != "transcribe":
         raise UnsupportedOperationError(f"task={task!r}: this model writes down what is said, in its language")
     for name, value in options.items():
-        harmless, why = _HARMLESS.get(name) or _REFUSED.get(name) or (None, "")
+        harmless, why = OPTIONS.get(name) or (None, "")
         if harmless is None:
             raise TypeError(f"transcribe() got an unexpected keyword argument {name!r}")
         value = tuple(value) if isinstance(value, (list, tuple)) else value
@@ -180,18 +202,17 @@ class Numbers(TypedDict):
 def numbers(segment: Segment) -> Numbers:
     """What Whisper tells of a segment; this model has no probability of silence, which is 0 therefore."""
     logs = [math.log(max(token.probability, 1e-10)) for token in segment.tokens]
-    text = segment.text.encode()
     return {
         "tokens": [token.id for token in segment.tokens],
         "avg_logprob": sum(logs) / len(logs) if logs else 0.0,
-        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "compression_ratio": compression_ratio(segment.text),
         "no_speech_prob": 0.0,
         "temperature": 0.0,
     }
 
 
 class Run:
-    """A transcription on its way: an iterator of its segments that have text."""
+    """A transcription on its way: an iterator of its segments that have text. Any thread may take the next one."""
 
     def __init__(
         self,
@@ -204,69 +225,99 @@ class Run:
         word_timestamps: bool = False,
         batch: int = BATCH,
     ) -> None:
-        self._language: str | None = None  # where the runtime tells it
+        options = {
+            "sample_rate": audio.SAMPLE_RATE, "vad": vad, "silence": silence, "max_new_tokens": max_new_tokens,
+            "word_timestamps": word_timestamps,
+        }  # fmt: skip
+        self._lock = threading.RLock()
+        self._told: list[str | None] = []  # the language, where the runtime tells it
         self._first: Segment | None = None
         self._ahead: collections.deque[Segment] = collections.deque()
-        self._rest = self._with_text(
-            self._decoded(model, samples, vad, silence, max_new_tokens, word_timestamps, batch)
-        )
+        # A generator that knew this object would keep it, and the session, until the garbage collector comes.
+        self._rest = _with_text(_decoded(model, samples, options, batch, self._told))
 
     def __iter__(self) -> Iterator[Segment]:
         return self
 
     def __next__(self) -> Segment:
-        segment = self._ahead.popleft() if self._ahead else next(self._rest)
-        if self._first is None:
-            self._first = segment
-        return segment
+        with self._lock:
+            segment = self._ahead.popleft() if self._ahead else next(self._rest)
+            if self._first is None:
+                self._first = segment
+            return segment
 
     def language(self) -> tuple[str | None, float]:
         """The language of the first text, and how much of it is in its script; makes that text, if need be."""
-        if self._first is None:
-            with contextlib.suppress(StopIteration):
-                self._ahead.appendleft(next(self))
-        if self._language is not None:
-            return self._language, 1.0
-        return script("" if self._first is None else self._first.text)
+        with self._lock:
+            if self._first is None:
+                with contextlib.suppress(StopIteration):
+                    self._ahead.appendleft(next(self))
+            if self._told and self._told[0] is not None:
+                return self._told[0], 1.0
+            return script("" if self._first is None else self._first.text)
 
-    def _with_text(self, segments: Iterator[Segment]) -> Iterator[Segment]:
-        for segment in segments:
-            if segment.status != "ok":
-                warn(f"{segment.start:.2f}-{segment.end:.2f} s: {segment.status} {segment.error or ''}".rstrip())
-            if segment.text:
-                yield segment
 
-    def _decoded(
-        self,
-        model: Model,
-        samples: Samples,
-        vad: Vad,
-        silence: float | None,
-        max_new_tokens: int | None,
-        word_timestamps: bool,
-        batch: int,
-    ) -> Iterator[Segment]:
-        if model.runtime == "crispasr":  # which gives all segments at once
-            transcript = model.transcribe(
-                samples,
-                sample_rate=audio.SAMPLE_RATE,
-                vad=vad,
-                silence=silence,
-                max_new_tokens=max_new_tokens,
-                word_timestamps=word_timestamps,
-            )
-            self._language = transcript.language
-            yield from transcript.segments
-        else:
-            yield from model.segments(
-                samples,
-                sample_rate=audio.SAMPLE_RATE,
-                vad=vad,
-                silence=silence,
-                max_new_tokens=max_new_tokens,
-                batch=batch,
-                word_timestamps=word_timestamps,
-            )
+def _with_text(segments: Iterator[Segment]) -> Iterator[Segment]:
+    for segment in segments:
+        if segment.status != "ok":
+            warn(f"{segment.start:.2f}-{segment.end:.2f} s: {segment.status} {segment.error or ''}".rstrip())
+        if segment.text:
+            yield segment
+
+
+def _decoded(
+    model: Model, samples: Samples, options: dict[str, Any], batch: int, told: list[str | None]
+) -> Iterator[Segment]:
+    """The segments of a recording; `told` gets its language, where the runtime tells it."""
+    if model.runtime == "crispasr":  # which gives all segments at once
+        transcript = model.transcribe(samples, **options)
+        told.append(transcript.language)
+        yield from transcript.segments
+    else:
+        yield from model.segments(samples, batch=batch, **options)
+
+
+def pad_or_trim(array: npt.ArrayLike, length: int, axis: int) -> npt.NDArray[Any]:
+    """An array cut, or filled with zeros, to a length along one axis."""
+    content = np.asarray(array)
+    size = content.shape[axis]
+    if size > length:
+        return content.take(range(length), axis=axis)
+    widths = [(0, 0)] * content.ndim
+    widths[axis] = 0, length - size
+    return np.pad(content, widths)
+
+
+def format_timestamp(seconds: float, always_include_hours: bool = False, decimal_marker: str = ".") -> str:
+    """A time as "MM:SS.mmm", with "HH:" before it from an hour on.
+
+    Args:
+        seconds: At least 0.
+        always_include_hours: Write the hours of shorter times, too.
+        decimal_marker: Stands before the milliseconds.
+
+    Raises:
+        AssertionError: The time is negative, as both packages say it.
+    """
+    if seconds < 0:
+        raise AssertionError("non-negative timestamp expected")
+    minutes, rest = divmod(round(seconds * 1000), 60_000)
+    hours = f"{minutes // 60:02}:" if always_include_hours or minutes >= 60 else ""
+    return f"{hours}{minutes % 60:02}:{rest // 1000:02}{decimal_marker}{rest % 1000:03}"
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text for each byte of it compressed."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))
+
+
+def last_time(segments: Sequence[dict[str, Any]]) -> float | None:
+    """When the last word of segments ends, or else the last segment; None without segments."""
+    for segment in reversed(segments):
+        if segment.get("words"):
+            return float(segment["words"][-1]["end"])
+    return float(segments[-1]["end"]) if segments else None
 
 
 def script(text: str) -> tuple[str | None, float]:

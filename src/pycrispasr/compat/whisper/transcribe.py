@@ -1,0 +1,106 @@
+"""openai-whisper's module `transcribe`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pycrispasr.compat import common
+from pycrispasr.formats import spaced_words
+from pycrispasr.live_text import separator
+from pycrispasr.result import Segment
+
+if TYPE_CHECKING:
+    from pycrispasr.compat.whisper.model import Whisper
+
+
+def transcribe(  # noqa: D417  the others are told of in docs/drop-in.md
+    model: Whisper,
+    audio: Any,
+    *,
+    verbose: bool | None = None,
+    temperature: float | tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    compression_ratio_threshold: float | None = 2.4,
+    logprob_threshold: float | None = -1.0,
+    no_speech_threshold: float | None = 0.6,
+    condition_on_previous_text: bool = True,
+    initial_prompt: str | None = None,
+    carry_initial_prompt: bool = False,
+    word_timestamps: bool = False,
+    prepend_punctuations: str = common.PREPENDED,
+    append_punctuations: str = common.APPENDED,
+    clip_timestamps: str | list[float] = "0",
+    hallucination_silence_threshold: float | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    sample_len: int | None = None,
+    **decode_options: Any,
+) -> dict[str, Any]:
+    """Transcribes a whole recording.
+
+    Options that are not listed here ask for what cannot be done: values other than their defaults warn or raise, as
+    `docs/drop-in.md` tells of each.
+
+    Args:
+        model: What `load_model` gave.
+        audio: A path, or samples at 16 kHz.
+        verbose: True prints segments as they are made.
+        language: "en" or None. "zh" is taken with a warning, other languages are refused.
+        task: "transcribe".
+        word_timestamps: Give each segment its words and their times.
+        sample_len: Where the text of 30 seconds is cut.
+        decode_options: Options of `DecodingOptions`.
+
+    Returns:
+        "text", "segments" (dictionaries with "id", "seek", "start", "end", "text", "tokens", "temperature",
+        "avg_logprob", "compression_ratio", "no_speech_prob" and, where asked for, "words") and "language": what was
+        asked for, else "en" or "zh" by the text's script, or None without text.
+
+    Raises:
+        AudioError: The audio cannot be read, or is too short.
+        UnsupportedOperationError: Another language or task is asked for, or a part of the audio.
+        TypeError: There is no such option.
+    """
+    options = dict(
+        temperature=temperature, compression_ratio_threshold=compression_ratio_threshold,
+        logprob_threshold=logprob_threshold, no_speech_threshold=no_speech_threshold,
+        condition_on_previous_text=condition_on_previous_text, initial_prompt=initial_prompt,
+        carry_initial_prompt=carry_initial_prompt, prepend_punctuations=prepend_punctuations,
+        append_punctuations=append_punctuations, clip_timestamps=clip_timestamps,
+        hallucination_silence_threshold=hallucination_silence_threshold, **decode_options,
+    )  # fmt: skip
+    common.check(options, language, task)
+    run = common.Run(
+        model.model, common.load(audio), vad="auto", max_new_tokens=sample_len, word_timestamps=word_timestamps
+    )
+    found = run.language()[0] if language is None else common.LANGUAGES[language.lower()]
+    segments: list[dict[str, Any]] = []
+    text = ""
+    for segment in run:
+        made = _segment(len(segments), segment, separator(text, segment.text))
+        segments.append(made)
+        text += made["text"]
+        if verbose:
+            print(
+                f"[{common.format_timestamp(segment.start)} --> {common.format_timestamp(segment.end)}] {segment.text}",
+                flush=True,
+            )
+    return {"text": text, "segments": segments, "language": found}
+
+
+def _segment(number: int, segment: Segment, space: str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "id": number,
+        "seek": round(segment.start * 100),
+        "start": segment.start,
+        "end": segment.end,
+        "text": space + segment.text,
+        **common.numbers(segment),
+    }
+    if segment.words is not None:
+        made["words"] = [
+            {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
+            for word in spaced_words(segment)
+        ]
+        if made["words"]:
+            made["words"][0]["word"] = space + made["words"][0]["word"]
+    return made
