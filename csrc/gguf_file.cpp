@@ -203,6 +203,35 @@ int32_t GgufFile::token_id(const char * key, int32_t vocab) const {
     return static_cast<int32_t>(whole(key, 0, vocab - 1));
 }
 
+void GgufFile::require(const std::string & prefix, const std::string & name, int64_t wanted) const {
+    const std::string ending = "." + name;
+    for (int64_t id = 0; id < gguf_get_n_kv(gguf.get()); id++) {
+        const std::string key = gguf_get_key(gguf.get(), id);
+        if (key.size() < ending.size() || key.compare(0, prefix.size(), prefix) != 0 ||
+            key.compare(key.size() - ending.size(), ending.size(), ending) != 0) {
+            continue;
+        }
+        double value = 0;
+        switch (gguf_get_kv_type(gguf.get(), id)) {
+            case GGUF_TYPE_UINT8: value = gguf_get_val_u8(gguf.get(), id); break;
+            case GGUF_TYPE_INT8: value = gguf_get_val_i8(gguf.get(), id); break;
+            case GGUF_TYPE_UINT16: value = gguf_get_val_u16(gguf.get(), id); break;
+            case GGUF_TYPE_INT16: value = gguf_get_val_i16(gguf.get(), id); break;
+            case GGUF_TYPE_UINT32: value = gguf_get_val_u32(gguf.get(), id); break;
+            case GGUF_TYPE_INT32: value = gguf_get_val_i32(gguf.get(), id); break;
+            case GGUF_TYPE_UINT64: value = static_cast<double>(gguf_get_val_u64(gguf.get(), id)); break;
+            case GGUF_TYPE_INT64: value = static_cast<double>(gguf_get_val_i64(gguf.get(), id)); break;
+            case GGUF_TYPE_FLOAT32: value = double(gguf_get_val_f32(gguf.get(), id)); break;
+            case GGUF_TYPE_FLOAT64: value = gguf_get_val_f64(gguf.get(), id); break;
+            default: continue;
+        }
+        if (!(value == static_cast<double>(wanted))) {
+            throw Error(PCR_ERROR_UNSUPPORTED, format("the metadata key '%s' is %g: this runtime computes with %lld",
+                                                      key.c_str(), value, static_cast<long long>(wanted)));
+        }
+    }
+}
+
 float GgufFile::number(const char * key) const {
     const int64_t id = key_of(key);
     if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_FLOAT32) {

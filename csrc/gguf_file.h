@@ -47,6 +47,10 @@ public:
     std::string              string(const char * key, const char * otherwise = nullptr) const;
     std::vector<std::string> strings(const char * key) const;
 
+    // Every number whose key begins with the prefix and ends with ".name" must be this one, where there is any:
+    // otherwise an Error(PCR_ERROR_UNSUPPORTED) that names the key and the value.
+    void require(const std::string & prefix, const std::string & name, int64_t wanted) const;
+
     size_t n_tensors() const;
 
     // nullptr when the file has no tensor of that name.

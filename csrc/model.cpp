@@ -320,7 +320,17 @@ void Model::load_decoder() {
 }
 
 void Model::load_log_mel() {
-    const int64_t       n_mels  = encoder.n_mels;
+    const int64_t n_mels = encoder.n_mels;
+    // Converters tell of the front end by keys of several names, or not at all. What is told must be what is computed.
+    const std::pair<const char *, int64_t> front_end[] = {
+        {"n_fft", LogMel::n_fft},    {"win_length", LogMel::n_fft}, {"window_size", LogMel::n_fft},
+        {"hop_length", LogMel::hop}, {"hop", LogMel::hop},          {"sample_rate", LogMel::sample_rate},
+        {"n_mels", n_mels},          {"num_mel_bins", n_mels},      {"sampling_rate", LogMel::sample_rate},
+        {"n_mel", n_mels},           {"feature_size", n_mels},
+    };
+    for (const auto & [name, value] : front_end) {
+        file.require(key(""), name, value);
+    }
     const ggml_tensor * mel     = file.find("audio.mel_filters");
     const ggml_tensor * hann    = file.find("audio.mel_window");
     const float *       filters = nullptr;

@@ -394,6 +394,10 @@ def _no_weights(folder: Path) -> None:
         path.unlink()
 
 
+def _front_end(**values: int):
+    return lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
 def _config(section: str | None = None, **changes: object):
     return lambda folder: set_config(folder, section, **changes)
 
@@ -404,7 +408,20 @@ def _config(section: str | None = None, **changes: object):
         (_remove("config.json"), ModelNotFoundError, r"no config.json in .*checkpoint"),
         (lambda folder: (folder / "config.json").write_text("{"), ModelFormatError, r"config.json' is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), ModelFormatError, r"holds no JSON object"),
-        (_config(model_type="whisper"), UnsupportedModelError, r"model_type 'whisper'.*MOSS-Transcribe"),
+        (
+            _config(model_type="whisper", audio_config=None),
+            ModelFormatError,
+            r"no 'audio_config' \(its model_type is 'whisper'\): only checkpoints of MOSS-Transcribe",
+        ),
+        (_front_end(n_fft=640), UnsupportedModelError, r"preprocessor_config.json has n_fft = 640: .* with 400"),
+        (_front_end(feature_size=7), UnsupportedModelError, r"feature_size = 7: .* with"),
+        (_front_end(hop_length=200), UnsupportedModelError, r"hop_length = 200: .* with 160"),
+        (_front_end(sampling_rate=8000), UnsupportedModelError, r"sampling_rate = 8000: .* with 16000"),
+        (
+            lambda folder: (folder / "processor_config.json").write_text('{"feature_extractor": {"n_fft": 640}}'),
+            UnsupportedModelError,
+            r"processor_config.json has n_fft = 640",
+        ),
         (_config(audio_config=None), ModelFormatError, r"no 'audio_config'"),
         (_config("language_config", hidden_size=None), ModelFormatError, r"language_config.hidden_size = None"),
         (_config("language_config", hidden_size="96"), ModelFormatError, r"hidden_size = '96', not a number"),
@@ -440,6 +457,20 @@ def test_errors(checkpoint: Path, tmp_path: Path, damage, error: type[Exception]
     assert not list(out.iterdir())
 
 
+@pytest.mark.parametrize("model_type", ["moss_transcribe_preview", "moss", None])
+def test_the_structure_decides_and_not_the_name(
+    checkpoint: Path, tmp_path: Path, model_type: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(checkpoint, tmp_path / "a.gguf", name="a")
+    assert caplog.messages == []
+    set_config(checkpoint, None, model_type=model_type)
+    (checkpoint / "preprocessor_config.json").write_text('{"n_fft": 400, "hop_length": 160, "dither": 0.0}')
+    convert(checkpoint, tmp_path / "b.gguf", name="a")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    (told,) = caplog.messages
+    assert f"model_type {model_type!r}, not 'moss_transcribe': it is converted" in told
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no folder .*nowhere"):
         convert(tmp_path / "nowhere", tmp_path / "out.gguf")
@@ -450,7 +481,7 @@ def test_a_repository_is_fetched_from_the_hub(
 ) -> None:
     asked = []
 
-    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(repo: str, *, allow_patterns: list[str], cache_dir: Path) -> str:
         asked.append((repo, allow_patterns))
         if repo == "org/missing":
             raise ConnectionError("no such repository")

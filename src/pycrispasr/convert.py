@@ -30,6 +30,7 @@ TYPES = (*FLOAT_TYPES, "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "
 N_FFT = 400
 SAMPLE_RATE = 16000
 
+_FRONT_END = {"n_fft": 400, "win_length": 400, "hop_length": 160, "sampling_rate": 16000}
 _logger = logging.getLogger("pycrispasr")
 
 # The decoder's matrices, the only ones that a quantised file quantises unless it is told to quantise them all.
@@ -154,6 +155,7 @@ def convert(
     config = _read_json(folder / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
     tokens, merges = read_tokenizer(folder)
     metadata = read_metadata(config, tokens)
+    check_front_end(folder, int(metadata["enc.num_mel_bins"]))
     vocab_size = int(metadata["llm.vocab_size"])
     if len(tokens) > vocab_size:
         raise ModelFormatError(
@@ -398,16 +400,19 @@ def write_gguf(
 def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
     """The hyperparameters and special ids of `config.json`; an id it lacks is looked up in the tokenizer."""
     architecture = config.get("model_type")
-    if architecture != ARCHITECTURE:
-        raise UnsupportedModelError(
-            f"config.json has model_type {architecture!r}: only checkpoints of MOSS-Transcribe ({ARCHITECTURE!r}) can "
-            "be converted"
-        )
     sections: dict[str, Mapping[str, Any]] = {"": config}
     for section in ("audio_config", "language_config"):
         if not isinstance(config.get(section), Mapping):
-            raise ModelFormatError(f"config.json has no {section!r}: take it from the model's own repository")
+            raise ModelFormatError(
+                f"config.json has no {section!r} (its model_type is {architecture!r}): only checkpoints of "
+                "MOSS-Transcribe can be converted; take it from the model's own repository"
+            )
         sections[section] = config[section]
+    if architecture != ARCHITECTURE:  # the structure decides: the name that the makers gave is not known here
+        _logger.warning(
+            "config.json has model_type %r, not %r: it is converted, since its parts are those of MOSS-Transcribe",
+            architecture, ARCHITECTURE,
+        )  # fmt: skip
     for section, key, assumed in _ASSUMED:
         if sections[section].get(key, assumed) != assumed:
             raise UnsupportedModelError(
@@ -437,6 +442,26 @@ def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
     for name, candidates in _SPECIAL_TOKENS.items():
         metadata[name] = _special_id(name, candidates, sections, tokens)
     return metadata
+
+
+def check_front_end(folder: Path, n_mels: int) -> None:
+    """Refuses a checkpoint whose spectrograms are others than those that the runtime computes.
+
+    Raises:
+        UnsupportedModelError: `preprocessor_config.json`, or the part of `processor_config.json` about it, has another
+            value.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            continue
+        document = _read_json(folder / name)
+        part = document.get("feature_extractor", document)
+        for key, wanted in (*_FRONT_END.items(), ("feature_size", n_mels), ("num_mel_bins", n_mels)):
+            value = part.get(key, wanted) if isinstance(part, Mapping) else wanted
+            if value != wanted:
+                raise UnsupportedModelError(
+                    f"{name} has {key} = {value!r}: the runtime computes spectrograms with {wanted!r}"
+                )
 
 
 def _special_id(
