@@ -259,3 +259,30 @@ def test_every_half_minute_a_line_tells_how_far_it_is(
         for step in range(7):
             told.update("talk.mp3", 100.0 * step, jobs=1, known=(1500.0, 2), text="never shown")
     assert capsys.readouterr().err.splitlines()[0] == "talk.mp3: 1 of 3, 3:20 of about 37:30, 5.0x, 6:50 left"
+
+
+STARTS = """
+import signal
+take = signal.signal
+def tell(*arguments):
+    signal.signal = take
+    print("up", take(*arguments) is not None, flush=True)
+signal.signal = tell
+from pycrispasr.__main__ import main
+main()
+"""
+
+
+@unix
+@pytest.mark.parametrize("wait", [0, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_the_command_starts_is_silent(wait: float) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS, "live", "-m", "tiny", "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up True\n"
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, b"")

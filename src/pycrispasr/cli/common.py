@@ -131,10 +131,18 @@ def until_stopped(work: Callable[[], None], *steps: Callable[[], object]) -> int
 
 @contextlib.contextmanager
 def writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
-    """Around the making of a file: what shows its progress, a bar on stderr or nothing where that is no terminal."""
+    """Around the making of a file: what shows its progress, a bar on stderr or nothing where that is no terminal.
+
+    A signal to stop goes the way of an exception, so that no unfinished file stays.
+    """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="pycrispasr: %(message)s")
-    with bar(out) as progress:
-        yield progress
+    before = obey_signals()
+    try:
+        with bar(out) as progress:
+            yield progress
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     tell(f"{out}: {bytes_text(Path(out).stat().st_size)}")
 
 
