@@ -19,7 +19,10 @@ def rewrite(
     values: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray | None] | None = None,
 ) -> Path:
-    """Writes `source` with other metadata values and other tensors; what is None is left out. A sound GGUF file."""
+    """Writes `source` with other metadata values and other tensors; what is None is left out. A sound GGUF file.
+
+    Values that `source` does not have are added, as numbers.
+    """
     values, tensors = values or {}, tensors or {}
     reader = gguf.GGUFReader(source)
     architecture = values.get("general.architecture", "moss_transcribe")
@@ -33,6 +36,9 @@ def rewrite(
             if key in values and not isinstance(value, list):
                 kind = gguf.GGUFValueType.get_type(value) if isinstance(value, (str, float, bool)) else kind
             writer.add_key_value(key, value, kind, of if kind == gguf.GGUFValueType.ARRAY else None)
+    for key in values.keys() - reader.fields.keys():
+        kind = gguf.GGUFValueType.FLOAT32 if isinstance(values[key], float) else gguf.GGUFValueType.UINT32
+        writer.add_key_value(key, values[key], kind)
     for tensor in reader.tensors:
         if tensor.name not in tensors:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)

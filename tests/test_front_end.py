@@ -4,34 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
 from pycrispasr import Model, ModelFormatError, UnsupportedModelError
 
-
-def with_key(source: Path, out: Path, key: str, value: float) -> Path:
-    """A copy with one more number."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, "moss_transcribe")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            kind = field.types[0]
-            writer.add_key_value(
-                name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            )
-    if isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_uint32(key, value)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
+from .gguf_edit import rewrite
 
 
 @pytest.mark.parametrize(
@@ -51,18 +28,16 @@ def test_another_front_end_is_refused_with_its_value(
     key: str, value: float, right: int | None, nano_path: Path, nano: Model, tmp_path: Path
 ) -> None:
     right = right or nano.info.n_mels
-    path = with_key(nano_path, tmp_path / "other.gguf", f"moss_transcribe.{key}", value)
+    path = rewrite(nano_path, tmp_path / "other.gguf", values={f"moss_transcribe.{key}": value})
     with pytest.raises(
         UnsupportedModelError, match=rf"'moss_transcribe\.{key}' is {value:g}: .* computes with {right}"
     ):
         Model(path, runtime="pycrispasr")
-    told = with_key(nano_path, tmp_path / "told.gguf", f"moss_transcribe.{key}", type(value)(right))
+    told = rewrite(nano_path, tmp_path / "told.gguf", values={f"moss_transcribe.{key}": type(value)(right)})
     Model(told).close()
 
 
 def test_bins_that_are_not_told_are_not_made_up(nano_path: Path, tmp_path: Path) -> None:
-    from .gguf_edit import rewrite
-
     lacking = rewrite(nano_path, tmp_path / "lacking.gguf", values={"moss_transcribe.enc.num_mel_bins": None})
     with pytest.raises(ModelFormatError, match=r"enc\.num_mel_bins"):
         Model(lacking, runtime="pycrispasr")

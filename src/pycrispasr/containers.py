@@ -26,7 +26,8 @@ Kind = Literal["mp3", "ogg", "unknown mpeg", "other"]
 _BLOCK = 1 << 20  # bytes that are looked at at once
 _MOST = 1 << 30  # bytes of samples that one header tells of here: fields of 32 bits hold four times as many
 _GOES_ON = 0.1  # seconds of samples behind the end that a header tells: less may be padding
-_STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
+STREAMED = 0x7FFFF000
+"""Sizes from here on are what writers to a pipe put where they cannot know."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class _Header:
             patches = [(at, (count + more).to_bytes(width, self.order)) for at, width, more in self.fields]
             if self.frames_at is not None:
                 patches.append((self.frames_at, (count // self.frame).to_bytes(4, self.order)))
-            found.append(Part(each, patches=tuple(patches), warnings=warnings if told and told < _STREAMED else ()))
+            found.append(Part(each, patches=tuple(patches), warnings=warnings if told and told < STREAMED else ()))
         return found
 
 
@@ -238,7 +239,7 @@ def _chunked(file: BinaryIO, begin: int, size: int, order: Order) -> tuple[list[
 def _sized(file: BinaryIO, header: _Header, told: int, size: int) -> tuple[list[Part], int]:
     """A file whose header tells of so many bytes of samples, and where it ends."""
     content, whole = header.samples, [Part(((header.begin, size),))]
-    if told == 0 or told >= _STREAMED:  # a pipe's writer never filled it in
+    if told == 0 or told >= STREAMED:  # a pipe's writer never filled it in
         is_empty = content >= size or (told == 0 and _is_chunk(file, content, size, header.order))
         if is_empty or (told and size - content <= _MOST):
             return whole, size

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import containers
-from pycrispasr.containers import Part, Window
+from pycrispasr.containers import STREAMED, Part, Window
 from pycrispasr.errors import AudioError
 
 BLOCK_FRAMES = 1 << 16
@@ -35,7 +35,6 @@ _BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings wer
 _LONGEST_GAP_OF_BROADCASTS = 60.0
 # Formats that are frames and nothing else: FFmpeg makes up their times, as if nothing in them ever changed.
 _WITHOUT_TIMES = ("aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd")
-_STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 # How libsndfile logs that a header's size cannot be: "data : 64000 (should be 32000)".
 _CORRECTED = re.compile(
     r"^\s*(?:riff|form|data|ssnd|riff size|data size)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE | re.MULTILINE
@@ -248,7 +247,7 @@ class _Libsndfile:
         promised = self._part.promised if self._part.kind == "mp3" else self.duration
         promised = max(promised or 0, seconds)
         for told, found in re.findall(_CORRECTED, self._sound.extra_info):
-            if 0 < int(found) < int(told) < _STREAMED:
+            if 0 < int(found) < int(told) < STREAMED:
                 promised = max(promised, seconds * int(told) / int(found))
         if failure:
             self.warnings.append(f"it cannot be decoded beyond {self.start + seconds:.2f} s ({failure}){self._hint}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _IN_MEMORY = 16 << 20  # bytes; what is longer goes to a temporary file
 _PIECE = 1 << 18
+_USER = re.compile(r"^(\s*[A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)@")
 _TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -62,7 +63,7 @@ def download(url: str) -> BinaryIO:
                 session.hooks["response"].append(lambda answer, **_: statuses.append(answer.status_code))
                 # Sound is compressed already.
                 session.headers.update({"User-Agent": f"pycrispasr/{__version__}", "Accept-Encoding": "identity"})
-                answer = session.get(_without_user(url.strip()), auth=_user(url), stream=True, timeout=_TIMEOUT)
+                answer = session.get(shown(url.strip()), auth=_user(url), stream=True, timeout=_TIMEOUT)
                 with answer:
                     if answer.status_code >= 400:
                         kind = AudioNotFoundError if answer.status_code in (404, 410) else AudioError
@@ -88,21 +89,17 @@ def download(url: str) -> BinaryIO:
 
 def shown(url: str) -> str:
     """An address as it may be shown: without "user:password@". What is no address stays as it is."""
-    return _without_user(url) if re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) else url
-
-
-def _without_user(url: str) -> str:
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", url)
+    return _USER.sub(r"\1", url)
 
 
 def _user(url: str) -> Any:
     """The name and the password in an address, in UTF-8."""
     import urllib.parse
 
-    found = re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)@", url)
+    found = _USER.match(url)
     if found is None:
         return None
-    user, _, password = found[1].partition(":")
+    user, _, password = found[2].partition(":")
     return urllib.parse.unquote_to_bytes(user), urllib.parse.unquote_to_bytes(password)
 
 

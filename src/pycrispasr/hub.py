@@ -21,7 +21,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pycrispasr import gguf_file
 from pycrispasr.atomic import replacing
@@ -476,7 +476,7 @@ def _wrong(path: Path, size: int | None, sums: set[str | None]) -> str:
         return ""
     digest = hashlib.sha256()
     progress: Any = tqdm(  # type: ignore[no-untyped-call]
-        total=actual, desc="checking", unit="B", unit_scale=True, disable=not _has_terminal()
+        total=actual, desc="checking", unit="B", unit_scale=True, disable=not is_terminal(sys.stderr)
     )
     with path.open("rb") as source, progress as bar:
         while block := source.read(1 << 22):
@@ -510,7 +510,7 @@ def _quiet_hub() -> Iterator[None]:
 
     bars: Any = utils
     verbosity = utils.logging.get_verbosity()
-    hides_bars = not _has_terminal() and not bars.are_progress_bars_disabled()
+    hides_bars = not is_terminal(sys.stderr) and not bars.are_progress_bars_disabled()
     utils.logging.set_verbosity(logging.ERROR)
     if hides_bars:
         bars.disable_progress_bars()
@@ -522,11 +522,11 @@ def _quiet_hub() -> Iterator[None]:
             bars.enable_progress_bars()
 
 
-def _has_terminal() -> bool:
-    """Whether progress bars can be drawn. A program without a console has no stderr at all, or one that is closed."""
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it. A program without a console has no standard streams, or closed ones."""
     try:
-        return sys.stderr.isatty()
-    except (AttributeError, ValueError):
+        return stream is not None and stream.isatty()
+    except ValueError:
         return False
 
 

@@ -32,7 +32,6 @@ _WAV = {  # by format code and bits of a sample
     (6, 8): "alaw", (7, 8): "mulaw",
 }  # fmt: skip
 _EXTENSIBLE = 0xFFFE
-_STREAMED = 0x7FFFF000  # sizes from here on are what writers to a pipe put where they cannot know
 _LOOK = 8192  # bytes in which frames of MP3, AAC or a transport stream must follow each other
 _MAGIC = {  # FFmpeg's name of a format, by its first bytes
     b"OggS": "ogg", b"fLaC": "flac", b"\x1a\x45\xdf\xa3": "matroska,webm", b".snd": "au", b"caff": "caf",
@@ -302,7 +301,7 @@ def _wav_header(head: bytes) -> tuple[int, int | None, str, int, int] | None:
                 raise _OtherCodecError
             if size == 0xFFFFFFFF and long_size:
                 size = long_size
-            elif not size or size >= _STREAMED:
+            elif not size or size >= containers.STREAMED:
                 return place + 8, None, form, rate, channels
             return place + 8, size, form, rate, channels
         if name == b"fmt " and len(content) >= 16:

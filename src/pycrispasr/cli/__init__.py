@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import signal
 import sys
 from typing import Annotated
 
@@ -16,22 +15,19 @@ import typer
 
 from pycrispasr import __version__, _native
 from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
-from pycrispasr.cli.common import app, complain, obey_signals
+from pycrispasr.cli.common import app, complain, obeying_signals
 from pycrispasr.errors import PycrispasrError, UsageError
 
 
 def main() -> None:
     """Runs the command line, and ends the process."""
-    before = obey_signals()
-    try:
-        _open_standard_streams()
-        app(prog_name="pycrispasr")
-    except PycrispasrError as error:
-        complain(str(error))
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with obeying_signals():
+        try:
+            _open_standard_streams()
+            app(prog_name="pycrispasr")
+        except PycrispasrError as error:
+            complain(str(error))
+            sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _open_standard_streams() -> None:

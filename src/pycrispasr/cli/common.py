@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NoReturn, TextIO
+from typing import Annotated, Any, BinaryIO, NoReturn
 
 import typer
 
 from pycrispasr.errors import AudioError
 from pycrispasr.formats import bytes_text as bytes_text
+from pycrispasr.hub import is_terminal as is_terminal
 from pycrispasr.result import Token
 
 app = typer.Typer(
@@ -65,21 +66,25 @@ def print_tokens(tokens: Iterable[Token]) -> None:
 _SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if (number := getattr(signal, name, None))]
 
 
-def obey_signals(handler: Callable[[int, Any], object] | None = None) -> dict[int, Any]:
-    """Takes the signals that ask a program to stop, but for those that it was started to ignore (`nohup`, `&`).
+@contextlib.contextmanager
+def obeying_signals(handler: Callable[[int, Any], object] | None = None) -> Iterator[None]:
+    """Takes the signals that ask a program to stop, as long as the block goes on.
 
-    With a handler of its own a program is also stopped by them where it is the first of a container (PID 1).
+    Those that it was started to ignore (`nohup`, `&`) stay ignored. With a handler of its own a program is also stopped
+    by them where it is the first of a container (PID 1).
 
     Args:
-        handler: None: the program ends silently, with the status 128 + n, after cleaning up.
-
-    Returns:
-        The handlers before, by number. Nothing is done outside the main thread.
+        handler: None: the program ends silently, with the status 128 + n, after cleaning up. Nothing is taken outside
+            the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler or _exit) for number in numbers}
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in _SIGNALS if is_main and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler or _exit) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _exit(number: int, _: Any) -> NoReturn:
@@ -112,8 +117,7 @@ def until_stopped(work: Callable[[], None], *steps: Callable[[], object]) -> int
             failures.append(error)
         done.set()
 
-    before = obey_signals(lambda number, _: came.append(number))
-    try:
+    with obeying_signals(lambda number, _: came.append(number)):
         threading.Thread(target=guarded, name="pycrispasr-work", daemon=True).start()
         obeyed = 0
         while not done.wait(0.05):
@@ -121,9 +125,6 @@ def until_stopped(work: Callable[[], None], *steps: Callable[[], object]) -> int
                 obeyed += 1
                 if step():
                     return came[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if failures:
         raise failures[0]
     return came[0] if came else 0
@@ -136,13 +137,8 @@ def writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
     A signal to stop goes the way of an exception, so that no unfinished file stays.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="pycrispasr: %(message)s")
-    before = obey_signals()
-    try:
-        with bar(out) as progress:
-            yield progress
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with obeying_signals(), bar(out) as progress:
+        yield progress
     tell(f"{out}: {bytes_text(Path(out).stat().st_size)}")
 
 
@@ -159,11 +155,6 @@ def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at it. A program without a window's console has no such streams."""
-    return stream is not None and stream.isatty()
 
 
 def standard_input() -> BinaryIO:
