@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import AudioError, Model, PycrispasrError, UsageError, hub
+from pycrispasr import AudioError, Model, PycrispasrError, UsageError, _native, hub
 from pycrispasr.align_heads import calibrate
 from pycrispasr.word_times import side_file
 
@@ -34,6 +34,23 @@ def test_the_heads_that_were_trained_for_it_are_found_and_written(tmp_path: Path
     assert [step for step, _ in steps] == sorted(step for step, _ in steps)
     assert steps[-1][0] == pytest.approx(steps[-1][1])
     assert [path.name for path in tmp_path.iterdir()] == ["heads.json"]
+
+
+def test_attention_is_read_on_the_cpu_whatever_auto_would_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class OnGpu(_native.NativeModel):
+        """A machine where "auto" is a GPU: one that computes what a GPU computes."""
+
+        def __init__(self, path: Path, device: str = "auto") -> None:
+            opened.append(device)
+            super().__init__(path, "cpu", kernels="operations" if device == "auto" else "auto")
+
+    monkeypatch.setattr(_native, "NativeModel", OnGpu)
+    assert calibrate("tiny", RECORDINGS, tmp_path / "heads.json").words == 39
+    assert opened == ["cpu"]
 
 
 def test_a_model_finds_what_lies_beside_it(tmp_path: Path) -> None:

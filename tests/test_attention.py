@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import UnsupportedModelError, UsageError, _native
+from pycrispasr import UnsupportedOperationError, UsageError, _native
 from pycrispasr.random_model import generate
 
 from .reference import gguf_model, model
@@ -179,5 +179,5 @@ def test_too_little_room_is_refused_and_the_need_is_told(pair: Pair) -> None:
 
 def test_it_cannot_be_read_out_where_every_stage_is_of_ggml_s_operations(nano_path: Path) -> None:
     model = _native.NativeModel(nano_path, kernels="operations")
-    with pytest.raises(UnsupportedModelError, match="on the CPU only"):
+    with pytest.raises(UnsupportedOperationError, match="on the CPU only"):
         _native.NativeSession(model, threads=1, heads=[(0, 0)])

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from pycrispasr import Final, Model, audio, cli, live
 from pycrispasr.cli import app
 
+from . import spoken
+
 SAMPLES = Path(__file__).parent.parent / "samples"
 TEXT = (SAMPLES / "long.txt").read_text(encoding="utf-8").strip()
 RAW = (SAMPLES / "long.raw").read_bytes()
@@ -45,6 +47,35 @@ def test_a_pipe_gets_what_transcribe_prints() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, wanted.stdout, b"")
     assert done.stdout.decode().strip() == TEXT
     assert listen("--partial-every", "0").stdout == wanted.stdout
+
+
+def test_beyond_thirty_seconds_a_pipe_is_cut_where_transcribe_cuts() -> None:
+    words = iter(spoken.clips("words"))
+    sound = np.concatenate([part for _ in range(30) for part in (next(words).samples, np.zeros(14400, np.float32))])
+    samples = np.clip(sound * 32767, -32768, 32767).astype(np.int16)
+    assert len(samples) > 35 * 16000  # pauses of 0.9 s: between the defaults of vad="on" and of vad="auto"
+    finals = [json.loads(line) for line in listen("--json", data=samples.tobytes()).stdout.splitlines()]
+    with Model("tiny") as model:
+        wanted = model.transcribe(samples, sample_rate=16000).segments
+    assert len(wanted) > 1
+    assert [(one["start"], one["end"], one["text"]) for one in finals if one["type"] == "final"] == [
+        (segment.start, segment.end, segment.text) for segment in wanted
+    ]
+
+
+def test_a_text_that_is_cut_is_tried_again_in_parts_as_by_transcribe(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeenError(Exception):
+        pass
+
+    def session(model: Model, **options: object) -> None:
+        raise SeenError(options)
+
+    monkeypatch.setattr(Model, "session", session)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: 0, isatty=lambda: False))
+    for given, wanted in (([], None), (["--max-new-tokens", "512"], 512)):
+        with pytest.raises(SeenError) as seen:
+            CliRunner().invoke(app, ["live", "-m", "tiny", *given, "-"], catch_exceptions=False)
+        assert seen.value.args[0]["max_new_tokens"] == wanted  # only without a limit of the caller's
 
 
 def test_programs_get_a_json_object_for_every_event() -> None:

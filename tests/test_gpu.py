@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import pycrispasr
-from pycrispasr import DeviceError, Model, OutOfMemoryError, _native, audio, hub
+from pycrispasr import DeviceError, Model, OutOfMemoryError, UnsupportedOperationError, _native, audio, hub
 from pycrispasr.random_model import generate
 
 from .reference import gguf_model, model
@@ -294,3 +294,8 @@ def test_messages_of_the_driver_go_to_the_log(gpu: str, capfd: pytest.CaptureFix
     with Model("tiny", device=gpu) as opened:
         opened.transcribe(SAMPLES[0])
     assert capfd.readouterr() == ("", "")
+
+
+def test_word_times_are_an_operation_that_a_gpu_does_not_support(tiny_gpu: Model) -> None:
+    with pytest.raises(UnsupportedOperationError, match="on the CPU only"):
+        tiny_gpu.transcribe(SAMPLES[0], word_timestamps=True)

@@ -1,25 +1,28 @@
 /* pycrispasr.h - speech to text with MOSS-Transcribe: the whole C API.
  *
- * This header is also what Python's cffi reads at build time: plain declarations only, preprocessor lines are dropped.
+ * Python's cffi reads this header at build time, so it holds plain declarations only; preprocessor lines are dropped.
  *
  * Contract
- *   Status     Every function that can fail returns a pcr_status: PCR_OK or PCR_END (>= 0), or a negative error.
- *              pcr_model_error() and pcr_session_error() give the message of the last error of that handle (of a
- *              loaded model: on this thread), valid until the next call on it. A function that makes a handle gives one even when it fails, as sqlite3_open
- *              does, so that its message can be read; free it as usual. Only PCR_ERROR_MEMORY can leave it NULL.
- *   Exceptions No C++ exception leaves the library. It writes nothing to stdout or stderr: see pcr_set_log().
- *   Lifetime   A session keeps what it needs of its model: the two may be freed in any order. Pointers that a getter
- *              returns belong to the handle. Freeing NULL is allowed.
- *   Threads    A model is immutable: any number of threads may read it and make sessions from it. A session belongs to
- *              one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes nothing.
- *              pcr_session_cancel() and pcr_session_hurry() are the exceptions: they may be called from any thread, at
- *              any time until pcr_session_free().
- *              PCR_ERROR_BUSY leaves no message: pcr_session_error() is then the other thread's.
- *   Memory     Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
- *              PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
- *   Structs    The first member of a params struct is its size, set by its *_default() function. A struct of another
- *              size is refused, so that a caller built against another version is told instead of misread.
- *   Layout     Matrices are row-major float32: [rows][columns], columns fastest, without padding.
+ *
+ *   Status      Every function that can fail returns a pcr_status: PCR_OK or PCR_END (>= 0), or a negative error.
+ *               pcr_model_error() and pcr_session_error() give the message of the last error of that handle (of a
+ *               loaded model: on this thread), valid until the next call on it. PCR_ERROR_BUSY leaves no message:
+ *               pcr_session_error() is then the other thread's.
+ *   Handles     A function that makes a handle makes one even when it fails, as sqlite3_open() does, so that its
+ *               message can be read; free it as usual. Only PCR_ERROR_MEMORY can leave it NULL.
+ *   Exceptions  No C++ exception leaves the library.
+ *   Output      Nothing is written to stdout or stderr: messages wait in a queue, see pcr_take_log().
+ *   Lifetime    A session keeps what it needs of its model: the two may be freed in any order. Pointers that a getter
+ *               returns belong to the handle. Freeing NULL is allowed.
+ *   Threads     A model is immutable: any number of threads may read it and make sessions from it. A session belongs
+ *               to one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes
+ *               nothing. pcr_session_cancel() and pcr_session_hurry() are the exceptions: they may be called from any
+ *               thread, at any time until pcr_session_free().
+ *   Memory      Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
+ *               PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
+ *   Structs     The first member of a params struct is its size, set by its *_default() function. A struct of another
+ *               size is refused, so that a caller built against another version is told instead of misread.
+ *   Layout      Matrices are row-major float32: [rows][columns], columns fastest, without padding.
  */
 #ifndef PYCRISPASR_H
 #define PYCRISPASR_H
@@ -44,18 +47,30 @@ extern "C" {
 /* ---- Status -------------------------------------------------------------------------------------------------- */
 
 typedef enum pcr_status {
-    PCR_OK                = 0,
-    PCR_END               = 1, /* pcr_session_next: the text is complete, no token was stored              */
-    PCR_ERROR_ARGUMENT    = -1, /* a NULL, negative or out-of-range argument, or a call out of order         */
-    PCR_ERROR_IO          = -2, /* the file is not there or cannot be read                                   */
-    PCR_ERROR_FORMAT      = -3, /* the file is no GGUF, or is truncated, or contradicts itself               */
-    PCR_ERROR_UNSUPPORTED = -4, /* a sound file of another architecture, or a tensor type we cannot compute  */
-    PCR_ERROR_AUDIO       = -5, /* audio that is too short, too long or not finite                           */
-    PCR_ERROR_DEVICE      = -6, /* no such device, or it failed                                              */
-    PCR_ERROR_MEMORY      = -7, /* an allocation failed                                                      */
-    PCR_ERROR_BUSY        = -8, /* another thread is inside this session                                     */
-    PCR_ERROR_CANCELLED   = -9, /* pcr_session_cancel() was called                                           */
-    PCR_ERROR_INTERNAL    = -10  /* a bug in this library; the message says where                             */
+    PCR_OK = 0,
+    /* There is no more: the text is complete, an index is past the last. */
+    PCR_END = 1,
+    /* A NULL, negative or out-of-range argument, or a call out of order. */
+    PCR_ERROR_ARGUMENT = -1,
+    /* The file is not there or cannot be read. */
+    PCR_ERROR_IO = -2,
+    /* The file is no GGUF, or is truncated, or contradicts itself. */
+    PCR_ERROR_FORMAT = -3,
+    /* A sound file of another architecture, a tensor type that cannot be computed, or work that this device cannot
+     * do. */
+    PCR_ERROR_UNSUPPORTED = -4,
+    /* Audio that is too short, too long or not finite. */
+    PCR_ERROR_AUDIO = -5,
+    /* There is no such device, or it failed. */
+    PCR_ERROR_DEVICE = -6,
+    /* An allocation failed. */
+    PCR_ERROR_MEMORY = -7,
+    /* Another thread is inside this session. */
+    PCR_ERROR_BUSY = -8,
+    /* pcr_session_cancel() was called. */
+    PCR_ERROR_CANCELLED = -9,
+    /* A bug in this library; the message says where. */
+    PCR_ERROR_INTERNAL = -10
 } pcr_status;
 
 /* Version of this header's declarations: changes whenever a struct or a signature does. */
@@ -85,25 +100,32 @@ PCR_API void pcr_set_log_level(pcr_log_level level);
 /* ---- Devices ------------------------------------------------------------------------------------------------- */
 
 typedef struct pcr_device_info {
-    size_t       size;
-    const char * name;         /* "cpu", "cuda:0", ...: what pcr_model_params.device takes */
-    const char * description;  /* the maker's name of it                                   */
-    const char * features;     /* for a CPU: instruction sets in use, separated by spaces  */
-    uint64_t     memory_free;  /* bytes                                                    */
-    uint64_t     memory_total; /* bytes                                                    */
+    size_t size;
+    /* "cpu", "cuda:0", ...: what pcr_model_params.device takes. */
+    const char * name;
+    /* The maker's name of it. */
+    const char * description;
+    /* For a CPU: the instruction sets in use, separated by spaces. */
+    const char * features;
+    /* Bytes. */
+    uint64_t memory_free;
+    uint64_t memory_total;
 } pcr_device_info;
 
-/* In the order in which "auto" tries them: graphics cards, the CPU, and then processors' built-in graphics, which "auto"
- * does not take. */
+/* In the order in which "auto" tries them: graphics cards, the CPU, and then processors' built-in graphics, which
+ * "auto" does not take. */
 PCR_API int32_t    pcr_device_count(void);
 PCR_API pcr_status pcr_device_get(int32_t index, pcr_device_info * info);
 
 /* Kinds of devices beside the CPU, there or not. */
 typedef struct pcr_backend_info {
-    size_t       size;
-    const char * name;     /* "cuda", "metal", "vulkan": what the names of its devices begin with */
-    int32_t      compiled; /* 1: this library contains it, or it is installed beside it           */
-    const char * missing;  /* why no device of this kind is there, and what to do; "" if one is   */
+    size_t size;
+    /* "cuda", "metal", "vulkan": what the names of its devices begin with. */
+    const char * name;
+    /* 1: this library contains it, or it is installed beside it. */
+    int32_t compiled;
+    /* Why no device of this kind is there, and what to do; "" if one is. */
+    const char * missing;
 } pcr_backend_info;
 
 /* PCR_END past the last. */
@@ -118,17 +140,19 @@ typedef struct pcr_model   pcr_model;
 typedef struct pcr_session pcr_session;
 
 typedef struct pcr_model_params {
-    size_t       size;
-    const char * device; /* a name from pcr_device_get(); "cuda", "metal" or "vulkan" for the first of these; or "auto":
-                            the first that starts and has the memory, with a warning in the log for each that does not.
-                            The CPU when precision or kernels is not "auto"                                         */
-    const char * precision; /* what products with the file's matrices are computed in: "f32", with nothing rounded;
-                               "bf16", both factors rounded to BF16, sums in F32; "auto": BF16 where the processor has
-                               fast instructions for it, else F32. Quantised matrices are multiplied in 8-bit integers
-                               where that is faster, and for single tokens always, unless "f32" is asked for         */
-    const char *
-        kernels; /* "auto", one of pcr_kernels_name(), or "ggml": ggml's products instead of ours, to compare; or
-                    "operations": ggml's operations only, as on a GPU */
+    size_t size;
+    /* A name from pcr_device_get(); "cuda", "metal" or "vulkan" for the first of these; or "auto": the first that
+     * starts and has the memory, with a warning in the log for each that does not. The CPU when precision or kernels
+     * is not "auto". */
+    const char * device;
+    /* What products with the file's matrices are computed in. "f32": nothing is rounded. "bf16": both factors are
+     * rounded to BF16, sums stay in F32. "auto": BF16 where the processor has fast instructions for it, else F32.
+     * Quantised matrices are multiplied in 8-bit integers where that is faster, and for single tokens always, unless
+     * "f32" is asked for. */
+    const char * precision;
+    /* "auto"; one of pcr_kernels_name(); "ggml": ggml's products instead of ours, to compare; or "operations": ggml's
+     * operations only, as on a GPU. */
+    const char * kernels;
 } pcr_model_params;
 
 PCR_API void pcr_model_params_default(pcr_model_params * params);
@@ -140,28 +164,40 @@ PCR_API const char * pcr_model_error(const pcr_model * model);
 
 /* The model's sizes, by the field's own names. */
 typedef struct pcr_model_info {
-    size_t       size;
-    const char * name; /* general.name, or ""                                        */
-    const char * device; /* where it runs                                              */
-    int32_t      sample_rate; /* 16000                                                      */
-    int32_t      hop_length; /* samples per log-mel frame: 160                             */
-    int32_t      n_mels;
-    int32_t      chunk_frames; /* log-mel frames per chunk: 2 * n_window                     */
-    int32_t      chunk_rows; /* audio rows per full chunk                                  */
-    int32_t      window_rows; /* audio rows that attend to each other                       */
-    int32_t      encoder_layers;
-    int32_t      encoder_d_model;
-    int32_t      encoder_output; /* columns of an encoder row                                  */
-    int32_t      llm_layers;
-    int32_t      llm_heads; /* query heads of each                                        */
-    int32_t      llm_hidden; /* columns of an adapter row and of an embedding              */
-    int32_t      llm_vocab;
-    int32_t      llm_max_positions;
-    int32_t      eos_token;
-    uint64_t     file_bytes;
-    uint64_t     weight_bytes; /* bytes of the tensors in use                                */
-    uint64_t     kv_bytes_per_token; /* bytes that one row of the KV cache takes                   */
-    uint64_t     parameters; /* number of weights                                          */
+    size_t size;
+    /* general.name, or "". */
+    const char * name;
+    /* Where it runs. */
+    const char * device;
+    /* Audio samples per second: 16000. */
+    int32_t sample_rate;
+    /* Samples per log-mel frame: 160. */
+    int32_t hop_length;
+    int32_t n_mels;
+    /* Log-mel frames per chunk, 2 * n_window, and audio rows per full chunk. */
+    int32_t chunk_frames;
+    int32_t chunk_rows;
+    /* Audio rows that attend to each other. */
+    int32_t window_rows;
+    int32_t encoder_layers;
+    int32_t encoder_d_model;
+    /* Columns of an encoder row. */
+    int32_t encoder_output;
+    int32_t llm_layers;
+    /* Query heads of each layer. */
+    int32_t llm_heads;
+    /* Columns of an adapter row and of an embedding. */
+    int32_t  llm_hidden;
+    int32_t  llm_vocab;
+    int32_t  llm_max_positions;
+    int32_t  eos_token;
+    uint64_t file_bytes;
+    /* Bytes of the tensors in use. */
+    uint64_t weight_bytes;
+    /* Bytes that one row of the KV cache takes. */
+    uint64_t kv_bytes_per_token;
+    /* Number of weights. */
+    uint64_t parameters;
 } pcr_model_info;
 
 PCR_API pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info);
@@ -185,14 +221,19 @@ PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t *
 /* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
 
 typedef struct pcr_session_params {
-    size_t          size;
-    int32_t         threads; /* 0: the number of physical cores that this process may use       */
-    int32_t         max_new_tokens; /* the text is cut there, with pcr_result.truncated set. Default 512 */
-    int32_t         sequences; /* clips that are held at once, each with a KV cache. Default 1 */
-    int32_t         importance; /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0 */
-    const int32_t * heads; /* heads of the decoder whose attention pcr_session_attention() gives: a layer and a query
-                              head for each, both from 0. Copied. Default NULL                   */
-    int32_t         n_heads; /* their number. Default 0: nothing is computed for them              */
+    size_t size;
+    /* 0: the number of physical cores that this process may use. */
+    int32_t threads;
+    /* The text is cut there, with pcr_result.truncated set. Default 512. */
+    int32_t max_new_tokens;
+    /* Clips that are held at once, each with a KV cache. Default 1. */
+    int32_t sequences;
+    /* 1: collect what pcr_importance() gives, at a cost in speed. Default 0. */
+    int32_t importance;
+    /* Heads of the decoder whose attention pcr_session_attention() gives: a layer and a query head for each, both
+     * from 0. Copied. On a CPU only. Default NULL, 0: nothing is computed for them. */
+    const int32_t * heads;
+    int32_t         n_heads;
 } pcr_session_params;
 
 PCR_API void pcr_session_params_default(pcr_session_params * params);
@@ -202,9 +243,10 @@ PCR_API void         pcr_session_free(pcr_session * session);
 PCR_API const char * pcr_session_error(const pcr_session * session);
 
 typedef struct pcr_token {
-    size_t  size; /* set by pcr_session_next()                                      */
+    size_t  size;
     int32_t id;
-    float   probability; /* softmax of the logits at this token, 0..1                      */
+    /* Softmax of the logits at this token, 0 to 1. */
+    float probability;
 } pcr_token;
 
 /* A session holds params.sequences clips, numbered from 0, whose texts are decoded side by side: one reading of the
@@ -219,9 +261,10 @@ PCR_API pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, con
  * if they had never been fed. Negative: all. PCR_ERROR_AUDIO when there are too few or too many for this model. */
 PCR_API pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_samples);
 
-/* The whole text of what was fed so far, as if the audio ended here; no token for too little audio. It does not change
- * what comes later, but it costs work: what it keeps of the hypothesis before it costs little, and so does what the final
- * text keeps of the last one. *count: its tokens, of which no more than capacity are stored. Before pcr_session_end(). */
+/* The whole text of what was fed so far, as if the audio ended here; no token for too little audio. It does not
+ * change what comes later, but it costs work: what it keeps of the hypothesis before it costs little, and so does
+ * what the final text keeps of the last one. *count: its tokens, of which no more than capacity are stored. Before
+ * pcr_session_end(). */
 PCR_API pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
                                           size_t * count);
 
@@ -237,8 +280,9 @@ PCR_API pcr_status pcr_session_clear(pcr_session * session, int32_t sequence);
 /* Makes the call that is running in this session, or else the next one, return PCR_ERROR_CANCELLED soon. Any thread. */
 PCR_API void pcr_session_cancel(pcr_session * session);
 
-/* Makes a pcr_session_hypothesis() that is running, and every later one, return soon: with what it has decoded so far and
- * what the last one expects behind it. For when the audio has ended and the final text is wanted. Any thread. */
+/* Makes a pcr_session_hypothesis() that is running, and every later one, return soon: with what it has decoded so
+ * far and what the last one expects behind it. For when the audio has ended and the final text is wanted. Any
+ * thread. */
 PCR_API void pcr_session_hurry(pcr_session * session);
 
 /* Forgets every clip, a cancellation and a hurry; keeps the buffers. */
@@ -247,19 +291,28 @@ PCR_API pcr_status pcr_session_reset(pcr_session * session);
 typedef struct pcr_result {
     size_t  size;
     int64_t n_samples;
-    int64_t n_frames; /* log-mel frames           */
-    int64_t n_rows; /* audio rows               */
-    int64_t n_prompt_tokens; /* prompt with audio rows   */
-    int64_t n_tokens; /* tokens given             */
-    int32_t ended; /* 1: the model said that the text is complete */
-    int32_t truncated; /* 1: max_new_tokens or the context was reached first */
-    int32_t looped; /* 1: decoding stopped in a phrase that came again and again */
-    double  log_mel; /* seconds of work per stage */
-    double  encoder;
-    double  adapter;
-    double  prefill;
-    double  decode;
-    double  hypotheses; /* all stages, for text before the audio's end; windows that stay encoded are counted there */
+    /* Log-mel frames. */
+    int64_t n_frames;
+    /* Audio rows. */
+    int64_t n_rows;
+    /* The prompt with its audio rows. */
+    int64_t n_prompt_tokens;
+    /* Tokens given. */
+    int64_t n_tokens;
+    /* 1: the model said that the text is complete. */
+    int32_t ended;
+    /* 1: max_new_tokens or the context was reached first. */
+    int32_t truncated;
+    /* 1: decoding stopped in a phrase that came again and again. */
+    int32_t looped;
+    /* Seconds of work per stage. */
+    double log_mel;
+    double encoder;
+    double adapter;
+    double prefill;
+    double decode;
+    /* All stages, for text before the audio's end; windows that stay encoded are counted there. */
+    double hypotheses;
 } pcr_result;
 
 /* What has been done so far for a clip. Time that a batch took is divided among its clips. */
@@ -280,8 +333,9 @@ PCR_API pcr_status pcr_session_attention(pcr_session * session, int32_t sequence
 PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_samples, float * mel,
                                size_t capacity, int64_t * n_frames);
 
-/* Encoder rows of a whole clip's log-mel frames [n_frames][n_mels]. n_layers < 0: all of it, [rows][encoder_output]. n_layers >= 0: the rows after so many
- * transformer layers, [rows][encoder_d_model]; 0 is the conv stem with positions. */
+/* Encoder rows of a whole clip's log-mel frames [n_frames][n_mels]. n_layers < 0: all of it, [rows][encoder_output].
+ * n_layers >= 0: the rows after so many transformer layers, [rows][encoder_d_model]; 0 is the conv stem with
+ * positions. */
 PCR_API pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers,
                               float * rows, size_t capacity, int64_t * n_rows);
 
@@ -302,15 +356,15 @@ PCR_API pcr_status pcr_decode(pcr_session * session, int32_t sequence, const flo
 PCR_API pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens,
                                    int32_t count, float * logits, size_t capacity);
 
-/* ---- Kernels ------------------------------------------------------------------------------------------------------ */
+/* ---- Kernels ------------------------------------------------------------------------------------------------- */
 
 /* Names of the kernels that this processor runs, "generic" first and the fastest last; NULL past the last. */
 PCR_API const char * pcr_kernels_name(int32_t index);
 
-/* One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transpose of a matrix
- * [n_out][n_in] of a type. precision and kernels: see pcr_model_params. each: 1: row by row, as for single tokens; 0: all
- * rows at once, as for audio. repeats >= 1 runs, the fastest of which took *seconds. An error's text is cut to message
- * [message_capacity]; message may be NULL. */
+/* One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transpose of a
+ * matrix [n_out][n_in] of a type. precision and kernels: see pcr_model_params. each: 1: row by row, as for single
+ * tokens; 0: all rows at once, as for audio. repeats >= 1 runs, the fastest of which took *seconds. An error's text
+ * is cut to message [message_capacity]; message may be NULL. */
 PCR_API pcr_status pcr_product(const char * kernels, const char * precision, int32_t each, const char * type,
                                const void * matrix, int64_t n_out, int64_t n_in, const float * rows, int64_t n_rows,
                                float * out, int32_t threads, int32_t repeats, double * seconds, char * message,
@@ -322,9 +376,9 @@ PCR_API pcr_status pcr_product(const char * kernels, const char * precision, int
 /* Bytes of a row of so many values; 0 for a type that is not known or a length that its blocks do not divide. */
 PCR_API size_t pcr_row_bytes(const char * type, int64_t row_length);
 
-/* What a session made with params.importance has collected about the index-th matrix that was multiplied with: its name,
- * the energy of each input column (the sum of its squares over n_rows rows), which sessions add up over all their audio.
- * PCR_END past the last. The pointers hold until the session's next call. */
+/* What a session made with params.importance has collected about the index-th matrix that was multiplied with: its
+ * name, the energy of each input column (the sum of its squares over n_rows rows), which sessions add up over all
+ * their audio. PCR_END past the last. The pointers hold until the session's next call. */
 PCR_API pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** name, const double ** energies,
                                   int64_t * n_columns, int64_t * n_rows);
 

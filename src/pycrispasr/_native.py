@@ -378,7 +378,7 @@ class NativeSession:
         self._handle = NativeHandle("session", out[0], lib.pcr_session_free)
         self._most_tokens = max_new_tokens
         if status < 0:
-            _check(status, _text(ffi, lib.pcr_session_error(out[0])) if out[0] else "")
+            _check_work(status, _text(ffi, lib.pcr_session_error(out[0])) if out[0] else "")
 
     @property
     def _pointer(self) -> Any:
@@ -520,7 +520,7 @@ class NativeSession:
         if status == self._lib.PCR_ERROR_BUSY:  # the handle's message belongs to the thread that is inside
             _check(status, "another thread is using this session: give each thread a session of its own")
         if status < 0:
-            _check(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
+            _check_work(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
 
 
 def _check(status: int, message: str) -> None:
@@ -529,6 +529,14 @@ def _check(status: int, message: str) -> None:
     ffi, _ = library()
     name = ffi.string(ffi.cast("pcr_status", status))
     raise _EXCEPTIONS.get(name, errors.InternalError)(message or f"the library reported {name} without a message")
+
+
+def _check_work(status: int, message: str) -> None:
+    """As `_check`, for a session: its model is sound, so that what is not supported is the work asked of it."""
+    try:
+        _check(status, message)
+    except errors.UnsupportedModelError as error:
+        raise errors.UnsupportedOperationError(str(error)) from None
 
 
 def _fields(ffi: Any, struct: Any) -> dict[str, Any]:

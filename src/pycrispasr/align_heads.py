@@ -66,7 +66,7 @@ def calibrate(
         PycrispasrError: What `Model` raises, or `out` cannot be written.
     """
     path = hub.resolve(model)
-    native = _native.NativeModel(path)
+    native = _native.NativeModel(path, "cpu")  # nothing else gives attention out
     info = native.info()
     heads = [(layer, head) for layer in range(info["llm_layers"]) for head in range(info["llm_heads"])]
     session = _native.NativeSession(native, threads=threads or 0, max_new_tokens=max_new_tokens, heads=heads)

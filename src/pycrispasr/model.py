@@ -241,7 +241,7 @@ class Model:
             ClosedError: The model is closed.
             ModelFormatError: With `word_timestamps`: the file beside the model that names its heads is damaged.
             OutOfMemoryError: An allocation failed.
-            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU.
         """
         if self._crispasr is not None:
             if word_timestamps:

@@ -57,7 +57,10 @@ def live(
         bool | None,
         typer.Option("--vad/--no-vad", help="Find utterances between silences. By default for microphones only."),
     ] = None,
-    silence: Annotated[float, typer.Option(help="Seconds of silence that end an utterance, with --vad.")] = 0.8,
+    silence: Annotated[
+        float | None,
+        typer.Option(help="Seconds of silence that end an utterance. Default: 0.8 with --vad, else 1.0 beyond 30 s."),
+    ] = None,
     partial_every: Annotated[
         float, typer.Option(help="Seconds after which the text so far is shown; 0: only what is final.")
     ] = 1.0,
@@ -67,7 +70,9 @@ def live(
     ] = ("auto"),
     precision: ComputedIn = Precision.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Where the text of 30 s is cut. Default: 512, tried again in parts.")
+    ] = None,
 ) -> None:
     """Print what is said while it is said, from a microphone or from a pipe. Ctrl-C ends the audio."""
     from pycrispasr import live as listening
