@@ -5,7 +5,7 @@
 
 MODEL: a file of the published model's shapes, made by
 
-    python -m pycrispasr.random_model 2b.gguf --preset 2b --type q4_k
+    python -m pycrispasr.models.random_model 2b.gguf --preset 2b --type q4_k
 
 The two take turns in one process.
 """
@@ -22,15 +22,16 @@ import torch
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from pycrispasr import _native, gguf_file
-from pycrispasr.bench import machine
+from pycrispasr.lab.bench import machine
+from pycrispasr.models import gguf_file
+from pycrispasr.runtimes import native
 
 
 def main() -> None:
     """Prints both medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=_native.usable_cores())
+    parser.add_argument("--threads", type=int, default=native.usable_cores())
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=30)
     args = parser.parse_args()
@@ -50,8 +51,8 @@ def main() -> None:
     )
     config._attn_implementation = "sdpa"
     theirs = Qwen3OmniMoeAudioEncoder(config).to(torch.bfloat16).eval()
-    native = _native.NativeModel(args.model)
-    session = _native.NativeSession(native, threads=args.threads)
+    model = native.NativeModel(args.model)
+    session = native.NativeSession(model, threads=args.threads)
     frames = 100 * args.seconds
     mel = np.random.default_rng(0).standard_normal((frames, sizes["num_mel_bins"])).astype(np.float32)
     features, lengths = torch.from_numpy(mel.T.copy()).to(torch.bfloat16), torch.tensor([frames])

@@ -20,10 +20,11 @@ from math import prod
 
 import numpy as np
 
-from pycrispasr import _native, gguf_file, hub
-from pycrispasr.convert import ARCHITECTURE, TYPES, Metadata, from_array, tensor_shapes, tensor_type, write_gguf
-from pycrispasr.gguf_file import Tensor
-from pycrispasr.random_model import PRESETS
+from pycrispasr.models import gguf_file, hub
+from pycrispasr.models.convert import ARCHITECTURE, TYPES, Metadata, from_array, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.gguf_file import Tensor
+from pycrispasr.models.random_model import PRESETS
+from pycrispasr.runtimes import native
 
 PUBLISHED: Metadata = {key: value for key, value in PRESETS["2b"].items() if key != "llm.rope_theta"}
 
@@ -61,7 +62,7 @@ def inflate(
         if extra:
             rest[1] = str(int(rest[1]) % layers[model])
         tensor = by_name[".".join((model, *rest))]
-        weights = _native.convert_rows(gguf_file.rows(source, tensor), tensor.type, "F32", tensor.shape[-1])
+        weights = native.convert_rows(gguf_file.rows(source, tensor), tensor.type, "F32", tensor.shape[-1])
         weights = weights.view(np.float32).reshape(tensor.shape)
         if extra and ".".join(rest[2:4]) in _LAST_MATRICES:
             weights = np.zeros_like(weights)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pycrispasr import _native
-from pycrispasr.bench import machine
+from pycrispasr.lab.bench import machine
+from pycrispasr.runtimes import native
 
 # Rows and columns of the published model's matrices, and types that their files have.
 SHAPES = ((1280, 1280, "f16"), (5120, 1280, "f16"), (1280, 5120, "f16"), (2048, 2048, "q4_k"), (6144, 2048, "q4_k"))
@@ -45,18 +45,15 @@ def measure(threads: int, n_rows: int, quick: bool) -> dict[str, object]:
     rng = np.random.default_rng(0)
     repeats = 1 if quick else 15
     cases = [
-        (name, p)
-        for name in _native.kernels()
-        for p in ("bf16", "f32")
-        if p == "f32" or "bf16" in name or name == "amx"
+        (name, p) for name in native.kernels() for p in ("bf16", "f32") if p == "f32" or "bf16" in name or name == "amx"
     ]
     results = []
     for n_out, n_in, kind in SHAPES[:1] if quick else SHAPES:
         values = (rng.standard_normal((n_out, n_in)) * 0.05).astype(np.float32)
-        matrix = _native.convert_rows(values, "f32", kind, n_in)
+        matrix = native.convert_rows(values, "f32", kind, n_in)
         rows = rng.standard_normal((n_rows, n_in)).astype(np.float32)
         for name, precision in [*cases, ("ggml", "auto")]:
-            _, seconds = _native.product(
+            _, seconds = native.product(
                 rows, matrix, kind, n_out, kernels=name, precision=precision, threads=threads, repeats=repeats
             )
             rate = 2 * n_rows * n_out * n_in / seconds
@@ -67,11 +64,11 @@ def measure(threads: int, n_rows: int, quick: bool) -> dict[str, object]:
     for n_out, n_in, kind in TOKEN_SHAPES[:1] if quick else TOKEN_SHAPES:
         many = n_out if quick else 40 * n_out  # more than the caches hold
         values = (rng.standard_normal((n_out, n_in)) * 0.05).astype(np.float32)
-        matrix = np.tile(_native.convert_rows(values, "f32", kind, n_in), (many // n_out, 1))
-        for name in (_native.kernels()[-1], "ggml"):
+        matrix = np.tile(native.convert_rows(values, "f32", kind, n_in), (many // n_out, 1))
+        for name in (native.kernels()[-1], "ggml"):
             for n_x in (1, 4):
                 rows = rng.standard_normal((n_x, n_in)).astype(np.float32)
-                _, seconds = _native.product(
+                _, seconds = native.product(
                     rows, matrix, kind, many, kernels=name, each=True, threads=threads, repeats=repeats
                 )
                 tokens.append({"kernels": name, "type": kind, "tokens": n_x, "bytes": matrix.nbytes / seconds})
@@ -82,7 +79,7 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small shape, once")
-    parser.add_argument("--threads", type=int, default=_native.usable_cores())
+    parser.add_argument("--threads", type=int, default=native.usable_cores())
     parser.add_argument("--rows", type=int, default=390, help="audio rows; 390 are 30 s")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

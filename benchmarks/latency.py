@@ -22,7 +22,7 @@ import numpy as np
 
 import pycrispasr
 from pycrispasr import audio
-from pycrispasr.bench import machine
+from pycrispasr.lab.bench import machine
 
 RATE = audio.SAMPLE_RATE
 BLOCK = RATE // 10

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pycrispasr.bench import machine
+from pycrispasr.lab.bench import machine
 
 SCRIPT = """
 import json, resource, sys, time

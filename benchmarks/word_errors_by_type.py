@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pycrispasr import Model, audio, gguf_file
-from pycrispasr.quantize import quantize
+from pycrispasr import Model, audio
+from pycrispasr.models import gguf_file
+from pycrispasr.models.quantize import quantize
 
 TYPES = "f32,f16,q8_0,q6_k,q5_k,q4_k"
 

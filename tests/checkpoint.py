@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pycrispasr import gguf_file
+from pycrispasr.models import gguf_file
 
 PREFIX = "moss_transcribe."
 NAMES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from pycrispasr import Model
-from pycrispasr.random_model import generate
+from pycrispasr.models.random_model import generate
 
 from . import hub_server
 

@@ -12,7 +12,8 @@ import pytest
 from build_cdefs import declarations
 from elftools.elf.elffile import ELFFile
 
-from pycrispasr import Backend, Device, InstallationError, Model, ModelInfo, _native, backends
+from pycrispasr import Backend, Device, InstallationError, Model, ModelInfo, backends
+from pycrispasr.runtimes import native
 
 from .sounds import make_tones
 
@@ -23,38 +24,38 @@ GPU_LIBRARIES = {"cuda": {"libcudart", "libcublas"}, "metal": set(), "vulkan": {
 
 
 def test_the_abi_number_is_the_one_that_python_is_written_for() -> None:
-    _, lib = _native.library()
-    assert lib.pcr_abi_version() == _native.ABI_VERSION
+    _, lib = native.library()
+    assert lib.pcr_abi_version() == native.ABI_VERSION
 
 
 def test_another_abi_number_is_told_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "ABI_VERSION", 10**6)
+    monkeypatch.setattr(native, "ABI_VERSION", 10**6)
     with pytest.raises(InstallationError, match=r"ABI \d+, but this package needs 1000000.*reinstall"):
-        _native.library.__wrapped__()
+        native.library.__wrapped__()
 
 
 def test_a_missing_library_is_told_at_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_native, "library_path", lambda: tmp_path / "libmissing.so")
+    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "libmissing.so")
     with pytest.raises(InstallationError, match=r"libmissing\.so.*reinstall"):
-        _native.library.__wrapped__()
+        native.library.__wrapped__()
 
 
 def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
-    ffi, lib = _native.library()
+    ffi, lib = native.library()
     model = nano._opened()
     with nano.session() as session:
         assert session._batch is not None
-        native = session._batch.native
-        native.feed(make_tones(1))
-        native.end()
+        opened = session._batch.native
+        opened.feed(make_tones(1))
+        opened.end()
         stamps = {
             "pcr_model_params": lib.pcr_model_params_default,
             "pcr_session_params": lib.pcr_session_params_default,
             "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
             "pcr_backend_info": lambda struct: lib.pcr_backend_get(0, struct),
             "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
-            "pcr_token": lambda struct: lib.pcr_session_next(native._pointer, [0], 1, struct),
-            "pcr_result": lambda struct: lib.pcr_session_result(native._pointer, 0, struct),
+            "pcr_token": lambda struct: lib.pcr_session_next(opened._pointer, [0], 1, struct),
+            "pcr_result": lambda struct: lib.pcr_session_result(opened._pointer, 0, struct),
         }
         for name, stamp in stamps.items():
             struct = ffi.new(f"{name} *")
@@ -64,7 +65,7 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
 
 
 def test_a_struct_of_another_size_is_refused(nano_path: Path) -> None:
-    ffi, lib = _native.library()
+    ffi, lib = native.library()
     params, out = ffi.new("pcr_model_params *"), ffi.new("pcr_model **")
     lib.pcr_model_params_default(params)
     params.size += 8
@@ -74,7 +75,7 @@ def test_a_struct_of_another_size_is_refused(nano_path: Path) -> None:
 
 
 def test_null_is_refused_and_may_be_freed() -> None:
-    ffi, lib = _native.library()
+    ffi, lib = native.library()
     null = ffi.NULL
     lib.pcr_model_free(null)
     lib.pcr_session_free(null)
@@ -94,25 +95,25 @@ def test_null_is_refused_and_may_be_freed() -> None:
 
 
 def test_every_status_has_an_exception() -> None:
-    _, lib = _native.library()
+    _, lib = native.library()
     names = re.findall(r"\bPCR_ERROR_\w+(?= += )", HEADER)
     assert len(names) == 10
     for name in names:
         status = getattr(lib, name)
         with pytest.raises(Exception, match="told") as caught:
-            _native._check(status, "told")
+            native._check(status, "told")
         assert name == "PCR_ERROR_INTERNAL" or caught.type.__name__ != "InternalError", name
 
 
 def test_python_s_views_of_structs_have_all_their_fields() -> None:
-    ffi, _ = _native.library()
+    ffi, _ = native.library()
     for name, view in (("pcr_model_info", ModelInfo), ("pcr_device_info", Device), ("pcr_backend_info", Backend)):
         fields = [field for field, _ in ffi.typeof(name).fields if field != "size"]
         assert fields == list(view.__slots__)
 
 
 def test_every_function_of_the_header_can_be_called() -> None:
-    _, lib = _native.library()
+    _, lib = native.library()
     functions = re.findall(r"^PCR_API [^(]*?(pcr_\w+)\(", HEADER, re.MULTILINE)
     assert len(functions) > 25
     for name in functions:
@@ -128,7 +129,7 @@ def test_the_declarations_are_plain_c() -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None or sys.platform == "win32", reason="needs a C compiler")
 def test_a_c_program_transcribes(tmp_path: Path) -> None:
-    library = _native.library_path()
+    library = native.library_path()
     subprocess.run(
         ["cc", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'csrc/include'}",
          ROOT / "tests" / "smoke.c", library, f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "smoke"],
@@ -144,7 +145,7 @@ def test_a_c_program_transcribes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols of an ELF file")
 def test_nothing_but_our_functions_is_exported() -> None:
-    with _native.library_path().open("rb") as file:
+    with native.library_path().open("rb") as file:
         symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
         exported = {
             symbol.name
@@ -156,7 +157,7 @@ def test_nothing_but_our_functions_is_exported() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the needs of an ELF file")
 def test_the_library_needs_only_the_system_s_libraries() -> None:
-    with _native.library_path().open("rb") as file:
+    with native.library_path().open("rb") as file:
         dynamic = ELFFile(file).get_section_by_name(".dynamic")
         needed = {tag.needed.split(".so")[0] for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
     assert {name for name in needed if not name.startswith("libpycrispasr-")} <= {

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import AudioError, Model, PycrispasrError, UsageError, _native, hub
-from pycrispasr.align_heads import calibrate
-from pycrispasr.word_times import side_file
+from pycrispasr import AudioError, Model, PycrispasrError, UsageError
+from pycrispasr.decoding.word_times import side_file
+from pycrispasr.models import hub
+from pycrispasr.models.align_heads import calibrate
+from pycrispasr.runtimes import native
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 NAMES = ("digits", "long", "spelling")
@@ -41,14 +43,14 @@ def test_attention_is_read_on_the_cpu_whatever_auto_would_choose(
 ) -> None:
     opened: list[str] = []
 
-    class OnGpu(_native.NativeModel):
+    class OnGpu(native.NativeModel):
         """A machine where "auto" is a GPU: one that computes what a GPU computes."""
 
         def __init__(self, path: Path, device: str = "auto") -> None:
             opened.append(device)
             super().__init__(path, "cpu", kernels="operations" if device == "auto" else "auto")
 
-    monkeypatch.setattr(_native, "NativeModel", OnGpu)
+    monkeypatch.setattr(native, "NativeModel", OnGpu)
     assert calibrate("tiny", RECORDINGS, tmp_path / "heads.json").words == 39
     assert opened == ["cpu"]
 

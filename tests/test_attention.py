@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import UnsupportedOperationError, UsageError, _native
-from pycrispasr.random_model import generate
+from pycrispasr import UnsupportedOperationError, UsageError
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import native
 
 from .reference import gguf_model, model
 from .sounds import make_tones
@@ -26,12 +27,12 @@ class Pair:
 
     def __init__(self, path: Path) -> None:
         self.reference = gguf_model.load(path)
-        self.native = _native.NativeModel(path, "cpu", "f32")
+        self.native = native.NativeModel(path, "cpu", "f32")
         hp = self.reference.hparams
         self.heads = [(layer, head) for layer in range(hp.llm_num_layers) for head in range(hp.llm_num_heads)]
 
-    def session(self, **options: object) -> _native.NativeSession:
-        return _native.NativeSession(
+    def session(self, **options: object) -> native.NativeSession:
+        return native.NativeSession(
             self.native,
             threads=2,
             max_new_tokens=LIMIT,
@@ -56,7 +57,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(path)
 
 
-def rest(session: _native.NativeSession, sequence: int = 0) -> list[tuple[int, float]]:
+def rest(session: native.NativeSession, sequence: int = 0) -> list[tuple[int, float]]:
     return [step[0] for step in iter(lambda: session.next_of([sequence]), [None]) if step[0] is not None]
 
 
@@ -120,15 +121,15 @@ def test_any_selection_of_heads_in_any_order_can_be_read(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "q8_0"])
-@pytest.mark.parametrize("kernels", [*_native.kernels(), "ggml"])
+@pytest.mark.parametrize("kernels", [*native.kernels(), "ggml"])
 def test_reading_changes_no_bit_of_tokens_and_probabilities(kind: str, kernels: str, tmp_path: Path) -> None:
     generate(tmp_path / "model.gguf", type=kind, seed=1)
-    native = _native.NativeModel(tmp_path / "model.gguf", kernels=kernels)
-    info = native.info()
+    model = native.NativeModel(tmp_path / "model.gguf", kernels=kernels)
+    info = model.info()
     heads = [(layer, head) for layer in range(info["llm_layers"]) for head in range(info["llm_heads"])]
     texts = []
     for watched in ([], heads):
-        session = _native.NativeSession(native, threads=1, max_new_tokens=LIMIT, heads=watched)
+        session = native.NativeSession(model, threads=1, max_new_tokens=LIMIT, heads=watched)
         session.feed(make_tones(9, seed=7))
         first = session.hypothesis()
         session.end()
@@ -146,7 +147,7 @@ def test_a_text_can_be_read_while_it_is_written_and_after_it_was_cancelled(pair:
     before = session.attention()
     check(pair, before, samples, tokens)
     session.cancel()
-    with pytest.raises(_native.Cancelled):
+    with pytest.raises(native.Cancelled):
         session.next()
     np.testing.assert_array_equal(session.attention(), before)
     session.clear(0)
@@ -164,7 +165,7 @@ def test_heads_that_are_not_there_are_refused(pair: Pair) -> None:
 
 
 def test_too_little_room_is_refused_and_the_need_is_told(pair: Pair) -> None:
-    ffi, lib = _native.library()
+    ffi, lib = native.library()
     session = pair.session(heads=[(0, 0)])
     session.feed(make_tones(1))
     session.end()
@@ -178,6 +179,6 @@ def test_too_little_room_is_refused_and_the_need_is_told(pair: Pair) -> None:
 
 
 def test_it_cannot_be_read_out_where_every_stage_is_of_ggml_s_operations(nano_path: Path) -> None:
-    model = _native.NativeModel(nano_path, kernels="operations")
+    model = native.NativeModel(nano_path, kernels="operations")
     with pytest.raises(UnsupportedOperationError, match="on the CPU only"):
-        _native.NativeSession(model, threads=1, heads=[(0, 0)])
+        native.NativeSession(model, threads=1, heads=[(0, 0)])

@@ -19,7 +19,8 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import AudioError, AudioNotFoundError, ClosedError, UsageError, audio, containers, decoders
+from pycrispasr import AudioError, AudioNotFoundError, ClosedError, UsageError, audio
+from pycrispasr.audio import containers, decoders
 
 from .sound_files import ffmpeg, sndfile
 from .sounds import make_tones

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import Model, Transcript, _native
+from pycrispasr import Model, Transcript
 from pycrispasr.errors import AudioError, CancelledError, UsageError
+from pycrispasr.runtimes import native
 
 from .sounds import make_tones
 
@@ -54,11 +55,11 @@ def test_probabilities_are_the_same_to_the_last_bit_when_sequences_come_and_go(n
     limit = 10
     alone = []
     for clip in CLIPS[:4]:
-        session = _native.NativeSession(model, threads=1, max_new_tokens=limit)
+        session = native.NativeSession(model, threads=1, max_new_tokens=limit)
         session.feed(clip)
         session.end()
         alone.append(list(iter(session.next, None)))
-    together = _native.NativeSession(model, threads=2, max_new_tokens=limit, sequences=4)
+    together = native.NativeSession(model, threads=2, max_new_tokens=limit, sequences=4)
     heard: dict[int, list[tuple[int, float]]] = {}
     active: list[int] = []
     for step in range(40):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pycrispasr import _crispasr, bench, random_model
 from pycrispasr.errors import UsageError
+from pycrispasr.lab import bench
+from pycrispasr.models import random_model
+from pycrispasr.runtimes import crispasr
 
 from .sounds import make_tones
 
@@ -29,7 +31,7 @@ def test_every_stage_is_timed(nano_path: Path) -> None:
     assert all(name in shown for name in STAGES)
 
 
-@pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+@pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
 def test_both_runtimes_are_timed_in_turns(tmp_path: Path) -> None:
     random_model.generate(tmp_path / "model.gguf", preset="vocab", type="q8_0")
     report = bench.bench(

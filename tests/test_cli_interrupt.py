@@ -94,7 +94,8 @@ def test_ctrl_c_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
 
 HANGS = """
 import pathlib, time
-from pycrispasr import Model, _native
+from pycrispasr import Model
+from pycrispasr.runtimes import native
 from pycrispasr.cli import main
 def hang(*arguments, **options):
     pathlib.Path({mark!r}).touch()
@@ -108,7 +109,7 @@ main()
 @pytest.mark.parametrize(
     ("code", "times"),
     [
-        ("_native.NativeSession.next_of = hang", 2),
+        ("native.NativeSession.next_of = hang", 2),
         ("Model.transcribe = hang; Model.runtime = 'crispasr'", 1),  # CrispASR's library cannot be stopped
     ],
 )

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pycrispasr import Final, Model, audio, cli, live
-from pycrispasr.cli import app
+from pycrispasr import Final, Model, audio, cli
+from pycrispasr.cli import app, capture
 
 from . import spoken
 
@@ -206,13 +206,13 @@ def test_a_signal_that_it_was_started_to_ignore_is_ignored() -> None:
 
 SLOW = """
 import sys, time
-from pycrispasr import _native
+from pycrispasr.runtimes import native
 from pycrispasr.cli import main
-step = _native.NativeSession.next_of
+step = native.NativeSession.next_of
 def slow(self, *arguments):
     time.sleep(0.05)
     return step(self, *arguments)
-_native.NativeSession.next_of = slow
+native.NativeSession.next_of = slow
 main()
 """
 
@@ -336,13 +336,13 @@ def test_a_microphone_s_utterances_are_printed(monkeypatch: pytest.MonkeyPatch) 
     sound = np.concatenate([quiet, speech, quiet, quiet])
     sessions: list[Any] = []
     monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(sound, 48000, lambda: sessions[0].end()))
-    microphone = live.Microphone
+    microphone = capture.Microphone
 
     def recorded(session: Any, *rest: Any, **options: Any) -> Any:
         sessions.append(session)
         return microphone(session, *rest, **options)
 
-    monkeypatch.setattr(live, "Microphone", recorded)
+    monkeypatch.setattr(capture, "Microphone", recorded)
     done = CliRunner().invoke(app, ["live", "-m", "tiny", "--device", "1"])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
@@ -431,7 +431,7 @@ def test_a_microphone_that_goes_away_is_an_error_and_its_text_stays(
     sound = np.concatenate([audio.load(SAMPLES / "digits.wav"), np.zeros(16000, np.float32)])
     card = Card(sound, 16000)
     card.is_hung = is_hung
-    monkeypatch.setattr(live, "_PATIENCE", 0.5)
+    monkeypatch.setattr(capture, "_PATIENCE", 0.5)
     monkeypatch.setitem(sys.modules, "sounddevice", card)
     threading.Timer(1.5, lambda: setattr(card, "is_there", False)).start()
     monkeypatch.setattr(sys, "argv", ["pycrispasr", "live", "-m", "tiny"])
@@ -452,11 +452,11 @@ def test_a_microphone_that_comes_back_is_recorded_again(
     sound = np.concatenate([audio.load(SAMPLES / "digits.wav"), np.zeros(16000, np.float32)])
     card = Card(sound, 16000)
     card.overflows = 3
-    monkeypatch.setattr(live, "_TRY_EVERY", 0.3)
+    monkeypatch.setattr(capture, "_TRY_EVERY", 0.3)
     monkeypatch.setitem(sys.modules, "sounddevice", card)
     with Model("tiny") as model, model.session(vad="on") as session:
         told: list[str] = []
-        with live.Microphone(session, 1, 16000, reconnect=True, tell=told.append) as microphone:
+        with capture.Microphone(session, 1, 16000, reconnect=True, tell=told.append) as microphone:
 
             def act() -> None:
                 for is_there in (False, True):
@@ -486,7 +486,7 @@ def test_the_sound_card_s_callback_raises_nothing_after_the_end(monkeypatch: pyt
     card = Card(np.zeros(16000, np.float32), 16000)
     monkeypatch.setitem(sys.modules, "sounddevice", card)
     for end in ("end", "cancel", "close"):
-        with tiny.session() as session, live.Microphone(session, 1, 16000) as microphone:
+        with tiny.session() as session, capture.Microphone(session, 1, 16000) as microphone:
             getattr(session, end)()
             microphone._hear(np.zeros((160, 1), np.float32), 160, None, SimpleNamespace(input_overflow=False))
             assert microphone.failure is None

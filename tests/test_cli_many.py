@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import Model, audio, manifest
+from pycrispasr import Model, audio
 from pycrispasr.errors import AudioError, AudioNotFoundError, OutputError, UsageError
-from pycrispasr.result import Segment, Timings, Transcript
+from pycrispasr.results import manifest
+from pycrispasr.results.transcript import Segment, Timings, Transcript
 
 from .command import begin, run
 from .sounds import NAMES, SAMPLES, Composition

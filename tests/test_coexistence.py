@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pycrispasr import _native
+from pycrispasr.runtimes import native
 
 from . import whisper_file
 
@@ -109,13 +109,13 @@ assert [device.name for device in pycrispasr.devices()][-1] == "cpu"
 files = {{line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line}}
 libraries = [path for path in files if "ggml" in os.path.basename(path) or "libpycrispasr" in path]
 assert libraries
-folder = str(pycrispasr._native.library_path().resolve().parent)
+folder = str(pycrispasr.runtimes.native.library_path().resolve().parent)
 assert all(os.path.dirname(library) == folder for library in libraries), libraries
 """
     run(code, whisper)
 
 
 def test_no_library_of_ours_has_a_name_that_others_have() -> None:
-    for path in _native.library_path().parent.iterdir():
+    for path in native.library_path().parent.iterdir():
         if path.suffix in (".so", ".dll", ".dylib"):
             assert path.name.removeprefix("lib").startswith("pycrispasr")

@@ -11,7 +11,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from pycrispasr.convert import convert
 from pycrispasr.errors import (
     InstallationError,
     ModelFormatError,
@@ -20,6 +19,7 @@ from pycrispasr.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from pycrispasr.models.convert import convert
 
 from .reference import gguf_model
 from .reference import model as ref

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import _crispasr, _native
-from pycrispasr._crispasr_stages import Stages
-from pycrispasr.diff import place_rows
-from pycrispasr.random_model import generate
+from pycrispasr.lab.diff import place_rows
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import crispasr, native
+from pycrispasr.runtimes.crispasr_stages import Stages
 
 from .sounds import cosines, make_tones
 
 pytestmark = [
     pytest.mark.reference,
-    pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45"),
+    pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45"),
 ]
 
 TOLERANCE = {"f16": 1e-4, "q8_0": 1e-3, "q4_k": 1e-3}  # of 1 - cosine, per row
@@ -30,7 +30,7 @@ class Both:
     def __init__(self, path: Path, tolerance: float) -> None:
         self.tolerance = tolerance
         # ggml's products, as the other side's: so even tokens between which random models hesitate are the same.
-        self.native = _native.NativeModel(path, kernels="ggml")
+        self.native = native.NativeModel(path, kernels="ggml")
         self.crispasr = Stages(path, threads=1)
 
 
@@ -46,7 +46,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("seconds", [1, 2.5, 8.01, 17, 30])
 def test_every_stage_agrees(both: Both, seconds: float) -> None:
     samples = make_tones(seconds, seed=int(10 * seconds))
-    session = _native.NativeSession(both.native, threads=1)
+    session = native.NativeSession(both.native, threads=1)
 
     mel = session.log_mel(samples)
     assert cosines(mel, both.crispasr.log_mel(samples)).min() >= 0.9999
@@ -75,7 +75,7 @@ def test_every_stage_agrees(both: Both, seconds: float) -> None:
 @pytest.mark.parametrize("seconds", [1, 9, 20])
 def test_the_tokens_are_the_same(both: Both, seconds: float) -> None:
     samples = make_tones(seconds, seed=int(10 * seconds) + 1)
-    session = _native.NativeSession(both.native, threads=1, max_new_tokens=24)
+    session = native.NativeSession(both.native, threads=1, max_new_tokens=24)
     session.feed(samples)
     session.end()
     ours = [token for token, _ in iter(session.next, None)]

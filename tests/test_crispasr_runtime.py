@@ -15,14 +15,16 @@ import pytest
 import soundfile
 
 import pycrispasr
-from pycrispasr import Model, _crispasr, formats
-from pycrispasr.random_model import generate
+from pycrispasr import Model
+from pycrispasr.models.random_model import generate
+from pycrispasr.results import formats
+from pycrispasr.runtimes import crispasr
 
 from . import whisper_file
 from .sounds import make_tones
 
 ALSA_RECORDINGS = Path("/usr/share/sounds/alsa")
-needs_library = pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+needs_library = pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def foreign_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYCRISPASR_LIBCRISPASR", raising=False)
     monkeypatch.setitem(sys.modules, "crispasr", None)
-    _crispasr.library.cache_clear()
+    crispasr.library.cache_clear()
 
 
 @needs_library

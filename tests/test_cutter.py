@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycrispasr import audio
-from pycrispasr import cutter as cutter_module
-from pycrispasr.cutter import Cut, Cutter, Vad, plan
-from pycrispasr.events import Silence, SpeechStarted
-from pycrispasr.vad import FRAME
+from pycrispasr.live.events import Silence, SpeechStarted
+from pycrispasr.segmentation import segmenter as cutter_module
+from pycrispasr.segmentation.segmenter import Cut, Cutter, Vad, plan
+from pycrispasr.segmentation.silero import FRAME
 
 from .sounds import make_tones
 

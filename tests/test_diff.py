@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import _crispasr, diff
 from pycrispasr.errors import UnsupportedModelError
-from pycrispasr.random_model import generate
+from pycrispasr.lab import diff
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import crispasr
 
 from . import gguf_edit
 from .checkpoint import write_checkpoint
 from .sounds import make_tones
 
-needs_crispasr = pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+needs_crispasr = pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
 
 
 @pytest.fixture(scope="module")

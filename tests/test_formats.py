@@ -18,8 +18,9 @@ import webvtt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import Model, Segment, Timings, Token, Transcript, UsageError, Word, formats
-from pycrispasr.live_text import pieces
+from pycrispasr import Model, Segment, Timings, Token, Transcript, UsageError, Word
+from pycrispasr.live.stabilizer import pieces
+from pycrispasr.results import formats
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "transcript.schema.json"
 

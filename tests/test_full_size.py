@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pycrispasr.random_model import generate
+from pycrispasr.models.random_model import generate
 
 pytestmark = pytest.mark.full_size
 

@@ -16,7 +16,7 @@ HEAD = """
 import asyncio, gc, sys
 import numpy as np
 import pycrispasr
-from pycrispasr import _native
+from pycrispasr.runtimes import native
 
 SOUND = (0.3 * np.sin(np.arange(16000 * 3) ** 1.3 / 50)).astype(np.float32)
 LONG = np.tile(SOUND, 11)
@@ -41,7 +41,7 @@ def leave(make):
 def collect():
     '''Every native session is freed, and what is made in its memory is sound.'''
     gc.collect()
-    handles = [one for one in gc.get_objects() if isinstance(one, _native.NativeHandle)]
+    handles = [one for one in gc.get_objects() if isinstance(one, native.NativeHandle)]
     assert handles == [model._native._handle]
     for _ in range(3):
         assert model.transcribe(SOUND, sample_rate=16000, max_new_tokens=5).segments

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 import pycrispasr
-from pycrispasr import DeviceError, Model, OutOfMemoryError, UnsupportedOperationError, _native, audio, hub
-from pycrispasr.random_model import generate
+from pycrispasr import DeviceError, Model, OutOfMemoryError, UnsupportedOperationError, audio
+from pycrispasr.models import hub
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import native
 
 from .reference import gguf_model, model
 from .sounds import cosines, make_tones
@@ -43,11 +45,11 @@ def gpu(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=on_gpus("operations"))
-def where(request: pytest.FixtureRequest) -> Callable[[Path], _native.NativeModel]:
+def where(request: pytest.FixtureRequest) -> Callable[[Path], native.NativeModel]:
     """Opens a model on a GPU, or with a GPU's graphs on the CPU."""
     if request.param == "operations":
-        return lambda path: _native.NativeModel(path, "cpu", kernels="operations")
-    return lambda path: _native.NativeModel(path, request.param)
+        return lambda path: native.NativeModel(path, "cpu", kernels="operations")
+    return lambda path: native.NativeModel(path, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,13 @@ def tiny_cpu() -> Iterator[Model]:
         yield opened
 
 
-Where = Callable[[Path], _native.NativeModel]
+Where = Callable[[Path], native.NativeModel]
 
 
 def check_stages(path: Path, where: Where, seconds: float, least: float) -> None:
     """No row's cosine with that of the model in NumPy is below least. Each stage gets the reference's input."""
     reference = gguf_model.load(path)
-    session = _native.NativeSession(where(path), threads=1)
+    session = native.NativeSession(where(path), threads=1)
     samples = make_tones(seconds, seed=int(seconds * 100))
 
     mel = model.log_mel(samples, reference.hparams.enc_num_mel_bins, reference.weights.get("audio.mel_filters"))
@@ -111,18 +113,18 @@ def test_quiet_frames_are_heard_beside_loud_ones(where: Where, nano_path: Path) 
     t = np.arange(32000) / 16000
     samples = (0.9 * np.sin(2 * np.pi * 440 * t) + 1.6e-4 * np.sin(2 * np.pi * 3000 * t)).astype(np.float32)
     on_gpu, on_cpu = (
-        _native.NativeSession(native, threads=1).log_mel(samples)
-        for native in (where(nano_path), _native.NativeModel(nano_path, "cpu"))
+        native.NativeSession(model, threads=1).log_mel(samples)
+        for model in (where(nano_path), native.NativeModel(nano_path, "cpu"))
     )
     np.testing.assert_allclose(on_gpu, on_cpu, atol=0.02)
 
 
 def test_a_frame_s_numbers_do_not_depend_on_how_many_are_computed(where: Where, nano_path: Path) -> None:
     samples = make_tones(4, seed=9)
-    native = where(nano_path)
+    model = where(nano_path)
     texts = []
     for blocks in (1, 7, 31):
-        session = _native.NativeSession(native, max_new_tokens=20)
+        session = native.NativeSession(model, max_new_tokens=20)
         for block in np.array_split(samples, blocks):
             session.feed(block)
         session.end()
@@ -135,8 +137,8 @@ def test_a_frame_s_numbers_do_not_depend_on_how_many_are_computed(where: Where, 
 def test_the_bundled_model_writes_the_cpu_s_tokens(where: Where, path: Path) -> None:
     samples = audio.load(path)[: 30 * 16000]
     texts = []
-    for native in (where(hub.resolve("tiny")), _native.NativeModel(hub.resolve("tiny"), "cpu")):
-        session = _native.NativeSession(native, threads=1)
+    for opened in (where(hub.resolve("tiny")), native.NativeModel(hub.resolve("tiny"), "cpu")):
+        session = native.NativeSession(opened, threads=1)
         session.feed(samples)
         session.end()
         texts.append(list(iter(session.next, None)))
@@ -161,7 +163,7 @@ def test_sequences_of_different_lengths_do_not_disturb_each_other(where: Where, 
     reference = gguf_model.load(nano_path)
     rng = np.random.default_rng(5)
     hidden, vocab = reference.hparams.llm_hidden_size, reference.hparams.llm_vocab_size
-    batch = _native.NativeSession(where(nano_path), sequences=5)
+    batch = native.NativeSession(where(nano_path), sequences=5)
     caches: list[model.Cache] = [[] for _ in range(5)]
 
     def check(got: np.ndarray, wanted: np.ndarray) -> None:
@@ -181,7 +183,7 @@ def test_sequences_of_different_lengths_do_not_disturb_each_other(where: Where, 
 
 def test_a_cache_can_be_rewound_and_continued(where: Where, nano_path: Path) -> None:
     rng = np.random.default_rng(6)
-    session = _native.NativeSession(where(nano_path))
+    session = native.NativeSession(where(nano_path))
     rows = rng.standard_normal((50, 64)).astype(np.float32)[:, : session.embed([1]).shape[1]]
     whole = session.decode(rows)
     session.decode(rows[:30])
@@ -191,8 +193,8 @@ def test_a_cache_can_be_rewound_and_continued(where: Where, nano_path: Path) -> 
 
 def test_a_text_that_was_expected_is_the_text(where: Where) -> None:
     samples = audio.load(SAMPLES[0])
-    native = where(hub.resolve("tiny"))
-    plain, expected = (_native.NativeSession(native, threads=1) for _ in range(2))
+    model = where(hub.resolve("tiny"))
+    plain, expected = (native.NativeSession(model, threads=1) for _ in range(2))
     plain.feed(samples)
     plain.end()
     wanted = [token for token, _ in iter(plain.next, None)]
@@ -236,7 +238,7 @@ def test_too_large_a_cache_names_the_sizes_and_the_device_goes_on(gpu: str, tiny
     path = tmp_path / "wide.gguf"
     sizes = {"llm.num_kv_heads": 64, "llm.num_heads": 64, "llm.head_dim": 512, "llm.max_position_embeddings": 1 << 20}
     generate(path, preset="nano", type="f16", hyperparameters=sizes)
-    session = _native.NativeSession(_native.NativeModel(path, gpu), sequences=256, max_new_tokens=1 << 19)
+    session = native.NativeSession(native.NativeModel(path, gpu), sequences=256, max_new_tokens=1 << 19)
     with pytest.raises(OutOfMemoryError, match=rf"'{gpu}' for a KV cache of \d+ rows \(\d+ MB\): \d+ of its \d+ MB"):
         session.feed(make_tones(9))
     assert tiny_gpu.transcribe(SAMPLES[0]).text

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import _native, audio, hub, quantize, random_model
-from pycrispasr.diff import place_rows
+from pycrispasr import audio
+from pycrispasr.lab.diff import place_rows
+from pycrispasr.models import hub, quantize, random_model
+from pycrispasr.runtimes import native
 
 from .sounds import make_tones
 
@@ -21,14 +23,14 @@ def exact(logits: np.ndarray) -> tuple[int, float]:
     return int(logits.argmax()), float(1 / np.exp(shifted).sum())
 
 
-def check(native: _native.NativeModel, samples: np.ndarray, count: int) -> list[float]:
+def check(model: native.NativeModel, samples: np.ndarray, count: int) -> list[float]:
     """Decodes, and compares each token with the head's logits at the same state, multiplied in full. Probabilities."""
-    chosen, full = (_native.NativeSession(native, threads=1, max_new_tokens=count) for _ in range(2))
+    chosen, full = (native.NativeSession(model, threads=1, max_new_tokens=count) for _ in range(2))
     chosen.feed(samples)
     chosen.end()
     tokens = list(iter(chosen.next, None))
     rows = full.adapt(full.encode(full.log_mel(samples)))
-    logits = full.decode(place_rows(native.prompt(len(rows)), rows, full.embed))
+    logits = full.decode(place_rows(model.prompt(len(rows)), rows, full.embed))
     for token, probability in tokens:
         wanted, likely = exact(logits)
         assert token == wanted
@@ -41,9 +43,9 @@ def check(native: _native.NativeModel, samples: np.ndarray, count: int) -> list[
 @pytest.mark.parametrize("seed", range(2))
 def test_random_states_have_the_exact_head_s_token(kind: str, seed: int, tmp_path: Path) -> None:
     random_model.generate(tmp_path / "model.gguf", preset="vocab", type=kind, seed=seed)
-    native = _native.NativeModel(tmp_path / "model.gguf")
+    model = native.NativeModel(tmp_path / "model.gguf")
     for seconds in (1, 3, 9):
-        probabilities = check(native, make_tones(seconds, seed=10 * seed + seconds), 25)
+        probabilities = check(model, make_tones(seconds, seed=10 * seed + seconds), 25)
         assert len(set(probabilities)) > 5
 
 
@@ -51,6 +53,6 @@ def test_real_states_have_the_exact_head_s_token(tmp_path: Path) -> None:
     """The bundled model with its head in F16, which is screened."""
     requantised = tmp_path / "tiny_f16.gguf"
     quantize.quantize(hub.resolve("tiny"), requantised, type="f16", requantize=True)
-    native = _native.NativeModel(requantised)
-    heard = [check(native, audio.load(path), 60) for path in sorted(SAMPLES.glob("*.wav"))]
+    model = native.NativeModel(requantised)
+    heard = [check(model, audio.load(path), 60) for path in sorted(SAMPLES.glob("*.wav"))]
     assert max(map(len, heard)) >= 10

@@ -17,7 +17,8 @@ import pytest
 from huggingface_hub import constants
 
 import pycrispasr
-from pycrispasr import Model, ModelNotFoundError, PycrispasrError, UsageError, hub
+from pycrispasr import Model, ModelNotFoundError, PycrispasrError, UsageError
+from pycrispasr.models import hub
 
 from . import hub_server
 from .hub_server import MOSS, NEW, OLD, Q4_K, environment
@@ -521,7 +522,7 @@ def watch(event, arguments):
         raise SystemExit(f"{event} {arguments}")
 sys.addaudithook(watch)
 import pycrispasr
-from pycrispasr import hub
+from pycrispasr.models import hub
 for name, revision in CASES:
     with pycrispasr.Model(name, revision=revision, threads=1) as model:
         print(model.info.parameters)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pycrispasr import ModelNotFoundError, UsageError, hub
+from pycrispasr import ModelNotFoundError, UsageError
 from pycrispasr.cli import app
+from pycrispasr.models import hub
 
 from . import hub_server
 from .hub_server import CONTENT, MOSS, NEW, OLD, environment

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import _native, gguf_file, imatrix
 from pycrispasr.errors import AudioError, ModelFormatError, ModelNotFoundError, UsageError
-from pycrispasr.quantize import quantize
-from pycrispasr.random_model import generate
+from pycrispasr.models import gguf_file, imatrix
+from pycrispasr.models.quantize import quantize
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import native
 
 from .sounds import make_tones
 
@@ -59,7 +60,7 @@ def test_every_matrix_but_convolutions_is_measured(small: Path, measured: Path) 
 
 def test_the_numbers_are_mean_squares(small: Path, sounds: list[Path], tmp_path: Path) -> None:
     """The adapter's input are the encoder's rows."""
-    session = _native.NativeSession(_native.NativeModel(small, kernels="ggml"), threads=1)
+    session = native.NativeSession(native.NativeModel(small, kernels="ggml"), threads=1)
     samples, _ = soundfile.read(sounds[0], dtype="float32")
     rows = session.encode(session.log_mel(samples))
     imatrix.collect(small, sounds[:1], tmp_path / "m.gguf", threads=1, max_new_tokens=1)

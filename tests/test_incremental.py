@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import AudioError, UsageError, _native
-from pycrispasr.random_model import generate
+from pycrispasr import AudioError, UsageError
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import native
 
 from .reference import model as model_in_numpy
 from .sounds import make_tones
@@ -28,12 +29,12 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module", params=["auto", "ggml"])
-def model(request: pytest.FixtureRequest, path: Path) -> _native.NativeModel:
-    return _native.NativeModel(path, kernels=request.param)
+def model(request: pytest.FixtureRequest, path: Path) -> native.NativeModel:
+    return native.NativeModel(path, kernels=request.param)
 
 
-def hear(model: _native.NativeModel, samples: np.ndarray, limit: int = 40) -> Tokens:
-    session = _native.NativeSession(model, threads=1, max_new_tokens=limit)
+def hear(model: native.NativeModel, samples: np.ndarray, limit: int = 40) -> Tokens:
+    session = native.NativeSession(model, threads=1, max_new_tokens=limit)
     session.feed(samples)
     session.end()
     return list(iter(session.next, None))
@@ -49,18 +50,18 @@ def loud_at(seconds: float, place: float, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("block", [160, 1000, 4096, 16000, 50000])
-def test_the_blocks_do_not_change_the_tokens(model: _native.NativeModel, block: int) -> None:
+def test_the_blocks_do_not_change_the_tokens(model: native.NativeModel, block: int) -> None:
     sound = loud_at(19, 0.7, seed=block)
-    session = _native.NativeSession(model, threads=2, max_new_tokens=40)
+    session = native.NativeSession(model, threads=2, max_new_tokens=40)
     for start in range(0, len(sound), block):
         session.feed(sound[start : start + block])
     session.end()
     assert list(iter(session.next, None)) == hear(model, sound)
 
 
-def test_single_samples_can_be_fed(model: _native.NativeModel) -> None:
+def test_single_samples_can_be_fed(model: native.NativeModel) -> None:
     sound = make_tones(0.3)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=10)
+    session = native.NativeSession(model, threads=1, max_new_tokens=10)
     for sample in sound:
         session.feed(np.array([sample], np.float32))
     session.end()
@@ -69,10 +70,10 @@ def test_single_samples_can_be_fed(model: _native.NativeModel) -> None:
 
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.9])
 def test_hypotheses_are_the_text_so_far_and_do_not_change_the_final_one(
-    model: _native.NativeModel, place: float
+    model: native.NativeModel, place: float
 ) -> None:
     sound = loud_at(26, place, seed=3)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=40)
+    session = native.NativeSession(model, threads=1, max_new_tokens=40)
     for start in range(0, len(sound), 40000):
         session.feed(sound[start : start + 40000])
         if start % 80000 == 0:
@@ -81,9 +82,9 @@ def test_hypotheses_are_the_text_so_far_and_do_not_change_the_final_one(
     assert list(iter(session.next, None)) == hear(model, sound)
 
 
-def test_a_hypothesis_of_all_the_audio_is_the_final_text(model: _native.NativeModel) -> None:
+def test_a_hypothesis_of_all_the_audio_is_the_final_text(model: native.NativeModel) -> None:
     sound = make_tones(9)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=40)
+    session = native.NativeSession(model, threads=1, max_new_tokens=40)
     session.feed(sound)
     first = session.hypothesis()
     assert session.hypothesis() == first
@@ -92,10 +93,10 @@ def test_a_hypothesis_of_all_the_audio_is_the_final_text(model: _native.NativeMo
 
 
 @pytest.mark.parametrize("seconds", [0.05, 7.995, 8, 8.01, 15.99, 16, 20])
-def test_audio_can_end_before_what_was_fed(model: _native.NativeModel, seconds: float) -> None:
+def test_audio_can_end_before_what_was_fed(model: native.NativeModel, seconds: float) -> None:
     sound = loud_at(25, 0.9, seed=1)
     cut = round(seconds * 16000)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=30)
+    session = native.NativeSession(model, threads=1, max_new_tokens=30)
     session.feed(sound)
     session.hypothesis()
     session.end(n_samples=cut)
@@ -103,15 +104,15 @@ def test_audio_can_end_before_what_was_fed(model: _native.NativeModel, seconds: 
     assert session.result()["n_samples"] == cut
 
 
-def test_too_little_audio_has_no_hypothesis(model: _native.NativeModel) -> None:
-    session = _native.NativeSession(model, threads=1)
+def test_too_little_audio_has_no_hypothesis(model: native.NativeModel) -> None:
+    session = native.NativeSession(model, threads=1)
     assert session.hypothesis() == []
     session.feed(np.zeros(200, np.float32))
     assert session.hypothesis() == []
 
 
-def test_calls_out_of_order_are_refused(model: _native.NativeModel) -> None:
-    session = _native.NativeSession(model, threads=1, max_new_tokens=5)
+def test_calls_out_of_order_are_refused(model: native.NativeModel) -> None:
+    session = native.NativeSession(model, threads=1, max_new_tokens=5)
     session.feed(make_tones(1))
     with pytest.raises(UsageError, match="16001"):
         session.end(n_samples=16001)
@@ -125,8 +126,8 @@ def test_calls_out_of_order_are_refused(model: _native.NativeModel) -> None:
 
 
 def test_windows_are_encoded_while_audio_comes(nano_path: Path) -> None:
-    model = _native.NativeModel(nano_path)
-    session = _native.NativeSession(model, threads=1)
+    model = native.NativeModel(nano_path)
+    session = native.NativeSession(model, threads=1)
     session.feed(make_tones(8))
     assert session.result()["encoder"] == 0
     session.feed(make_tones(0.1))
@@ -135,12 +136,12 @@ def test_windows_are_encoded_while_audio_comes(nano_path: Path) -> None:
 
 
 def test_a_cancelled_hypothesis_says_so_until_reset(nano_path: Path) -> None:
-    model = _native.NativeModel(nano_path)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=5)
+    model = native.NativeModel(nano_path)
+    session = native.NativeSession(model, threads=1, max_new_tokens=5)
     session.feed(make_tones(2))
     session.cancel()
     for _ in range(2):
-        with pytest.raises(_native.Cancelled):
+        with pytest.raises(native.Cancelled):
             session.hypothesis()
     session.reset()
     session.feed(make_tones(2))
@@ -150,10 +151,10 @@ def test_a_cancelled_hypothesis_says_so_until_reset(nano_path: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0, 0.002, 0.01, 0.05, 0.2])
 def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
-    model: _native.NativeModel, delay: float
+    model: native.NativeModel, delay: float
 ) -> None:
     sound = make_tones(20, seed=8)
-    session = _native.NativeSession(model, threads=1, max_new_tokens=300)
+    session = native.NativeSession(model, threads=1, max_new_tokens=300)
     session.feed(sound[:-4000])
     before = session.hypothesis()
     session.feed(sound[-4000:])
@@ -174,7 +175,7 @@ def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
 
 
 def test_a_reset_ends_the_hurry(nano_path: Path) -> None:
-    session = _native.NativeSession(_native.NativeModel(nano_path), threads=1, max_new_tokens=5)
+    session = native.NativeSession(native.NativeModel(nano_path), threads=1, max_new_tokens=5)
     session.hurry()
     session.feed(make_tones(2))
     assert session.hypothesis() == []
@@ -185,10 +186,10 @@ def test_a_reset_ends_the_hurry(nano_path: Path) -> None:
 
 def test_a_repeated_phrase_stops_the_text_and_is_told(nano_path: Path) -> None:
     """Random models fall into loops sooner or later: every text ends at the first one, and at no other place."""
-    model = _native.NativeModel(nano_path)
+    model = native.NativeModel(nano_path)
     seen = 0
     for seed in range(12):
-        session = _native.NativeSession(model, threads=1, max_new_tokens=800)
+        session = native.NativeSession(model, threads=1, max_new_tokens=800)
         session.feed(make_tones(1, seed))
         session.end()
         tokens = [token for token, _ in iter(session.next, None)]
@@ -201,9 +202,9 @@ def test_a_repeated_phrase_stops_the_text_and_is_told(nano_path: Path) -> None:
 
 
 def test_many_sequences_with_and_without_drafts_are_decoded_side_by_side(nano_path: Path) -> None:
-    model = _native.NativeModel(nano_path)
+    model = native.NativeModel(nano_path)
     sounds = [make_tones(seconds, seed) for seed, seconds in enumerate((1, 9, 3))]
-    session = _native.NativeSession(model, threads=1, max_new_tokens=30, sequences=3)
+    session = native.NativeSession(model, threads=1, max_new_tokens=30, sequences=3)
     for sequence, sound in enumerate(sounds):
         session.feed(sound[:-800], sequence)
         if sequence < 2:

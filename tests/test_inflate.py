@@ -9,9 +9,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pycrispasr import Model, _native, audio, gguf_file, hub
-from pycrispasr.convert import ARCHITECTURE
-from pycrispasr.diff import place_rows
+from pycrispasr import Model, audio
+from pycrispasr.lab.diff import place_rows
+from pycrispasr.models import gguf_file, hub
+from pycrispasr.models.convert import ARCHITECTURE
+from pycrispasr.runtimes import native
 
 ROOT = Path(__file__).parent.parent
 RECORDINGS = sorted(path for path in (ROOT / "samples").glob("*") if path.suffix in (".wav", ".mp3"))
@@ -46,11 +48,11 @@ def script() -> ModuleType:
 
 def stages(path: Path, samples: np.ndarray) -> tuple[list[np.ndarray], list[tuple[int, float]]]:
     """Rows behind the encoder and the adapter, and the first logits; and the tokens with their probabilities."""
-    native = _native.NativeModel(path)
-    session = _native.NativeSession(native, threads=1)
+    model = native.NativeModel(path)
+    session = native.NativeSession(model, threads=1)
     encoded = session.encode(session.log_mel(samples))
     adapted = session.adapt(encoded)
-    logits = session.decode(place_rows(native.prompt(len(adapted)), adapted, session.embed))
+    logits = session.decode(place_rows(model.prompt(len(adapted)), adapted, session.embed))
     session.reset()
     session.feed(samples)
     session.end()
@@ -76,7 +78,7 @@ def test_every_stage_of_the_larger_model_gives_copies_of_the_bundled_ones(
 
 def test_layers_that_the_bundled_model_lacks_add_exactly_nothing(script: ModuleType, tmp_path: Path) -> None:
     script.inflate(tmp_path / "large.gguf", sizes=DOUBLED, type="q4_k")
-    session = _native.NativeSession(_native.NativeModel(tmp_path / "large.gguf"), threads=1)
+    session = native.NativeSession(native.NativeModel(tmp_path / "large.gguf"), threads=1)
     mel = session.log_mel(audio.load(ROOT / "samples" / "hello.wav"))
     np.testing.assert_array_equal(session.encode(mel, 4), session.encode(mel, 2))
     assert not np.array_equal(session.encode(mel, 2), session.encode(mel, 1))

@@ -18,7 +18,8 @@ import soundfile
 import soxr
 
 import pycrispasr
-from pycrispasr import AudioError, Model, audio, containers
+from pycrispasr import AudioError, Model, audio
+from pycrispasr.audio import containers
 
 from .command import run
 from .sound_files import ffmpeg, sndfile

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import _native
 from pycrispasr.errors import DeviceError, UsageError
+from pycrispasr.runtimes import native
 
 Floats = npt.NDArray[np.float32]
 
-KERNELS = _native.kernels()
+KERNELS = native.kernels()
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 BLOCK = {"f32": 1, "f16": 1, "bf16": 1, **dict.fromkeys(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"), 32)}
 
@@ -24,8 +24,8 @@ TOLERANCE = {"f32": 2e-6, "bf16": 1.01 * 2.0**-7, "int8": 1.5e-2}
 def matrix_of(kind: str, n_out: int, n_in: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
     """Random bytes of a kind, and what they stand for `[n_out, n_in]`."""
     values = np.random.default_rng(seed).standard_normal((n_out, n_in)).astype(np.float32)
-    stored = _native.convert_rows(values, "f32", kind, n_in)
-    back = _native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(n_out, n_in)
+    stored = native.convert_rows(values, "f32", kind, n_in)
+    back = native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(n_out, n_in)
     return stored, back.astype(np.float64)
 
 
@@ -54,7 +54,7 @@ def test_every_type_is_multiplied(kernels: str, precision: str, kind: str, each:
     n_in = n_in if n_in > 2 else 77
     stored, matrix = matrix_of(kind, 100, n_in)
     rows = rows_of(37 if not each else 7, n_in)
-    got, _ = _native.product(rows, stored, kind, 100, kernels=kernels, precision=precision, each=each)
+    got, _ = native.product(rows, stored, kind, 100, kernels=kernels, precision=precision, each=each)
     float_matrix = BLOCK.get(kind) == 1
     integers = not float_matrix and (each or kernels != "amx")  # where they are the faster ones
     rounded = "f32" if precision == "f32" or (each and float_matrix) else "int8" if integers else "bf16"
@@ -75,7 +75,7 @@ def test_every_size_is_multiplied(
 ) -> None:
     stored, matrix = matrix_of("f16", n_out, n_in, seed=n_in)
     rows = rows_of(n_rows, n_in, seed=n_rows)
-    got, _ = _native.product(rows, stored, "f16", n_out, kernels=case[0], precision=case[1], each=each, threads=threads)
+    got, _ = native.product(rows, stored, "f16", n_out, kernels=case[0], precision=case[1], each=each, threads=threads)
     assert error(got, rows, matrix) <= TOLERANCE["f32" if each else case[1]]
 
 
@@ -89,9 +89,9 @@ def test_a_row_s_product_does_not_depend_on_its_company(kernels: str, precision:
     stored, _ = matrix_of(kind, 70, 512)
     rows = rows_of(200, 512)
     options = {"kernels": kernels, "precision": precision, "each": each}
-    whole, _ = _native.product(rows, stored, kind, 70, threads=2, **options)
+    whole, _ = native.product(rows, stored, kind, 70, threads=2, **options)
     for first, last in ((0, 1), (0, 5), (17, 33), (3, 200), (199, 200)):
-        part, _ = _native.product(rows[first:last], stored, kind, 70, threads=1, **options)
+        part, _ = native.product(rows[first:last], stored, kind, 70, threads=1, **options)
         np.testing.assert_array_equal(part, whole[first:last])
 
 
@@ -101,7 +101,7 @@ def test_zeros_denormals_and_large_numbers(kernels: str, precision: str, each: b
     stored, matrix = matrix_of("f32", 20, 64)
     for scale in (0.0, 1e-42, 1e-30, 1e30):
         rows = rows_of(5, 64) * np.float32(scale)
-        got, _ = _native.product(rows, stored, "f32", 20, kernels=kernels, precision=precision, each=each)
+        got, _ = native.product(rows, stored, "f32", 20, kernels=kernels, precision=precision, each=each)
         assert np.isfinite(got).all()
         # BF16 instructions take denormals for zeros; what they stand for is below 2^-126 of anything.
         assert np.abs(got - rows.astype(np.float64) @ matrix.T).max() <= max(1e-2 * scale * 64, 1e-36 * (scale < 1e-38))
@@ -115,10 +115,10 @@ def test_integer_products_take_the_extremes(kind: str, extreme: int) -> None:
     signs = np.where(np.random.default_rng(0).random((40, n_in)) < 0.5, -1, 1).astype(np.float32)
     signs[:2] = [[1], [-1]]
     values = np.tile(np.array([[1.0, -1.0][extreme]], np.float32), (40, n_in)) * signs
-    stored = _native.convert_rows(values, "f32", kind, n_in)
-    matrix = _native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(40, n_in).astype(np.float64)
+    stored = native.convert_rows(values, "f32", kind, n_in)
+    matrix = native.convert_rows(stored, kind, "f32", n_in).view(np.float32).reshape(40, n_in).astype(np.float64)
     for kernels in KERNELS:
-        got, _ = _native.product(signs, stored, kind, 40, kernels=kernels, each=True)
+        got, _ = native.product(signs, stored, kind, 40, kernels=kernels, each=True)
         assert error(got, signs, matrix) <= TOLERANCE["int8"]
 
 
@@ -126,7 +126,7 @@ def test_kernels_agree_with_ggml_s() -> None:
     for kind in ("f16", "q8_0", "q4_k"):
         stored, matrix = matrix_of(kind, 64, 512)
         rows = rows_of(50, 512)
-        got, _ = _native.product(rows, stored, kind, 64, kernels="ggml")
+        got, _ = native.product(rows, stored, kind, 64, kernels="ggml")
         assert error(got, rows, matrix) <= TOLERANCE["int8"]
 
 
@@ -139,10 +139,10 @@ def test_what_cannot_be_computed_is_told() -> None:
     stored, _ = matrix_of("f32", 4, 8)
     rows = rows_of(2, 8)
     with pytest.raises(UsageError, match=r"no kernels 'sse9' here: give 'auto', 'ggml', 'generic'"):
-        _native.product(rows, stored, "f32", 4, kernels="sse9")
+        native.product(rows, stored, "f32", 4, kernels="sse9")
     with pytest.raises(UsageError, match="precision is 'f8': give 'auto', 'f32' or 'bf16'"):
-        _native.product(rows, stored, "f32", 4, precision="f8")
+        native.product(rows, stored, "f32", 4, precision="f8")
     with pytest.raises(DeviceError, match="no BF16 instructions: use precision 'auto' or 'f32'"):
-        _native.product(rows, stored, "f32", 4, kernels="generic", precision="bf16")
+        native.product(rows, stored, "f32", 4, kernels="generic", precision="bf16")
     with pytest.raises(UsageError, match="3 rows of 8 f32 have 96"):
-        _native.product(rows, stored, "f32", 3)
+        native.product(rows, stored, "f32", 3)

@@ -28,7 +28,7 @@ from pycrispasr import (
     UsageError,
     audio,
 )
-from pycrispasr.cutter import plan
+from pycrispasr.segmentation.segmenter import plan
 
 from .sounds import make_tones
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr.live_text import Caption, pieces
+from pycrispasr.live.stabilizer import Caption, pieces
 
 WORDS = st.lists(st.sampled_from(["a", "b", "no", "b,", "你好", "世", "x。y"]), max_size=8).map(" ".join)
 STRETCHES = st.lists(st.tuples(st.lists(WORDS, max_size=6), WORDS), min_size=1, max_size=4)

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import soundfile
 
-from pycrispasr import Model, Transcript, _native, audio, model
+from pycrispasr import Model, Transcript, audio, model
 from pycrispasr.errors import AudioError, OutOfMemoryError
+from pycrispasr.runtimes import native
 
 from .sounds import RATE, Composition, make_tones
 
@@ -121,7 +122,7 @@ Failure = Callable[[int], bool]  # of a stretch with so many samples
 def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Failure], list[list[int]]]:
     """Lets steps raise an error as long as a stretch of some length takes part; tells who took part in each."""
     lengths: dict[tuple[int, int], int] = {}
-    end, next_of = _native.NativeSession.end, _native.NativeSession.next_of
+    end, next_of = native.NativeSession.end, native.NativeSession.next_of
 
     def hear(self: Any, sequence: int = 0, n_samples: int = -1) -> None:
         lengths[id(self), sequence] = n_samples
@@ -138,8 +139,8 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Failure], list[list[int]]
                 raise OutOfMemoryError("there is no memory for it")
             return next_of(self, sequences)
 
-        monkeypatch.setattr(_native.NativeSession, "end", hear)
-        monkeypatch.setattr(_native.NativeSession, "next_of", step)
+        monkeypatch.setattr(native.NativeSession, "end", hear)
+        monkeypatch.setattr(native.NativeSession, "next_of", step)
         return steps
 
     return install

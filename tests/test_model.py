@@ -19,7 +19,8 @@ import pytest
 import soundfile
 
 import pycrispasr
-from pycrispasr import ClosedError, Model, UsageError, _native
+from pycrispasr import ClosedError, Model, UsageError
+from pycrispasr.runtimes import native
 
 from .sounds import make_tones
 
@@ -230,7 +231,7 @@ def test_the_package_writes_nothing_on_its_own(nano_path: Path) -> None:
 def test_the_library_s_messages_go_to_logging(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ffi, lib = _native.library()
+    ffi, lib = native.library()
     waiting = [
         (lib.PCR_LOG_DEBUG, b"1"),
         (lib.PCR_LOG_WARNING, "zwei %s é".encode()),
@@ -248,9 +249,9 @@ def test_the_library_s_messages_go_to_logging(
             ffi.memmove(text, message[: capacity - 1] + b"\0", min(len(message), capacity - 1) + 1)
             return int(lib.PCR_OK)
 
-    monkeypatch.setattr(_native, "library", lambda: (ffi, Library))
+    monkeypatch.setattr(native, "library", lambda: (ffi, Library))
     with caplog.at_level(logging.DEBUG, logger="pycrispasr"):
-        _native.drain_log()
+        native.drain_log()
     assert [(record.name, record.levelname) for record in caplog.records] == [
         ("pycrispasr", level) for level in ("DEBUG", "WARNING", "ERROR")
     ]

@@ -15,15 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import OutputError, PycrispasrError, Segment, Timings, Transcript, UsageError, formats, output
+from pycrispasr import OutputError, PycrispasrError, Segment, Timings, Transcript, UsageError
 from pycrispasr.atomic import replacing
-from pycrispasr.formats import FORMATS
+from pycrispasr.results import files, formats
+from pycrispasr.results.formats import FORMATS
 
 SPOKEN = Transcript("hello 你好", (Segment(0, 2, "hello 你好", (), "ok"),), 2.0, None, True, Timings())
 
 
 def stems(*recordings: str, folder: str | None = "out", roots: tuple[str, ...] = ()) -> list[str]:
-    return [path.as_posix() for path in output.stems(recordings, folder, roots=iter(roots))]
+    return [path.as_posix() for path in files.stems(recordings, folder, roots=iter(roots))]
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -37,7 +38,7 @@ def test_files_have_the_recordings_name_without_its_ending() -> None:
     assert stems("talk.mp3", "/some/where/v1.2.wav", "noending", ".hidden") == [
         "out/talk", "out/v1.2", "out/noending", "out/.hidden"
     ]  # fmt: skip
-    assert output.files(Path("out/v1.2"), FORMATS) == {
+    assert files.files(Path("out/v1.2"), FORMATS) == {
         "txt": Path("out/v1.2.txt"),
         "srt": Path("out/v1.2.srt"),
         "vtt": Path("out/v1.2.vtt"),
@@ -45,7 +46,7 @@ def test_files_have_the_recordings_name_without_its_ending() -> None:
         "json": Path("out/v1.2.json"),
         "audacity": Path("out/v1.2.labels.txt"),
     }
-    assert output.files(Path("talk"), ["srt"], partial=True) == {"srt": Path("talk.partial.srt")}
+    assert files.files(Path("talk"), ["srt"], partial=True) == {"srt": Path("talk.partial.srt")}
 
 
 def test_standard_input_and_urls_have_names() -> None:
@@ -93,9 +94,9 @@ def test_no_two_files_are_the_same_and_no_recording_is_among_them(
     names = list(dict.fromkeys(names))
     found = [
         path.as_posix().casefold()
-        for stem in output.stems(names, folder, roots=roots)
+        for stem in files.stems(names, folder, roots=roots)
         for partial in (False, True)
-        for path in output.files(stem, FORMATS, partial=partial).values()
+        for path in files.files(stem, FORMATS, partial=partial).values()
     ]
     assert len(found) == len(set(found)) == len(names) * 2 * len(FORMATS)
     assert not {os.path.normpath(name) for name in names} & set(found)
@@ -103,8 +104,8 @@ def test_no_two_files_are_the_same_and_no_recording_is_among_them(
 
 def test_every_format_is_written_as_utf8_with_the_folder(tmp_path: Path) -> None:
     stem = tmp_path / "new" / "folder" / "talk"
-    written = output.write(SPOKEN, stem, FORMATS, audio="talk.mp3")
-    assert written == list(output.files(stem, FORMATS).values())
+    written = files.write(SPOKEN, stem, FORMATS, audio="talk.mp3")
+    assert written == list(files.files(stem, FORMATS).values())
     for kind, path in zip(FORMATS, written, strict=True):
         assert path.read_bytes() == formats.render(SPOKEN, kind, audio="talk.mp3").encode("utf-8")
     assert json.loads((stem.parent / "talk.json").read_text("utf-8"))["audio"] == "talk.mp3"
@@ -112,18 +113,18 @@ def test_every_format_is_written_as_utf8_with_the_folder(tmp_path: Path) -> None
 
 
 def test_files_have_the_rights_that_new_files_get(tmp_path: Path) -> None:
-    (path,) = output.write(SPOKEN, tmp_path / "talk", ["txt"])
+    (path,) = files.write(SPOKEN, tmp_path / "talk", ["txt"])
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_limits_of_subtitles_are_passed_on(tmp_path: Path) -> None:
-    (path,) = output.write(SPOKEN, tmp_path / "a", ["srt"], max_line_chars=5, max_lines=1, max_cue_seconds=0.5)
+    (path,) = files.write(SPOKEN, tmp_path / "a", ["srt"], max_line_chars=5, max_lines=1, max_cue_seconds=0.5)
     assert path.read_text("utf-8") == SPOKEN.to_srt(max_line_chars=5, max_lines=1, max_cue_seconds=0.5)
 
 
 def test_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
-    (path,) = output.write(SPOKEN, tmp_path / "a", ["json"], audio="\udcff.wav")
+    (path,) = files.write(SPOKEN, tmp_path / "a", ["json"], audio="\udcff.wav")
     assert json.loads(path.read_text("utf-8"))["audio"] == "\udcff.wav"
 
 
@@ -131,44 +132,44 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     there = tmp_path / "talk.srt"
     there.write_text("mine")
     for call in (
-        lambda: output.pending(tmp_path / "talk", ["txt", "srt"]),
-        lambda: output.write(SPOKEN, tmp_path / "talk", ["txt", "srt"]),
+        lambda: files.pending(tmp_path / "talk", ["txt", "srt"]),
+        lambda: files.write(SPOKEN, tmp_path / "talk", ["txt", "srt"]),
     ):
         with pytest.raises(OutputError, match=r"talk\.srt' is already there: --overwrite"):
             call()
     assert everything(tmp_path) == {"talk.srt": "mine"}
-    assert output.pending(tmp_path / "talk", ["txt", "srt"], overwrite=True) == ["txt", "srt"]
-    output.write(SPOKEN, tmp_path / "talk", ["srt"], overwrite=True)
+    assert files.pending(tmp_path / "talk", ["txt", "srt"], overwrite=True) == ["txt", "srt"]
+    files.write(SPOKEN, tmp_path / "talk", ["srt"], overwrite=True)
     assert everything(tmp_path) == {"talk.srt": SPOKEN.to_srt()}
 
 
 def test_resuming_leaves_only_what_is_missing(tmp_path: Path) -> None:
     stem = tmp_path / "talk"
-    assert output.pending(stem, ["txt", "srt"], resume=True) == ["txt", "srt"]
-    output.write(SPOKEN, stem, ["txt"])
-    output.write(SPOKEN, stem, ["srt"], partial=True)
-    assert output.pending(stem, ["txt", "srt"], resume=True) == ["srt"]
-    output.write(SPOKEN, stem, ["srt"])
-    assert output.pending(stem, ["txt", "srt"], resume=True) == []
+    assert files.pending(stem, ["txt", "srt"], resume=True) == ["txt", "srt"]
+    files.write(SPOKEN, stem, ["txt"])
+    files.write(SPOKEN, stem, ["srt"], partial=True)
+    assert files.pending(stem, ["txt", "srt"], resume=True) == ["srt"]
+    files.write(SPOKEN, stem, ["srt"])
+    assert files.pending(stem, ["txt", "srt"], resume=True) == []
     with pytest.raises(UsageError, match="overwrite and resume cannot both"):
-        output.pending(stem, ["txt"], overwrite=True, resume=True)
+        files.pending(stem, ["txt"], overwrite=True, resume=True)
 
 
 def test_partial_results_have_names_of_their_own_until_complete_ones_come(tmp_path: Path) -> None:
     stem = tmp_path / "talk"
     for _ in range(2):
-        (path,) = output.write(SPOKEN, stem, ["txt"], partial=True)
+        (path,) = files.write(SPOKEN, stem, ["txt"], partial=True)
     assert path == tmp_path / "talk.partial.txt"
-    assert output.pending(stem, ["txt"]) == ["txt"]
-    output.write(SPOKEN, stem, ["txt"])
+    assert files.pending(stem, ["txt"]) == ["txt"]
+    files.write(SPOKEN, stem, ["txt"])
     assert everything(tmp_path) == {"talk.txt": "hello 你好\n"}
-    output.write(SPOKEN, stem, ["txt"], partial=True)
+    files.write(SPOKEN, stem, ["txt"], partial=True)
     assert set(everything(tmp_path)) == {"talk.txt", "talk.partial.txt"}
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no format 'doc'"):
-        output.write(SPOKEN, tmp_path / "talk", ["txt", "doc"])  # type: ignore[list-item]
+        files.write(SPOKEN, tmp_path / "talk", ["txt", "doc"])  # type: ignore[list-item]
     assert everything(tmp_path) == {}
 
 
@@ -193,7 +194,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(
     raised: type[BaseException],
     unnamed: bool,
 ) -> None:
-    output.write(SPOKEN, tmp_path / "talk", ["srt", "txt"])
+    files.write(SPOKEN, tmp_path / "talk", ["srt", "txt"])
     before = everything(tmp_path)
     real = Path.write_text
 
@@ -205,7 +206,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(raised) as caught:
-        output.write(SPOKEN, tmp_path / "talk", ["srt", "txt"], overwrite=True)
+        files.write(SPOKEN, tmp_path / "talk", ["srt", "txt"], overwrite=True)
     if raised is OutputError:
         assert "talk.srt' cannot be written (No space left on device): name a writable folder" in str(caught.value)
     assert everything(tmp_path) == before
@@ -228,12 +229,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_really_full_is_told_of_and_left_clean(small_disk: Path) -> None:
-    output.write(SPOKEN, small_disk / "talk", ["txt"])
+    files.write(SPOKEN, small_disk / "talk", ["txt"])
     long = Transcript("hello " * 20_000, SPOKEN.segments, 2.0, None, True, Timings())
     with pytest.raises(OutputError, match=r"talk\.txt' cannot be written \(No space left on device\)"):
-        output.write(long, small_disk / "talk", ["txt"], overwrite=True)
+        files.write(long, small_disk / "talk", ["txt"], overwrite=True)
     assert everything(small_disk) == {"talk.txt": "hello 你好\n"}
-    output.write(SPOKEN, small_disk / "other", ["txt"])
+    files.write(SPOKEN, small_disk / "other", ["txt"])
 
 
 @pytest.mark.parametrize("obstacle", ["file", "folder", "long"])
@@ -242,7 +243,7 @@ def test_what_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, obstacle
     (tmp_path / "folder.txt").mkdir()
     stem = {"file": tmp_path / "file" / "talk", "folder": tmp_path / "folder", "long": tmp_path / ("x" * 300)}[obstacle]
     with pytest.raises(PycrispasrError, match="cannot be written") as caught:
-        output.write(SPOKEN, stem, ["txt"], overwrite=True)
+        files.write(SPOKEN, stem, ["txt"], overwrite=True)
     assert isinstance(caught.value, OutputError)
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == {"file": ""}

@@ -17,15 +17,15 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 import pycrispasr
-from pycrispasr import _native
+from pycrispasr.runtimes import native
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = importlib.metadata.distribution("pycrispasr")
-LIBRARIES_AT = _native.library_path().parent
+LIBRARIES_AT = native.library_path().parent
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    assert DISTRIBUTION.version == pycrispasr.__version__ == _native.versions()[0]
+    assert DISTRIBUTION.version == pycrispasr.__version__ == native.versions()[0]
     assert f"## {pycrispasr.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -42,7 +42,7 @@ def test_one_wheel_serves_every_python() -> None:
     assert "Tag: py3-none-" in (DISTRIBUTION.read_text("WHEEL") or "")
     names = [Path(file).name for file in DISTRIBUTION.files or []]
     assert "_cdefs.py" in names
-    assert _native.library_path().name in names
+    assert native.library_path().name in names
 
 
 def test_types_are_announced() -> None:

@@ -19,7 +19,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr import AudioError, UsageError, audio, pipes
+from pycrispasr import AudioError, UsageError, audio
+from pycrispasr.audio import pipes
 
 from .sound_files import sndfile
 from .sounds import SAMPLES

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import pycrispasr
-from pycrispasr import _native
+from pycrispasr.runtimes import native
 
 from .sounds import SAMPLES
 
 PROGRAM = """
 import sys
 import pycrispasr
-from pycrispasr import hub
+from pycrispasr.models import hub
 print(pycrispasr.transcribe(sys.argv[1], model="tiny", vad="on").text, len(hub.models()))
 """
 
@@ -34,7 +34,7 @@ def test_pyinstaller_is_led_to_the_hook() -> None:
 @pytest.mark.slow
 def test_a_packed_program_transcribes(tmp_path: Path) -> None:
     pytest.importorskip("PyInstaller")
-    if Path(pycrispasr.__file__).parent != _native.library_path().parent:
+    if Path(pycrispasr.__file__).parent != native.library_path().parent:
         pytest.skip("PyInstaller does not understand editable installs")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN", "program.py"]

@@ -14,12 +14,13 @@ import gguf
 import numpy as np
 import pytest
 
-from pycrispasr import _crispasr, _native, convert, gguf_file
-from pycrispasr._crispasr_stages import Stages
 from pycrispasr.cli import common
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError, UsageError
-from pycrispasr.quantize import plan_types, quantize
-from pycrispasr.random_model import PRESETS, generate
+from pycrispasr.models import convert, gguf_file
+from pycrispasr.models.quantize import plan_types, quantize
+from pycrispasr.models.random_model import PRESETS, generate
+from pycrispasr.runtimes import crispasr, native
+from pycrispasr.runtimes.crispasr_stages import Stages
 
 from . import gguf_edit
 from .checkpoint import write_checkpoint
@@ -93,7 +94,7 @@ def test_every_type(small: Path, tmp_path: Path, kind: str) -> None:
         else:
             error = np.sqrt(((old - new) ** 2).mean() / (old**2).mean())
             assert ERRORS[kind] / 2 < error < ERRORS[kind], (name, error)
-    _native.NativeModel(tmp_path / "out.gguf", "cpu")
+    native.NativeModel(tmp_path / "out.gguf", "cpu")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
@@ -107,15 +108,15 @@ def test_rows_equal_those_of_the_gguf_package(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q8_0", "Q4_0"])
 def test_floats_of_quantised_rows_equal_those_of_the_gguf_package(kind: str) -> None:
     rows = np.random.default_rng(0).standard_normal((9, 512), np.float32)
-    rounded = _native.convert_rows(rows, "F32", kind, 512)
-    floats = _native.convert_rows(rounded, kind, "F32", 512).view(np.float32)
+    rounded = native.convert_rows(rows, "F32", kind, 512)
+    floats = native.convert_rows(rounded, kind, "F32", 512).view(np.float32)
     assert np.array_equal(floats, gguf.dequantize(rounded, gguf.GGMLQuantizationType[kind]))
 
 
 def test_equal_bytes_on_any_number_of_cores(small: Path, tmp_path: Path) -> None:
     quantize(small, tmp_path / "a.gguf", type="q4_k", all_matrices=True)
     code = "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})" if sys.platform == "linux" else ""
-    code += "\nfrom pycrispasr.quantize import quantize"
+    code += "\nfrom pycrispasr.models.quantize import quantize"
     code += f"\nquantize({str(small)!r}, 'b.gguf', type='Q4_K', all_matrices=True)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -186,7 +187,7 @@ def test_overrides_choose_types_by_name_and_the_first_one_counts(small: Path, tm
     assert types["llm.blk.1.attn.q.weight"] == types["llm.blk.2.ffn.up.weight"] == "Q4_K"
     assert types["enc.conv1.weight"] == types["enc.blk.0.attn_norm.weight"] == types["audio.mel_filters"] == "F32"
     assert types["enc.conv2.weight"] == types["adapter.up.weight"] == "F16"
-    _native.NativeModel(tmp_path / "out.gguf", "cpu")
+    native.NativeModel(tmp_path / "out.gguf", "cpu")
 
 
 def test_all_matrices_but_convolutions(small: Path, tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_a_killed_process_leaves_the_old_file(small: Path, tmp_path: Path, numbe
     (tmp_path / "out.gguf").write_bytes(b"old")
     code = f"""
 import time
-from pycrispasr.quantize import quantize
+from pycrispasr.models.quantize import quantize
 def progress(done, total):
     print(done, flush=True)
     if done > total / 2:
@@ -475,12 +476,12 @@ def test_a_full_size_checkpoint_takes_less_than_a_gigabyte_of_memory(tmp_path: P
 
 
 @pytest.mark.reference
-@pytest.mark.skipif(_crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+@pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k"])
 def test_other_runtimes_read_the_same_tokens_from_a_converted_file(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     path, samples = tmp_path / "model.gguf", make_tones(1.3, seed=3)
     convert.convert(checkpoint, path, type=kind)
-    session = _native.NativeSession(_native.NativeModel(path, "cpu"), threads=1, max_new_tokens=6)
+    session = native.NativeSession(native.NativeModel(path, "cpu"), threads=1, max_new_tokens=6)
     session.feed(samples)
     session.end()
     ours = [token for token, _ in iter(session.next, None)]

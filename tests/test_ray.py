@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pycrispasr import InstallationError, Model, UsageError, manifest
+from pycrispasr import InstallationError, Model, UsageError
 from pycrispasr.ray import Transcriber, transcribe
-from pycrispasr.result import Segment, Token, Word
+from pycrispasr.results import manifest
+from pycrispasr.results.transcript import Segment, Token, Word
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"

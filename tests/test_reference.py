@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pycrispasr import random_model
+from pycrispasr.models import random_model
 
 from .checkpoint import pytorch_name
 from .reference import gguf_model

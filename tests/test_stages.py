@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr import _native
-from pycrispasr.random_model import generate
+from pycrispasr.models.random_model import generate
+from pycrispasr.runtimes import native
 
 from .reference import gguf_model, model
 from .sounds import cosines, make_tones
@@ -31,8 +31,8 @@ class Pair:
 
     def __init__(self, path: Path, precision: str = "f32", kernels: str = "auto") -> None:
         self.reference = gguf_model.load(path)
-        self.native = _native.NativeModel(path, "cpu", precision, kernels)
-        self.session = _native.NativeSession(self.native, threads=1)
+        self.native = native.NativeModel(path, "cpu", precision, kernels)
+        self.session = native.NativeSession(self.native, threads=1)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -49,7 +49,7 @@ def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> No
 
 
 @pytest.mark.parametrize("name", ["plain", "odd heads"])
-@pytest.mark.parametrize("kernels", [*_native.kernels()[:-1], "ggml"])
+@pytest.mark.parametrize("kernels", [*native.kernels()[:-1], "ggml"])
 def test_every_processor_s_kernels_agree_with_the_reference(name: str, kernels: str, tmp_path: Path) -> None:
     hyperparameters, seed, options = MODELS[name]
     generate(tmp_path / "model.gguf", hyperparameters=hyperparameters, type="f32", seed=seed, **options)
@@ -59,7 +59,7 @@ def test_every_processor_s_kernels_agree_with_the_reference(name: str, kernels: 
         check_stages(pair, seconds, 0.999 if kernels == "ggml" else 0.99999)
 
 
-@pytest.mark.parametrize("kernels", [name for name in _native.kernels() if name in ("avx512_bf16", "amx")])
+@pytest.mark.parametrize("kernels", [name for name in native.kernels() if name in ("avx512_bf16", "amx")])
 def test_bf16_rounds_every_stage_a_little(kernels: str, tmp_path: Path) -> None:
     generate(tmp_path / "model.gguf", type="bf16")
     pair = Pair(tmp_path / "model.gguf", "bf16", kernels)
@@ -107,7 +107,7 @@ def check_stages(pair: Pair, seconds: float, least: float) -> None:
 def test_greedy_tokens_are_the_reference_s_over_64_steps(pair: Pair, seconds: float) -> None:
     samples = make_tones(seconds, seed=7)
     wanted = model.greedy(pair.reference, samples, max_new_tokens=64)
-    session = _native.NativeSession(pair.native, threads=1, max_new_tokens=64)
+    session = native.NativeSession(pair.native, threads=1, max_new_tokens=64)
     session.feed(samples)
     session.end()
     assert [token for token, _ in iter(session.next, None)] == wanted
@@ -136,7 +136,7 @@ def test_several_sequences_in_one_batch_do_not_disturb_each_other(pair: Pair) ->
     reference = pair.reference
     rng = np.random.default_rng(5)
     hidden, vocab = reference.hparams.llm_hidden_size, reference.hparams.llm_vocab_size
-    batch = _native.NativeSession(pair.native, threads=1, sequences=3)
+    batch = native.NativeSession(pair.native, threads=1, sequences=3)
     prompts = [rng.standard_normal((length, hidden)).astype(np.float32) for length in (5, 300, 41)]
     caches: list[model.Cache] = [[], [], []]
     for sequence, rows in enumerate(prompts):
@@ -185,11 +185,11 @@ def test_every_matrix_type_computes(kind: str, tmp_path: Path) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     generate(path, preset="small", type=kind, hyperparameters={"enc.encoder_attention_heads": 8}, seed=2)
-    native = _native.NativeModel(path, "cpu")
+    model = native.NativeModel(path, "cpu")
     samples = make_tones(12, seed=2)
     results = []
     for threads in (1, 2, 3):  # more than there are cores is slow: they wait for each other at every node
-        session = _native.NativeSession(native, threads=threads, max_new_tokens=5)
+        session = native.NativeSession(model, threads=threads, max_new_tokens=5)
         mel = session.log_mel(samples)
         rows = session.encode(mel)
         audio = session.adapt(rows)

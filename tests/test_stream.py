@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pycrispasr import AudioError, Model, UsageError
-from pycrispasr.batch import Stretch
-from pycrispasr.live_text import separator as separator_between
+from pycrispasr.decoding.scheduler import Stretch
+from pycrispasr.live.stabilizer import separator as separator_between
 
 from .sounds import make_tones
 

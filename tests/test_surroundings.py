@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pycrispasr import hub
+from pycrispasr.models import hub
 
 from . import hub_server
 from .command import run
@@ -34,7 +34,7 @@ import os, sys
 out = open({out!r}, "w")
 {streams}
 import pycrispasr
-from pycrispasr import hub
+from pycrispasr.models import hub
 print(pycrispasr.transcribe({audio!r}, model="tiny").text, file=out)
 print(hub.resolve("moss-transcribe").stat().st_size, file=out)
 out.flush()
@@ -171,17 +171,18 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(longest: int, tmp_pa
 
 @unix
 def test_a_stopped_transcription_with_a_long_name_is_written_too(longest: int, tmp_path: Path) -> None:
-    from pycrispasr import Segment, Timings, Transcript, output
+    from pycrispasr import Segment, Timings, Transcript
+    from pycrispasr.results import files
 
     transcript = Transcript("hello", (Segment(0, 1, "hello", (), "cancelled"),), 1, None, False, Timings())
     written = set()
     for letter in "ab":
         stem = tmp_path / ("会" * ((longest - 5) // 3) + letter)
-        (path,) = output.write(transcript, stem, ["txt"], partial=True)
+        (path,) = files.write(transcript, stem, ["txt"], partial=True)
         assert path.read_text() == "hello\n"
         assert path.name.endswith(".partial.txt")
         written.add(path)
-        output.write(transcript, stem, ["txt"])
+        files.write(transcript, stem, ["txt"])
         assert not path.exists()  # the complete one has taken its place
     assert len(written) == 2
 
@@ -202,7 +203,7 @@ def test_what_the_libraries_can_read_is_taken_from_folders() -> None:
     import av
     import soundfile
 
-    from pycrispasr.manifest import ENDINGS
+    from pycrispasr.results.manifest import ENDINGS
 
     named = {name.lower() for name in soundfile.available_formats()}
     for name in av.formats_available:
@@ -267,7 +268,7 @@ def test_a_result_is_not_taken_for_that_of_another_recording(
     marks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without a place for a mark on files."""
-    from pycrispasr import output
+    from pycrispasr.results import files
 
     if not marks:
         for name in ("setxattr", "getxattr"):
@@ -280,12 +281,12 @@ def test_a_result_is_not_taken_for_that_of_another_recording(
 
     def names(*recordings: str, kinds: tuple[str, ...] = ("txt",)) -> list[str]:
         paths = [str(tmp_path / one) for one in recordings]
-        return [path.name for path in output.stems(paths, out, kinds=kinds)]  # type: ignore[arg-type]
+        return [path.name for path in files.stems(paths, out, kinds=kinds)]  # type: ignore[arg-type]
 
     assert names("talk.wav") == ["talk"]
     out.mkdir()
     (out / "talk.txt").write_text("hello\n")
-    output._mark(out / "talk.txt", str(tmp_path / "talk.wav"))
+    files._mark(out / "talk.txt", str(tmp_path / "talk.wav"))
     if marks:
         assert names("talk.wav") == ["talk"]
     assert names("talk.mp3") == ["talk.mp3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pycrispasr import Model
-from pycrispasr.random_model import generate
+from pycrispasr.models.random_model import generate
 
 from .sounds import make_tones
 

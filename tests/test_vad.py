@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import audio
-from pycrispasr.vad import FRAME, VoiceDetector
+from pycrispasr.segmentation.silero import FRAME, VoiceDetector
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 

@@ -25,11 +25,11 @@ from pycrispasr import (
     Transcript,
     UnsupportedOperationError,
     Word,
-    _crispasr,
-    hub,
 )
-from pycrispasr.live_text import pieces
-from pycrispasr.word_times import Aligner, quiet_runs, row_edges, score, side_file, warp, word_spans
+from pycrispasr.decoding.word_times import Aligner, quiet_runs, row_edges, score, side_file, warp, word_spans
+from pycrispasr.live.stabilizer import pieces
+from pycrispasr.models import hub
+from pycrispasr.runtimes import crispasr
 
 from . import whisper_file
 from .sounds import make_tones
@@ -220,7 +220,7 @@ def test_the_bundled_model_s_heads_are_the_ones_that_were_trained_to_look_at_wor
 
 
 def test_crispasr_s_runtime_refuses_word_times_of_ours(tmp_path: Path) -> None:
-    if _crispasr.find() is None:
+    if crispasr.find() is None:
         pytest.skip("needs libcrispasr: pip install crispasr==0.8.45")
     whisper_file.write_random(tmp_path / "whisper.bin")
     with Model(tmp_path / "whisper.bin", runtime="crispasr") as model:

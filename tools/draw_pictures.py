@@ -18,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 import pycrispasr
-from pycrispasr import _native, audio, hub, word_times
+from pycrispasr import audio
+from pycrispasr.decoding import word_times
+from pycrispasr.models import hub
+from pycrispasr.runtimes import native
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "pictures"
@@ -316,10 +319,10 @@ def decoder() -> None:
 
 def words(samples: audio.Samples) -> None:
     path = hub.resolve("tiny")
-    model = _native.NativeModel(path, "cpu")
+    model = native.NativeModel(path, "cpu")
     info = model.info()
     heads, kind = word_times.heads_of(path, info["llm_layers"], info["llm_heads"])
-    session = _native.NativeSession(model, threads=1, heads=heads)
+    session = native.NativeSession(model, threads=1, heads=heads)
     session.feed(samples)
     session.end()
     tokens = [model.token_bytes(step[0]).decode().strip() for step in iter(session.next, None)]
@@ -362,10 +365,10 @@ def words(samples: audio.Samples) -> None:
 
 def main() -> None:
     samples = audio.load(SAMPLE)
-    native = _native.NativeModel(hub.resolve("tiny"), "cpu")
+    model = native.NativeModel(hub.resolve("tiny"), "cpu")
     OUT.mkdir(exist_ok=True)
     way()
-    log_mel(samples, _native.NativeSession(native, threads=1).log_mel(samples))
+    log_mel(samples, native.NativeSession(model, threads=1).log_mel(samples))
     encoder()
     prompt()
     decoder()

@@ -15,8 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycrispasr import audio
-    from pycrispasr.async_session import AsyncSession
+    from pycrispasr import audio, errors
     from pycrispasr.errors import (
         AudioError,
         AudioNotFoundError,
@@ -35,11 +34,15 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         UsageError,
     )
-    from pycrispasr.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
-    from pycrispasr.live_text import LiveText
+    from pycrispasr.live.async_session import AsyncSession
+    from pycrispasr.live.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
+    from pycrispasr.live.session import Session
+    from pycrispasr.live.stabilizer import LiveText
     from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
-    from pycrispasr.result import Segment, Timings, Token, Transcript, Word
-    from pycrispasr.session import Session
+    from pycrispasr.models import hub
+    from pycrispasr.results import files as output
+    from pycrispasr.results import formats
+    from pycrispasr.results.transcript import Segment, Timings, Token, Transcript, Word
 
 __version__ = "0.1.0"
 
@@ -82,26 +85,38 @@ __all__ = [
     "audio",
     "backends",
     "devices",
+    "errors",
+    "formats",
+    "hub",
+    "output",
     "transcribe",
 ]
 
 _HOMES = {
-    "async_session": ("AsyncSession",),
-    "events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
-    "live_text": ("LiveText",),
+    "live.async_session": ("AsyncSession",),
+    "live.events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
+    "live.session": ("Session",),
+    "live.stabilizer": ("LiveText",),
     "model": ("Backend", "Device", "Model", "ModelInfo", "backends", "devices", "transcribe"),
-    "result": ("Segment", "Timings", "Token", "Transcript", "Word"),
-    "session": ("Session",),
+    "results.transcript": ("Segment", "Timings", "Token", "Transcript", "Word"),
+}
+_MODULES = {
+    "audio": "audio",
+    "errors": "errors",
+    "formats": "results.formats",
+    "hub": "models.hub",
+    "output": "results.files",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name in _MODULES:
+        value: object = importlib.import_module(f"pycrispasr.{_MODULES[name]}")
+    elif name in __all__:
+        home = next((module for module, names in _HOMES.items() if name in names), "errors")
+        value = getattr(importlib.import_module(f"pycrispasr.{home}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "audio":
-        return importlib.import_module("pycrispasr.audio")
-    home = next((module for module, names in _HOMES.items() if name in names), "errors")
-    value = getattr(importlib.import_module(f"pycrispasr.{home}"), name)
     globals()[name] = value
     return value
 

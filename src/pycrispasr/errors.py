@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycrispasr.result import Transcript
+    from pycrispasr.results.transcript import Transcript
 
 __all__ = [
     "AudioError",

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pycrispasr import _crispasr, _native, audio, hub, word_times
+from pycrispasr import audio
 from pycrispasr.audio import CHUNK_SECONDS, Audio
-from pycrispasr.batch import Batch, Recording, side_by_side
-from pycrispasr.cutter import Cutter, Vad
+from pycrispasr.decoding import word_times
+from pycrispasr.decoding.scheduler import Batch, Recording, side_by_side
 from pycrispasr.errors import (
     ClosedError,
     ModelFormatError,
@@ -24,8 +24,11 @@ from pycrispasr.errors import (
     UnsupportedOperationError,
     UsageError,
 )
-from pycrispasr.result import Segment, Status, Token, Transcript
-from pycrispasr.session import Session
+from pycrispasr.live.session import Session
+from pycrispasr.models import hub
+from pycrispasr.results.transcript import Segment, Status, Token, Transcript
+from pycrispasr.runtimes import crispasr, native
+from pycrispasr.segmentation.segmenter import Cutter, Vad
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -174,8 +177,8 @@ class Model:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
-        self._native: _native.NativeModel | None = None
-        self._crispasr: _crispasr.CrispasrModel | None = None
+        self._native: native.NativeModel | None = None
+        self._crispasr: crispasr.CrispasrModel | None = None
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         self._threads = 0 if threads is None else _positive("threads", threads)
@@ -185,7 +188,7 @@ class Model:
             "local_files_only": local_files_only,
         }  # fmt: skip
         opened = _open(self._path, device, self._threads, precision, runtime)
-        if isinstance(opened, _native.NativeModel):
+        if isinstance(opened, native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
         else:
@@ -351,16 +354,16 @@ class Model:
 
     def _batch(self, max_new_tokens: int | None, batch: int, word_timestamps: bool = False) -> Batch:
         """Room for so many stretches side by side."""
-        native, aligner = self._opened(), self._aligner(word_timestamps)
-        session = _native.NativeSession(
-            native,
+        model, aligner = self._opened(), self._aligner(word_timestamps)
+        session = native.NativeSession(
+            model,
             threads=self._threads,
             max_new_tokens=_limit(max_new_tokens),
             sequences=_positive("batch", batch),
             heads=aligner.heads if aligner else (),
         )
         retried: tuple[Status, ...] = ("looped", "truncated") if max_new_tokens is None else ("looped",)
-        return Batch(session, native.token_bytes, retried, aligner)
+        return Batch(session, model.token_bytes, retried, aligner)
 
     def stream(
         self,
@@ -496,13 +499,13 @@ class Model:
         state = "closed" if self.closed else f"device={self._info.device!r}" if self._info else "runtime='crispasr'"
         return f"<pycrispasr.Model {self._name!r} {state}>"
 
-    def _opened(self) -> _native.NativeModel:
-        native = self._native
+    def _opened(self) -> native.NativeModel:
+        model = self._native
         if self._crispasr is not None:
             raise _unsupported("tokens one by one, audio in parts, or a tokenizer")
-        if native is None:
+        if model is None:
             raise _model_closed(self._name)
-        return native
+        return model
 
     def _aligner(self, wanted: bool) -> word_times.Aligner | None:
         """What gives times to words, where they are wanted."""
@@ -539,7 +542,7 @@ class Model:
 
     def _transcribe_whole(
         self,
-        runtime: _crispasr.CrispasrModel,
+        runtime: crispasr.CrispasrModel,
         recording: Audio,
         sample_rate: float | None,
         channel: int | None,
@@ -556,7 +559,7 @@ class Model:
 
 def _open(
     path: Path, device: str, threads: int, precision: Precision, runtime: Runtime
-) -> _native.NativeModel | _crispasr.CrispasrModel:
+) -> native.NativeModel | crispasr.CrispasrModel:
     """The model in the runtime that was asked for, or else in the one that runs it."""
     if runtime not in ("auto", "pycrispasr", "crispasr"):
         raise UsageError(f"there is no runtime {runtime!r}: choose 'auto', 'pycrispasr' or 'crispasr'")
@@ -567,19 +570,19 @@ def _open(
             raise UnsupportedOperationError(
                 f"CrispASR's library offers no choice of precision: leave out precision={precision!r}"
             )
-        return _crispasr.CrispasrModel(path, device, threads)
+        return crispasr.CrispasrModel(path, device, threads)
     try:
-        return _native.NativeModel(path, device, precision)
+        return native.NativeModel(path, device, precision)
     except (ModelFormatError, UnsupportedModelError) as error:
         # Only now does anything else look into the file: it is sound, or no GGUF.
-        kind = None if runtime == "pycrispasr" else _crispasr.architecture(path)
+        kind = None if runtime == "pycrispasr" else crispasr.architecture(path)
         if not kind or kind == _OUR_ARCHITECTURE:
             raise
         refusal = str(error)
-    if _crispasr.find() is None:
-        raise UnsupportedModelError(f"{refusal}; CrispASR's library may run it: {_crispasr.HOW}")
+    if crispasr.find() is None:
+        raise UnsupportedModelError(f"{refusal}; CrispASR's library may run it: {crispasr.HOW}")
     try:
-        return _crispasr.CrispasrModel(path, device, threads)
+        return crispasr.CrispasrModel(path, device, threads)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; {error}") from error
 
@@ -618,7 +621,7 @@ def _limit(max_new_tokens: int | None) -> int:
 
 
 def _positive(name: str, value: int) -> int:
-    if _native.int32(name, value) < 1:
+    if native.int32(name, value) < 1:
         raise UsageError(f"{name} cannot be {value}: it must be at least 1")
     return value
 
@@ -631,12 +634,12 @@ def _seconds(name: str, value: float) -> float:
 
 def devices() -> list[Device]:
     """The devices that a model can run on, the one that "auto" picks first."""
-    return [Device(**fields) for fields in _native.devices()]
+    return [Device(**fields) for fields in native.devices()]
 
 
 def backends() -> list[Backend]:
     """The kinds of devices beside the CPU, in this build or not."""
-    return [Backend(**fields) for fields in _native.backends()]
+    return [Backend(**fields) for fields in native.backends()]
 
 
 def transcribe(

@@ -17,11 +17,12 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from pycrispasr import hub, manifest
-from pycrispasr.cutter import Vad
 from pycrispasr.errors import InstallationError, UsageError
 from pycrispasr.model import BATCH, Model, Precision
-from pycrispasr.result import Segment
+from pycrispasr.models import hub
+from pycrispasr.results import manifest
+from pycrispasr.results.transcript import Segment
+from pycrispasr.segmentation.segmenter import Vad
 
 _COLUMNS = ("bytes", *manifest.AUDIO)  # what may hold the recordings, the first of them that is there
 

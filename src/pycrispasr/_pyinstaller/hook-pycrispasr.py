@@ -6,7 +6,7 @@ import importlib.util
 from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs
 
 import pycrispasr
-from pycrispasr._native import library_path
+from pycrispasr.runtimes.native import library_path
 
 _PACKAGE = library_path().parent
 

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr import __version__, _native
+from pycrispasr import __version__
 from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
 from pycrispasr.cli.common import app, complain, obeying_signals
 from pycrispasr.errors import PycrispasrError, UsageError
+from pycrispasr.runtimes import native
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def _open_standard_streams() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"pycrispasr {__version__} (ggml {_native.versions()[1]})")
+        print(f"pycrispasr {__version__} (ggml {native.versions()[1]})")
         raise typer.Exit
 
 
@@ -56,7 +57,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if _native.TRACE:
+    if native.TRACE:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop

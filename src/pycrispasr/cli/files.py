@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pycrispasr import audio, gguf_file, hub, word_times
+from pycrispasr import audio
 from pycrispasr.cli.common import AsJson, app, bar, bytes_text, writing
+from pycrispasr.decoding import word_times
 from pycrispasr.model import Model, ModelInfo
+from pycrispasr.models import gguf_file, hub
 
 Kind = Annotated[str, typer.Option("--type", help="f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, ...")]
 AllMatrices = Annotated[
@@ -91,7 +93,7 @@ def convert(
     all_matrices: AllMatrices = False,
 ) -> None:
     """Write a checkpoint as a GGUF file."""
-    from pycrispasr.convert import convert as write
+    from pycrispasr.models.convert import convert as write
 
     with writing(out) as progress:
         write(source, out, type=kind, all_matrices=all_matrices, progress=progress)
@@ -113,7 +115,7 @@ def quantize(
     ] = False,
 ) -> None:
     """Write a model with its matrices in another type."""
-    from pycrispasr.quantize import quantize as write
+    from pycrispasr.models.quantize import quantize as write
 
     overrides = []
     for text in tensor or ():
@@ -138,7 +140,7 @@ def imatrix(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
 ) -> None:
     """Measure on real audio which columns of a model's matrices matter most, for `quantize --imatrix`."""
-    from pycrispasr.imatrix import collect
+    from pycrispasr.models.imatrix import collect
 
     with writing(out) as progress:
         collect(model, files, out, threads=threads, max_new_tokens=max_new_tokens, progress=progress)
@@ -157,7 +159,7 @@ def align_heads(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
 ) -> None:
     """Find which of a model's heads tell when words are said, for `transcribe --word-timestamps`."""
-    from pycrispasr.align_heads import calibrate
+    from pycrispasr.models.align_heads import calibrate
 
     if len(files) % 2:
         raise typer.BadParameter(f"{files[-1]!r} has no text: name a text file after each recording")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr import audio, formats, hub, pipes
+from pycrispasr import audio
+from pycrispasr.audio import pipes
 from pycrispasr.cli.common import (
     ComputedIn,
     Precision,
@@ -22,10 +23,12 @@ from pycrispasr.cli.common import (
 )
 from pycrispasr.cli.transcribe import complaints
 from pycrispasr.errors import AudioError, CancelledError, ClosedError, PycrispasrError
-from pycrispasr.events import Event, Final
+from pycrispasr.live.events import Event, Final
+from pycrispasr.live.session import Session
 from pycrispasr.model import Model
-from pycrispasr.result import Transcript
-from pycrispasr.session import Session
+from pycrispasr.models import hub
+from pycrispasr.results import formats
+from pycrispasr.results.transcript import Transcript
 
 
 @app.command()
@@ -75,7 +78,7 @@ def live(
     ] = None,
 ) -> None:
     """Print what is said while it is said, from a microphone or from a pipe. Ctrl-C ends the audio."""
-    from pycrispasr import live as listening
+    from pycrispasr.cli import capture as listening
 
     if list_microphones:
         found = listening.microphones()
@@ -174,7 +177,7 @@ class _Text:
         elif is_terminal(sys.stdout):
             from rich.console import Console
 
-            from pycrispasr.live import draw
+            from pycrispasr.cli.capture import draw
 
             for _ in draw(self._counted(events), Console()):
                 pass

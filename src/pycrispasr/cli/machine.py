@@ -54,7 +54,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Compare every stage with another runtime or another file; exit status 1 when one differs too much."""
-    from pycrispasr import diff as compare
+    from pycrispasr.lab import diff as compare
 
     stages = compare.diff(
         model,
@@ -90,11 +90,11 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time every stage of a transcription on this machine."""
-    from pycrispasr import bench as benchmark
+    from pycrispasr.lab import bench as benchmark
 
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
-            from pycrispasr import random_model
+            from pycrispasr.models import random_model
 
             tell("making a file of the 2B model's shapes (2.8 GB, for this run only)")
             model = os.path.join(folder, "random-2b-q4_k.gguf")

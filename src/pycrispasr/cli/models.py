@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr import hub
 from pycrispasr.cli.common import AsJson, app, bytes_text, is_terminal, tell
+from pycrispasr.models import hub
 
 models = typer.Typer(help="List models; fetch, remove and find them.", rich_markup_mode=None)
 app.add_typer(models, name="models")

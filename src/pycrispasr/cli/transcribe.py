@@ -20,8 +20,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from pycrispasr import _native, fetch, formats, hub, manifest, output
-from pycrispasr.batch import Batch, Recording, side_by_side
+from pycrispasr.audio import addresses
 from pycrispasr.cli.common import (
     ComputedIn,
     Device,
@@ -35,11 +34,15 @@ from pycrispasr.cli.common import (
     until_stopped,
 )
 from pycrispasr.cli.progress import Progress, clock
-from pycrispasr.cutter import Cutter
+from pycrispasr.decoding.scheduler import Batch, Recording, side_by_side
 from pycrispasr.errors import AudioError, PycrispasrError
-from pycrispasr.live_text import separator
+from pycrispasr.live.stabilizer import separator
 from pycrispasr.model import BATCH, Model
-from pycrispasr.result import Segment, Status, Transcript
+from pycrispasr.models import hub
+from pycrispasr.results import files, formats, manifest
+from pycrispasr.results.transcript import Segment, Status, Transcript
+from pycrispasr.runtimes import native
+from pycrispasr.segmentation.segmenter import Cutter
 
 
 class Format(str, enum.Enum):
@@ -130,7 +133,7 @@ def transcribe(
     Cutter(vad=vad.value, silence=silence)  # tells before any work what cannot be
     passed_over = collections.Counter[str]()
     found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
-    entries = [manifest.Entry(path, fetch.shown(path)) for path in found]
+    entries = [manifest.Entry(path, addresses.shown(path)) for path in found]
     entries += manifest.read(listed) if listed is not None else []
     roots = [path for path in recordings or [] if os.path.isdir(path)]
     rests = _rests(entries, folder, roots, wanted, overwrite=overwrite, resume=resume)
@@ -192,8 +195,8 @@ def _rests(
     if folder is None:
         return [(None, kinds) for _ in entries]
     kept = kinds if resume else []
-    stems = output.stems([entry.audio for entry in entries], folder, roots=roots, kinds=kept)
-    return [(stem, output.pending(stem, kinds, overwrite=overwrite, resume=resume)) for stem in stems]
+    stems = files.stems([entry.audio for entry in entries], folder, roots=roots, kinds=kept)
+    return [(stem, files.pending(stem, kinds, overwrite=overwrite, resume=resume)) for stem in stems]
 
 
 class _Work:
@@ -235,7 +238,7 @@ class _Work:
             # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
             for _, jobs in itertools.groupby(self._plan, lambda job: job.entry.audio == "-"):
                 self._side_by_side(self._batch, jobs, reading)
-        except _native.Cancelled:
+        except native.Cancelled:
             self._keep_partial()
 
     def stop(self) -> bool:
@@ -267,7 +270,7 @@ class _Work:
 
     def _open(self, job: _Job, reading: dict[str, Any]) -> Recording:
         if self.interrupted:
-            raise _native.Cancelled
+            raise native.Cancelled
         self._deaf = True  # a pipe or a server may never answer
         try:
             return Recording.open(_source(job), sample_rate=None, **reading)
@@ -327,7 +330,7 @@ class _Work:
         written: list[Path] = []
         try:
             if job.stem is not None and outcome != "failed":
-                written = output.write(
+                written = files.write(
                     transcript, job.stem, job.kinds, audio=name, overwrite=self._overwrite, partial=partial,
                     **self._subtitles,
                 )  # fmt: skip

@@ -18,13 +18,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from pycrispasr import audio, hub
+from pycrispasr import audio
 from pycrispasr.audio import Samples
-from pycrispasr.cutter import Vad
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.live_text import pieces
+from pycrispasr.live.stabilizer import pieces
 from pycrispasr.model import BATCH, Model, Precision, devices
-from pycrispasr.result import Segment
+from pycrispasr.models import hub
+from pycrispasr.results.transcript import Segment
+from pycrispasr.segmentation.segmenter import Vad
 
 MODEL = hub.DEFAULT
 """What stands for Whisper's models."""

@@ -11,10 +11,10 @@ from pycrispasr.audio import CHUNK_SECONDS, SAMPLE_RATE
 from pycrispasr.compat import common
 from pycrispasr.compat.faster_whisper.vad import VadOptions
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.formats import spaced_words
-from pycrispasr.live_text import separator
+from pycrispasr.live.stabilizer import separator
 from pycrispasr.model import BATCH
-from pycrispasr.vad import FRAME
+from pycrispasr.results.formats import spaced_words
+from pycrispasr.segmentation.silero import FRAME
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pycrispasr import hub
 from pycrispasr.compat import common
 from pycrispasr.compat.common import format_timestamp as format_timestamp
+from pycrispasr.models import hub
 
 
 def available_models() -> list[str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pycrispasr.audio import SAMPLE_RATE, Samples
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.vad import FRAME, VoiceDetector
+from pycrispasr.segmentation.silero import FRAME, VoiceDetector
 
 _HYSTERESIS = 0.15  # how far below the threshold speech ends
 _BREATH = round(0.098 * SAMPLE_RATE)  # samples without speech at which long speech is split

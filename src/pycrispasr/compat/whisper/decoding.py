@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pycrispasr.compat import common
 from pycrispasr.compat.whisper.audio import Mel
-from pycrispasr.live_text import separator
-from pycrispasr.result import Segment
+from pycrispasr.live.stabilizer import separator
+from pycrispasr.results.transcript import Segment
 
 if TYPE_CHECKING:
     from pycrispasr.compat.whisper.model import Whisper

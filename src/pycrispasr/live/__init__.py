@@ -1,0 +1,1 @@
+"""Sessions: audio that comes in parts, and its text while it comes."""

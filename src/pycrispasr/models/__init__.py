@@ -1,0 +1,1 @@
+"""Model files: found, fetched, read, converted, quantised and measured."""

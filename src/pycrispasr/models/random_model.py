@@ -1,0 +1,350 @@
+"""Random model files in every size and type, for tests and benchmarks.
+
+    python -m pycrispasr.models.random_model OUT.gguf --preset nano --type q8_0 --set llm.num_layers=3
+
+The weights are random but scaled so that signals keep their size from layer to layer and audio reaches the tokens:
+another clip gives other tokens, and the likeliest token leads clearly. Presets:
+
+    nano   everything tiny, rows of 32 and more; 2 MB or less
+    small  rows of 256 and more, which K-quants need
+    vocab  as small, with the published vocabulary's size and special ids
+    2b     the published model's shapes: gigabytes
+
+A quantised matrix is made of random blocks, not quantised, so the largest file takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import gguf
+import numpy as np
+
+from pycrispasr.models.convert import (
+    TYPES,
+    Metadata,
+    from_array,
+    mel_filters,
+    mel_window,
+    tensor_shapes,
+    tensor_type,
+    write_gguf,
+)
+from pycrispasr.models.gguf_file import Tensor
+
+_NANO: Metadata = {
+    "enc.num_mel_bins": 128,
+    "enc.encoder_layers": 2,
+    "enc.d_model": 64,
+    "enc.encoder_attention_heads": 4,
+    "enc.encoder_ffn_dim": 128,
+    "enc.downsample_hidden_size": 8,
+    "enc.max_source_positions": 1500,
+    "enc.n_window": 50,
+    "enc.n_window_infer": 800,
+    "enc.output_dim": 96,
+    "enc.layer_norm_eps": 1e-5,
+    "adapter.hidden_size": 128,
+    "llm.hidden_size": 64,
+    "llm.num_layers": 2,
+    "llm.num_heads": 4,
+    "llm.num_kv_heads": 2,
+    "llm.head_dim": 32,
+    "llm.intermediate_size": 160,
+    "llm.vocab_size": 384,
+    "llm.max_position_embeddings": 4096,
+    "llm.rope_theta": 1e6,
+    "llm.rms_norm_eps": 1e-6,
+    "llm.tied_embeddings": True,
+}
+_SMALL: Metadata = _NANO | {
+    "enc.encoder_layers": 3,
+    "enc.d_model": 256,
+    "enc.encoder_ffn_dim": 768,
+    "enc.downsample_hidden_size": 32,
+    "enc.output_dim": 256,
+    "adapter.hidden_size": 512,
+    "llm.hidden_size": 256,
+    "llm.num_layers": 3,
+    "llm.head_dim": 64,
+    "llm.intermediate_size": 768,
+    "llm.vocab_size": 1024,
+}
+PRESETS: dict[str, Metadata] = {
+    "nano": _NANO,
+    "small": _SMALL,
+    "vocab": _SMALL | {"llm.vocab_size": 151936},
+    "2b": {
+        "enc.num_mel_bins": 128,
+        "enc.encoder_layers": 32,
+        "enc.d_model": 1280,
+        "enc.encoder_attention_heads": 20,
+        "enc.encoder_ffn_dim": 5120,
+        "enc.downsample_hidden_size": 480,
+        "enc.max_source_positions": 1500,
+        "enc.n_window": 50,
+        "enc.n_window_infer": 800,
+        "enc.output_dim": 2048,
+        "enc.layer_norm_eps": 1e-5,
+        "adapter.hidden_size": 8192,
+        "llm.hidden_size": 2048,
+        "llm.num_layers": 28,
+        "llm.num_heads": 16,
+        "llm.num_kv_heads": 8,
+        "llm.head_dim": 128,
+        "llm.intermediate_size": 6144,
+        "llm.vocab_size": 151936,
+        "llm.max_position_embeddings": 40960,
+        "llm.rope_theta": 1e6,
+        "llm.rms_norm_eps": 1e-6,
+        "llm.tied_embeddings": True,
+    },
+}
+
+# Standard deviations of the values that a matrix makes of values of deviation 1; 1 where nothing is said.
+_GAINS = {
+    "enc.conv1": 4.0,  # audio must stand out from the positions added after conv_out
+    "enc.conv": 2.0,
+    "llm.embed": 4.0,  # the spread of a step's logits
+    "llm.lm_head": 4.0,
+    ".attn.v": 2.0,  # the decoder's layers must drown a token's own embedding, else it would follow itself for ever
+    ".ffn.down": 6.0,
+}
+_SHARPNESS = 2.0  # of the decoder's attention: how strongly a row chooses among the rows before it
+_TILE = 4194301  # random values that large matrices repeat; a prime, so that no two rows are alike
+_BLOCK_TILE = 262139  # the same for quantised matrices, in blocks
+_CHUNK = 1 << 22  # values or blocks written at once
+
+# Where the two half-precision factors of a block lie, in bytes; the second scales a block's minimum.
+_SCALE_OFFSETS: dict[str, tuple[int, ...]] = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+
+# The published vocabulary's ids, for files with as many tokens.
+_PUBLISHED_WORDS = {"user": 872, "assistant": 77091}
+_PUBLISHED_SPECIALS = {
+    "bos_token_id": 151643,
+    "start_token_id": 151644,
+    "eos_token_id": 151645,
+    "audio_start_id": 151669,
+    "audio_end_id": 151670,
+}
+_SPECIAL_NAMES = {
+    "bos_token_id": "<|endoftext|>",
+    "start_token_id": "<|im_start|>",
+    "eos_token_id": "<|im_end|>",
+    "audio_start_id": "<|audio_bos|>",
+    "audio_end_id": "<|audio_eos|>",
+}
+
+
+def generate(
+    path: str | os.PathLike[str],
+    *,
+    preset: str = "nano",
+    hyperparameters: Mapping[str, int | float | bool] | None = None,
+    type: str = "f16",  # noqa: A002
+    all_matrices: bool = False,
+    mel_tables: bool = True,
+    seed: int = 0,
+) -> None:
+    """Write a random model file. Equal arguments give equal bytes.
+
+    `hyperparameters` are set on top of the preset's (metadata keys without their common prefix). `type` is one of
+    `TYPES`; a quantised type is for the decoder's matrices, or for every matrix with `all_matrices`. Without
+    `mel_tables` the file has no `audio.*` tensors.
+    """
+    given = dict(hyperparameters or {})
+    metadata = PRESETS[preset] | given
+    vocab_size = int(metadata["llm.vocab_size"])
+    tokens, merges, specials = make_tokenizer(vocab_size)
+    metadata |= specials | {key: value for key, value in given.items() if key in specials}
+
+    rng = np.random.default_rng(seed)
+    shapes = tensor_shapes(metadata)
+    weights = _Weights(rng, max(prod(shape) for shape in shapes.values()))
+    tensors = []
+    for name, shape in shapes.items():
+        kind = tensor_type(name, shape, type, all_matrices=all_matrices)
+        if not name.startswith("audio."):
+            tensors.append(weights.tensor(name, shape, kind))
+        elif mel_tables:
+            table = mel_filters(shape[1]) if name == "audio.mel_filters" else mel_window()
+            tensors.append(from_array(name, table, kind))
+    write_gguf(path, metadata, tokens, merges, tensors, name=f"random-{preset}-{type}")
+
+
+def make_tokenizer(vocab_size: int) -> tuple[list[str], list[str], dict[str, int]]:
+    """Tokens, merges and special ids of a byte-level BPE: all bytes, the prompt's words, filler words, specials."""
+    published = vocab_size > max(_PUBLISHED_SPECIALS.values())
+    specials = (
+        _PUBLISHED_SPECIALS
+        if published
+        else dict(zip(_SPECIAL_NAMES, range(vocab_size - len(_SPECIAL_NAMES), vocab_size), strict=True))
+    )
+    # Each word is built from its end: "e r", "s er", "u ser".
+    merges = [f"{word[i]} {word[i + 1 :]}" for word in _PUBLISHED_WORDS for i in range(len(word) - 2, -1, -1)]
+    merged = [merge.replace(" ", "") for merge in merges]
+    fixed = {i: _SPECIAL_NAMES[key] for key, i in specials.items()}
+    fixed |= dict(enumerate(_byte_alphabet()))
+    if published:
+        fixed |= {i: word for word, i in _PUBLISHED_WORDS.items()}
+        merged = [token for token in merged if token not in _PUBLISHED_WORDS]
+    fixed |= {256 + i: token for i, token in enumerate(merged)}
+    if vocab_size < 256 + len(merged) + len(specials):
+        raise ValueError(f"A vocabulary of {vocab_size} is too small: {256 + len(merged) + len(specials)} at least.")
+    return [fixed.get(i) or _filler_word(i) for i in range(vocab_size)], merges, dict(specials)
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's character for each byte, by token id: the printable bytes first, then the others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(i) for i in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def _filler_word(number: int) -> str:
+    """A word of its own for each number: Ġbaka, Ġbake … in syllables; Ġ is a space."""
+    word = ""
+    while number or not word:
+        number, syllable = divmod(number, 80)
+        word += "bdfghjklmnprstvz"[syllable // 5] + "aeiou"[syllable % 5]
+    return "Ġ" + word
+
+
+class _Weights:
+    """Random tensors, cut out of tiles that are made once."""
+
+    def __init__(self, rng: np.random.Generator, largest: int) -> None:
+        self._rng = rng
+        self._largest = largest
+        self._tile = rng.standard_normal(min(_TILE, largest), np.float32)
+        self._block_tiles: dict[str, np.ndarray] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...], kind: str) -> Tensor:
+        mean, deviation = _distribution(name, shape)
+        if kind in _SCALE_OFFSETS:
+            return self._quantised(name, shape, kind, deviation)
+        if prod(shape) <= len(self._tile):
+            values = mean + deviation * self._rng.standard_normal(shape, np.float32)
+            if name == "enc.conv1.weight":  # a steady spectrum gives nothing, so that what changes is heard
+                values -= values.mean(axis=(2, 3), keepdims=True)
+            return from_array(name, values, kind)
+
+        tile, first = self._tile, int(self._rng.integers(len(self._tile)))
+
+        def blocks() -> Iterator[np.ndarray]:
+            for piece in _cut(tile * np.float32(deviation), first, prod(shape)):
+                yield from from_array(name, piece, kind).blocks()
+
+        return Tensor(name, shape, kind, blocks)
+
+    def _quantised(self, name: str, shape: tuple[int, ...], kind: str, deviation: float) -> Tensor:
+        block_size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+        if kind not in self._block_tiles:
+            self._block_tiles[kind] = _random_blocks(self._rng, kind, min(_BLOCK_TILE, self._largest // block_size + 1))
+        tile, first = self._block_tiles[kind], int(self._rng.integers(len(self._block_tiles[kind])))
+
+        def blocks() -> Iterator[np.ndarray]:
+            scaled = tile.copy()
+            for offset in _SCALE_OFFSETS[kind]:
+                _scale(scaled, offset)[:] *= deviation
+            yield from _cut(scaled, first, prod(shape) // block_size)
+
+        return Tensor(name, shape, kind, blocks)
+
+
+def _cut(tile: np.ndarray, first: int, count: int) -> Iterator[np.ndarray]:
+    """`count` rows of the endless repetition of `tile` from row `first`, in pieces."""
+    while count:
+        piece = tile[first : first + min(count, _CHUNK)]
+        yield piece
+        first, count = (first + len(piece)) % len(tile), count - len(piece)
+
+
+def _distribution(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor's values."""
+    if name.endswith(".bias"):
+        return 0, 0.1
+    if len(shape) == 1:
+        return (_SHARPNESS, 0.1 * _SHARPNESS) if ".q_norm" in name else (1, 0.1)
+    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
+    return 0, gain * prod(shape[1:]) ** -0.5
+
+
+def _random_blocks(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
+    """Random blocks, bytes `[count, block's bytes]`, whose values have mean 0 and standard deviation 1."""
+    ggml_type = gguf.GGMLQuantizationType[kind]
+    blocks = rng.integers(0, 256, (count, gguf.GGML_QUANT_SIZES[ggml_type][1]), np.uint8)
+    if kind == "Q8_0":
+        blocks[blocks == 0x80] = 0x81  # a quantiser never writes -128
+    offsets = _SCALE_OFFSETS[kind]
+    sample = blocks[:1024].copy()
+
+    def values(*scales: float) -> np.ndarray:
+        for offset, scale in zip(offsets, scales, strict=True):
+            _scale(sample, offset)[:] = scale
+        return gguf.dequantize(sample, ggml_type)
+
+    # Values are linear in the factors: choose the second for mean 0, then both for deviation 1. Half the blocks are
+    # negated, for types that have no second factor.
+    factors = [1.0]
+    if len(offsets) == 2:
+        factors.append(-float(values(1, 0).mean() / values(0, 1).mean()))
+    deviation = float(np.sqrt((values(*factors).astype(np.float64) ** 2).mean()))
+    signs = rng.choice(np.array([-1.0, 1.0], np.float32), count)
+    for offset, factor in zip(offsets, factors, strict=True):
+        _scale(blocks, offset)[:] = factor / deviation * signs
+    return blocks
+
+
+def _scale(blocks: np.ndarray, offset: int) -> np.ndarray:
+    """The half-precision number at a byte offset of each block, as a view that can be written."""
+    return blocks[:, offset : offset + 2].view(np.float16)[:, 0]
+
+
+def _setting(text: str) -> tuple[str, int | float | bool]:
+    key, _, value = text.partition("=")
+    default = PRESETS["2b"].get(key)
+    if default is None:
+        raise argparse.ArgumentTypeError(f"no hyperparameter {key!r}: choose one of {', '.join(PRESETS['2b'])}")
+    if isinstance(default, bool):
+        return key, value.lower() in ("1", "true", "yes")
+    return key, default.__class__(value)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", metavar="OUT.gguf")
+    parser.add_argument("--preset", choices=PRESETS, default="nano")
+    parser.add_argument("--type", choices=TYPES, default="f16")
+    parser.add_argument("--all-matrices", action="store_true", help="quantise every matrix, not only the decoder's")
+    parser.add_argument("--no-mel-tables", action="store_true", help="leave the audio.* tensors out")
+    parser.add_argument("--set", metavar="KEY=VALUE", type=_setting, action="append", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    generate(
+        options.out,
+        preset=options.preset,
+        hyperparameters=dict(options.set),
+        type=options.type,
+        all_matrices=options.all_matrices,
+        mel_tables=not options.no_mel_tables,
+        seed=options.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What a transcription gives: plain frozen data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Status = Literal["ok", "truncated", "looped", "failed", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Word:
+    """A word, and when it was said.
+
+    Attributes:
+        text: The word with its punctuation, without whitespace around it. Writing that has no spaces, such as Chinese,
+            gives a "word" for each character.
+        start: Seconds from the beginning of the audio.
+        end: Seconds from the beginning of the audio.
+        probability: The smallest probability of its tokens.
+    """
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """One step of the decoder.
+
+    Attributes:
+        id: Index in the model's vocabulary, or -1 where the runtime does not tell it.
+        text: The characters that became complete with this token. A token can end inside a UTF-8 character: that
+            character is in the text of the token which completes it, and this text can be empty.
+        probability: Softmax of the decoder's logits at this token, 0 to 1; NaN where the runtime does not tell it.
+        start: Seconds from the beginning of the audio, or None where no times were asked for.
+        end: Seconds from the beginning of the audio, or None.
+    """
+
+    id: int
+    text: str
+    probability: float
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
+    """The text of one stretch of audio.
+
+    Attributes:
+        start: Seconds from the beginning of the audio.
+        end: Seconds from the beginning of the audio.
+        text: Its text, without surrounding whitespace.
+        tokens: The tokens that the text was decoded from.
+        status: "ok"; "truncated" when the limit on new tokens, or the model's context, was reached before the model
+            said that the text is complete; "looped" when the same phrase came again and again, and decoding was
+            stopped; "failed" when it could not be worked on, see `error`; "cancelled" when decoding was stopped inside
+            this segment.
+        words: Its words with their times, where these were asked for, or else None.
+        error: What went wrong where the status is "failed", or else None.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[Token, ...]
+    status: Status
+    words: tuple[Word, ...] | None = None
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went.
+
+    Attributes:
+        log_mel: Seconds of work on the log-mel spectrogram.
+        encoder: Seconds in the audio encoder.
+        adapter: Seconds in the adapter.
+        prefill: Seconds in which the decoder read the prompt with the audio.
+        decode: Seconds in which the decoder wrote tokens.
+        hypotheses: Seconds of all this for text before the end of the audio; what of it could be kept counts there.
+        total: Seconds inside the session, all of the above and the rest.
+        prompt_tokens: Tokens read: the prompts with their audio rows.
+        tokens: Tokens written.
+    """
+
+    log_mel: float = 0.0
+    encoder: float = 0.0
+    adapter: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    hypotheses: float = 0.0
+    total: float = 0.0
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transcript:
+    """The text of a recording.
+
+    Attributes:
+        text: The whole text, without surrounding whitespace.
+        segments: One for each stretch of at most 30 seconds, in order.
+        duration: Seconds of audio.
+        language: Code of the language, or None where the model does not tell it.
+        complete: True when every segment's status is "ok", and no audio was lost on the way.
+        timings: Where the time went.
+        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.
+        word_times: How good the times of words and tokens are: "calibrated" where it is known which heads of the model
+            tell them, "approximate" where the most likely ones were taken, None where no times were asked for.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    duration: float
+    language: str | None
+    complete: bool
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+    word_times: Literal["calibrated", "approximate"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""
+        return dataclasses.asdict(self, dict_factory=without_nan)
+
+    def to_txt(self) -> str:
+        """The text alone, in one piece and without a newline at its end."""
+        from pycrispasr.results import formats
+
+        return formats.to_txt(self)
+
+    def to_srt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
+        """SubRip subtitles: the content of a .srt file.
+
+        Args:
+            max_line_chars: The longest line. Wide characters, such as Chinese ones, count double. Only a word that is
+                longer is cut in two.
+            max_lines: The most lines that are shown at once.
+            max_cue_seconds: How long they are shown at the most.
+
+        Raises:
+            UsageError: `max_line_chars` is below 2, `max_lines` below 1, or `max_cue_seconds` below 0.1 or infinite.
+        """
+        from pycrispasr.results import formats
+
+        return formats.to_srt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
+
+    def to_vtt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
+        """WebVTT subtitles: the content of a .vtt file.
+
+        Where words have times, these stand before them, for players that follow the voice. A note tells of each segment
+        that failed.
+
+        Args:
+            max_line_chars: As for `to_srt`.
+            max_lines: As for `to_srt`.
+            max_cue_seconds: As for `to_srt`.
+
+        Raises:
+            UsageError: As for `to_srt`.
+        """
+        from pycrispasr.results import formats
+
+        return formats.to_vtt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
+
+    def to_tsv(self) -> str:
+        """A table: start and end in milliseconds and the text of each segment, separated by tabs, below a header."""
+        from pycrispasr.results import formats
+
+        return formats.to_tsv(self)
+
+    def to_audacity(self) -> str:
+        """Labels that Audacity imports: one for each word where words have times, else for each segment."""
+        from pycrispasr.results import formats
+
+        return formats.to_audacity(self)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One JSON object, as `docs/transcript.schema.json` describes it.
+
+        Args:
+            indent: Spaces for each level, or None for one line.
+        """
+        from pycrispasr.results import formats
+
+        return formats.to_json(self, indent=indent)
+
+
+def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes dictionaries for `dataclasses.asdict` in which None stands for NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in fields}

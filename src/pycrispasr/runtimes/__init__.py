@@ -1,0 +1,1 @@
+"""The compiled libraries: ours, and CrispASR's. All of cffi is here."""

@@ -1,0 +1,373 @@
+"""CrispASR's library as a second runtime: all of its cffi, and its results as ours.
+
+Nothing above this module sees a pointer. The library is loaded at the first use, from the package `crispasr` (whose
+Python side is not used) or from where the environment variable `PYCRISPASR_LIBCRISPASR` says. It brings a ggml of its
+own, which shares nothing with ours. It tells neither why it failed nor when a text was cut, and where it meets
+something impossible it ends the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import codecs
+import contextlib
+import functools
+import importlib.util
+import logging
+import math
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pycrispasr import audio
+from pycrispasr.errors import (
+    AudioError,
+    DeviceError,
+    InstallationError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+from pycrispasr.live.stabilizer import separator
+from pycrispasr.models import gguf_file
+from pycrispasr.results.transcript import Segment, Timings, Token, Transcript
+from pycrispasr.runtimes.native import NativeHandle
+from pycrispasr.segmentation import segmenter
+
+HOW = "install it with `pip install 'pycrispasr[crispasr]'`"
+"""How to get the library."""
+
+UNKNOWN_TOKEN = -1
+"""The id of every token: the library tells their texts only."""
+
+_DECLARATIONS = """
+typedef struct {
+    int abi_version, n_threads, use_gpu, verbosity, flash_attn, n_gpu_layers, reserved[6];
+} open_params;
+void *crispasr_session_open_with_params(const char *path, const char *backend, const open_params *params);
+void crispasr_session_close(void *session);
+const char *crispasr_session_backend(void *session);
+int crispasr_session_set_max_new_tokens(void *session, int limit);
+int crispasr_session_detected_language(void *session, char *code, int capacity);
+void *crispasr_session_transcribe_lang(void *session, const float *samples, int n_samples, const char *language);
+void crispasr_session_result_free(void *result);
+int crispasr_session_result_n_segments(void *result);
+const char *crispasr_session_result_segment_text(void *result, int segment);
+int64_t crispasr_session_result_segment_t0(void *result, int segment);
+int64_t crispasr_session_result_segment_t1(void *result, int segment);
+int crispasr_session_result_n_words(void *result, int segment);
+const char *crispasr_session_result_word_text(void *result, int segment, int word);
+int64_t crispasr_session_result_word_t0(void *result, int segment, int word);
+int64_t crispasr_session_result_word_t1(void *result, int segment, int word);
+float crispasr_session_result_word_p(void *result, int segment, int word);
+int crispasr_session_result_n_tokens(void *result, int segment);
+const char *crispasr_session_result_token_text(void *result, int segment, int token);
+int64_t crispasr_session_result_token_t0(void *result, int segment, int token);
+int64_t crispasr_session_result_token_t1(void *result, int segment, int token);
+float crispasr_session_result_token_p(void *result, int segment, int token);
+
+typedef void (*log_callback)(int level, const char *text, void *data);
+void ggml_log_set(log_callback callback, void *data);
+void whisper_log_set(log_callback callback, void *data);
+"""
+
+_LIBRARY_NAMES = {"win32": ("crispasr.dll", "libcrispasr.dll"), "darwin": ("libcrispasr.dylib",)}
+MOSS_VOCABULARY = 151671
+"""Tokens that a MOSS-Transcribe file must have: the library's prompt has fixed ids up to 151670."""
+
+_WHISPER_MAGIC = b"lmgg"  # begins the files of whisper.cpp, which are no GGUF
+_WHISPER_MULTILINGUAL_VOCABULARY = 51865
+
+# Their ggml's level by number. What they call an error is often none: an exception tells what matters.
+_LOG_LEVELS = {3: logging.INFO, 4: logging.WARNING}
+
+_logger = logging.getLogger("pycrispasr")
+_open_lock = threading.Lock()
+_kept: list[Any] = []  # cffi callbacks, which live as long as somebody holds them
+
+
+def find() -> Path | None:
+    """Where the library lies, or None where the extra is not installed.
+
+    Raises:
+        InstallationError: `PYCRISPASR_LIBCRISPASR` names a file that does not exist.
+    """
+    named = os.environ.get("PYCRISPASR_LIBCRISPASR")
+    if named:
+        if not os.path.isfile(named):
+            raise InstallationError(
+                f"PYCRISPASR_LIBCRISPASR is {named!r}, but there is no such file: correct or unset it"
+            )
+        return Path(named).absolute()
+    spec = importlib.util.find_spec("crispasr")  # finds without importing
+    folders = spec.submodule_search_locations if spec is not None else None
+    names = _LIBRARY_NAMES.get(sys.platform, ("libcrispasr.so",))
+    return next((path for folder in folders or () for name in names if (path := Path(folder) / name).is_file()), None)
+
+
+@functools.cache
+def library() -> tuple[Any, Any]:
+    """The loaded library, and the `ffi` that belongs to it.
+
+    Raises:
+        InstallationError: It is missing, cannot be loaded, or is too old.
+    """
+    path = find()
+    if path is None:
+        raise InstallationError(f"CrispASR's library is missing: {HOW}, or name it in PYCRISPASR_LIBCRISPASR")
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef(_DECLARATIONS)
+    try:
+        if sys.platform == "win32":
+            os.add_dll_directory(str(path.parent))
+        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
+        lib.crispasr_session_open_with_params, lib.crispasr_session_result_token_p  # noqa: B018  as new as 0.8
+    except (AttributeError, OSError) as error:
+        raise InstallationError(f"CrispASR's library {str(path)!r} cannot be used ({error}): {HOW}") from error
+    _route_log(ffi, lib)
+    return ffi, lib
+
+
+def _route_log(ffi: Any, lib: Any) -> None:
+    """Has what their ggml would print go to the logger "pycrispasr". Backends that print by themselves still do."""
+
+    def write(level: int, text: Any, _data: Any) -> None:
+        _logger.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", _text(ffi, text).rstrip())
+
+    def route(callback: Any) -> None:
+        for name in ("ggml_log_set", "whisper_log_set"):
+            with contextlib.suppress(AttributeError):  # not every build exports them
+                getattr(lib, name)(callback, ffi.NULL)
+
+    callback = ffi.callback("log_callback", write)
+    route(callback)
+    _kept.append(callback)
+    atexit.register(route, ffi.NULL)  # what the library frees after Python has ended must not call Python
+
+
+def architecture(path: Path) -> str | None:
+    """What a model file says it holds; "whisper" for whisper.cpp's own format; None where it is no model file."""
+    if _whisper_vocabulary(path):
+        return "whisper"
+    try:
+        return str(gguf_file.read(path)[0].get("general.architecture", ""))
+    except Exception:  # noqa: BLE001  a damaged file raises whatever its contents lead to
+        return None
+
+
+def check_vocabulary(path: Path) -> None:
+    """Refuses a MOSS-Transcribe file whose vocabulary lacks the ids that are fixed in the library.
+
+    Raises:
+        UnsupportedModelError: The library would end the process with it.
+    """
+    try:
+        tokens = gguf_file.read(path)[0].get("moss_transcribe.llm.vocab_size", MOSS_VOCABULARY)
+    except Exception:  # noqa: BLE001  a damaged file raises whatever its contents lead to; opening it tells more
+        return
+    if isinstance(tokens, int) and tokens < MOSS_VOCABULARY:
+        raise UnsupportedModelError(
+            f"{str(path)!r} has {tokens} tokens: CrispASR's library takes MOSS-Transcribe files with the published "
+            f"vocabulary only, of at least {MOSS_VOCABULARY}; use runtime='pycrispasr' for this one"
+        )
+
+
+def _whisper_vocabulary(path: Path) -> int:
+    """The number of tokens that a file of whisper.cpp's own format tells; 0 for any other file."""
+    try:
+        with path.open("rb") as file:
+            magic, size = struct.unpack("<4si", file.read(8))
+    except (OSError, struct.error):
+        return 0
+    return size if magic == _WHISPER_MAGIC else 0
+
+
+class CrispasrModel:
+    """A session of the library with one model. Any thread may use it; they take turns.
+
+    Args:
+        path: The model file.
+        device: "auto" or "cpu".
+        threads: 0 for as many as this process has processors.
+
+    Raises:
+        InstallationError: The library is missing or cannot be used.
+        UnsupportedModelError: It runs no model of this architecture.
+        ModelFormatError: It cannot load the file.
+        DeviceError: There is no such device.
+    """
+
+    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+        ffi, lib = self._ffi, self._lib = library()
+        if device not in ("auto", "cpu"):
+            raise DeviceError(f"there is no device {device!r} for CrispASR's library: it takes 'auto' or 'cpu'")
+        check_vocabulary(path)
+        params = ffi.new("open_params *")
+        params.abi_version, params.flash_attn, params.n_gpu_layers = 2, 1, -1
+        params.use_gpu = device == "auto"
+        params.n_threads = threads or _processors()
+        with _open_lock:
+            pointer = lib.crispasr_session_open_with_params(os.fsencode(path), ffi.NULL, params)
+        if not pointer:
+            kind = architecture(path)
+            if kind is None:
+                raise ModelFormatError(f"{str(path)!r} is no model file that CrispASR's library can read")
+            raise UnsupportedModelError(
+                f"CrispASR's library cannot load {str(path)!r}, a model of architecture {kind!r}: it does not know "
+                "this architecture, or lacks a file that belongs to the model, or the file is damaged"
+            )
+        self._handle = NativeHandle("model", pointer, lib.crispasr_session_close)
+        self.backend = _text(ffi, lib.crispasr_session_backend(pointer))
+        multilingual = _whisper_vocabulary(path) >= _WHISPER_MULTILINGUAL_VOCABULARY
+        self._language = b"auto" if multilingual else None  # it takes everything for English otherwise
+        self._lock = threading.Lock()
+
+    def transcribe(
+        self,
+        samples: audio.Samples,
+        *,
+        vad: segmenter.Vad = "auto",
+        silence: float | None = None,
+        max_new_tokens: int = 512,
+        progress: Callable[[float, float], object] | None = None,
+    ) -> Transcript:
+        """Transcribes mono samples at 16 kHz, a stretch of at most 30 seconds after the other.
+
+        Args:
+            samples: Shape `[n]`.
+            vad: As for `segmenter.Cutter`.
+            silence: As for `segmenter.Cutter`.
+            max_new_tokens: For models that heed it.
+            progress: Called with the seconds of audio done and their total.
+
+        Raises:
+            AudioError: There are no samples.
+            UnsupportedModelError: The model is not one for recognising speech.
+        """
+        if not len(samples):
+            raise AudioError("the audio is empty: it has 0 samples")
+        begun, total = time.perf_counter(), len(samples) / audio.SAMPLE_RATE
+        segments: list[Segment] = []
+        text, language = "", self._language
+        if progress:
+            progress(0.0, total)
+        for start, end in segmenter.plan(samples, vad=vad, silence=silence):
+            found, told = self._stretch(samples[start:end], language, max_new_tokens)
+            language = told or language
+            for segment in found:
+                segments.append(_moved(segment, start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, text))
+                text += separator(text, segment.text) + segment.text
+            if progress:
+                progress(end / audio.SAMPLE_RATE, total)
+        return Transcript(
+            text=text,
+            segments=tuple(segments),
+            duration=total,
+            language=language.decode() if language and language != b"auto" else None,
+            complete=True,
+            timings=Timings(total=time.perf_counter() - begun, tokens=sum(len(segment.tokens) for segment in segments)),
+        )
+
+    def _stretch(
+        self, samples: audio.Samples, language: bytes | None, max_new_tokens: int
+    ) -> tuple[list[Segment], bytes | None]:
+        """The segments of one stretch, with times from its beginning, and the language where the library tells it."""
+        ffi, lib = self._ffi, self._lib
+        data = ffi.from_buffer("float[]", samples)
+        with self._lock:
+            lib.crispasr_session_set_max_new_tokens(self._handle.pointer, max_new_tokens)
+            result = lib.crispasr_session_transcribe_lang(
+                self._handle.pointer, data, len(samples), ffi.NULL if language is None else language
+            )
+            if not result:
+                raise UnsupportedModelError(
+                    f"CrispASR's library failed with its backend {self.backend!r} and does not say why: check that the "
+                    "model is one for recognising speech"
+                )
+            try:
+                count = lib.crispasr_session_result_n_segments(result)
+                segments = [self._segment(result, index) for index in range(count)]
+            finally:
+                lib.crispasr_session_result_free(result)
+            code = ffi.new("char[32]")
+            lib.crispasr_session_detected_language(self._handle.pointer, code, len(code))
+        told = ffi.string(code)
+        return segments, told if told not in (b"", b"unknown", b"auto") else None
+
+    def _segment(self, result: Any, index: int) -> Segment:
+        lib = self._lib
+        text = _text(self._ffi, lib.crispasr_session_result_segment_text(result, index))
+        start, end = self._times(result, "segment", index)
+        tokens = tuple(self._tokens(result, index)) or tuple(self._words(result, index, text))
+        return Segment(start or 0.0, math.inf if end is None else end, text.strip(), tokens, "ok")
+
+    def _tokens(self, result: Any, segment: int) -> Iterator[Token]:
+        """A segment's tokens; their texts may end inside a character, whose rest is in the next one."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for index in range(self._lib.crispasr_session_result_n_tokens(result, segment)):
+            content = self._lib.crispasr_session_result_token_text(result, segment, index)
+            text = decoder.decode(self._ffi.string(content) if content else b"")
+            yield self._token(result, "token", segment, index, text)
+
+    def _words(self, result: Any, segment: int, text: str) -> Iterator[Token]:
+        """A segment's words, each with what is between it and the one before."""
+        done = 0
+        for index in range(self._lib.crispasr_session_result_n_words(result, segment)):
+            word = _text(self._ffi, self._lib.crispasr_session_result_word_text(result, segment, index))
+            place = text.find(word, done)
+            if place >= 0:
+                place += len(word)
+                word, done = text[done:place], place
+            yield self._token(result, "word", segment, index, word)
+
+    def _token(self, result: Any, kind: str, segment: int, index: int, text: str) -> Token:
+        probability = getattr(self._lib, f"crispasr_session_result_{kind}_p")(result, segment, index)
+        start, end = self._times(result, kind, segment, index)
+        return Token(UNKNOWN_TOKEN, text, probability if 0 <= probability <= 1 else math.nan, start, end)
+
+    def _times(self, result: Any, kind: str, *place: int) -> tuple[float | None, float | None]:
+        """Start and end in seconds, or None where there are no sensible ones."""
+        start = getattr(self._lib, f"crispasr_session_result_{kind}_t0")(result, *place)
+        end = getattr(self._lib, f"crispasr_session_result_{kind}_t1")(result, *place)
+        return (start / 100, end / 100) if 0 <= start <= end and end > 0 else (None, None)
+
+
+def _moved(segment: Segment, start: float, end: float, before: str) -> Segment:
+    """A segment with times from the recording's beginning, inside its stretch.
+
+    Args:
+        segment: With times from the stretch's beginning.
+        start: Seconds where the stretch begins.
+        end: Seconds where it ends.
+        before: The recording's text up to here.
+    """
+
+    def moved(seconds: float | None) -> float | None:
+        return None if seconds is None else min(start + seconds, end)
+
+    tokens = [Token(t.id, t.text, t.probability, moved(t.start), moved(t.end)) for t in segment.tokens]
+    for index, token in enumerate(tokens):
+        if text := token.text.lstrip():  # the first text begins with what separates it from the segment before
+            text = separator(before, text) + text
+            tokens[index] = Token(token.id, text, token.probability, token.start, token.end)
+            break
+    return Segment(
+        min(start + segment.start, end), min(start + segment.end, end), segment.text, tuple(tokens), segment.status
+    )
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _text(ffi: Any, pointer: Any) -> str:
+    return ffi.string(pointer).decode("utf-8", "replace") if pointer else ""

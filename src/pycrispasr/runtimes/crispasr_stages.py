@@ -1,0 +1,155 @@
+"""MOSS-Transcribe in libcrispasr, stage by stage: a second opinion on every number.
+
+Its functions `moss_transcribe_*` give the stages of clips of one second and more; shorter ones it pads to a
+second. They write to stderr when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pycrispasr.errors import InstallationError, UnsupportedModelError
+from pycrispasr.runtimes import crispasr
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pycrispasr.audio import Samples
+
+_DECLARATIONS = """
+typedef struct { int n_threads; int verbosity; bool use_gpu; bool flash_attn; } params;
+typedef void (*on_token)(int token, float probability, void *user);
+void *moss_transcribe_init_from_file(const char *path, params params);
+void moss_transcribe_free(void *context);
+float *moss_transcribe_compute_mel(void *context, const float *samples, int n, int *n_mels, int *frames);
+float *moss_transcribe_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
+float *moss_transcribe_run_adapter(void *context, const float *rows, int n, int columns, int *count, int *width);
+int moss_transcribe_build_prompt(void *context, int n_audio, int *ids, int capacity);
+float *moss_transcribe_embed_tokens(void *context, const int *ids, int n);
+bool moss_transcribe_kv_init(void *context, int rows);
+void moss_transcribe_kv_reset(void *context);
+float *moss_transcribe_run_llm_kv(void *context, const float *rows, int n, int n_past, int *count, int *vocab);
+char *moss_transcribe_transcribe_cb(void *context, const float *samples, int n, on_token callback, void *user);
+void moss_transcribe_set_max_new_tokens(void *context, int limit);
+void free(void *pointer);
+"""
+
+
+@functools.cache
+def _library() -> tuple[Any, Any, Any]:
+    """The `ffi` of cffi, the library, and the C library that frees what it gives."""
+    import cffi
+
+    path = crispasr.find()
+    if path is None:
+        raise InstallationError(f"CrispASR's library is missing: {crispasr.HOW}, or name it in PYCRISPASR_LIBCRISPASR")
+    ffi = cffi.FFI()
+    ffi.cdef(_DECLARATIONS)
+    return ffi, ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0)), ffi.dlopen(None)
+
+
+class Stages:
+    """A model file opened by libcrispasr. A context manager, which closes it.
+
+    Args:
+        model: A GGUF file with the published vocabulary: the prompt's ids are fixed in the library.
+        threads: How many it computes on.
+
+    Raises:
+        InstallationError: The library is missing.
+        UnsupportedModelError: It cannot load the file, or would end the process with it.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], threads: int = 2) -> None:
+        self._ffi, self._lib, self._c = _library()
+        crispasr.check_vocabulary(Path(model))
+        os.environ.setdefault("CRISPASR_MOSS_TRANSCRIBE_NO_LOOPFIX", "1")  # the tokens as they were decoded
+        params = self._ffi.new("params *", [threads, 0, False, False])
+        self._context = self._lib.moss_transcribe_init_from_file(os.fsencode(model), params[0])
+        if not self._context:
+            raise UnsupportedModelError(f"libcrispasr cannot load {str(model)!r}, and does not say why")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model. Closing twice is allowed."""
+        if self._context:
+            self._lib.moss_transcribe_free(self._context)
+            self._context = None
+
+    def log_mel(self, samples: Samples) -> Samples:
+        """Log-mel `[frames, n_mels]` of samples `[n]`."""
+        n_mels, frames = self._ints(2)
+        data = self._lib.moss_transcribe_compute_mel(self._context, self._floats(samples), len(samples), n_mels, frames)
+        return np.ascontiguousarray(self._take(data, n_mels[0], frames[0]).T)
+
+    def encode(self, mel: Samples) -> Samples:
+        """Encoder rows `[rows, encoder_output]` of a log-mel `[frames, n_mels]`."""
+        rows, columns = self._ints(2)
+        frames, n_mels = mel.shape
+        data = self._lib.moss_transcribe_run_encoder(self._context, self._floats(mel.T), n_mels, frames, rows, columns)
+        return self._take(data, rows[0], columns[0])
+
+    def adapt(self, rows: Samples) -> Samples:
+        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`."""
+        count, columns = self._ints(2)
+        data = self._lib.moss_transcribe_run_adapter(self._context, self._floats(rows), *rows.shape, count, columns)
+        return self._take(data, count[0], columns[0])
+
+    def prompt(self, n_audio: int) -> list[int]:
+        """The prompt, with some token's id in each audio row's place."""
+        ids = self._ffi.new("int[]", n_audio + 32)
+        return list(ids[0 : self._lib.moss_transcribe_build_prompt(self._context, n_audio, ids, len(ids))])
+
+    def embed(self, ids: Sequence[int], hidden: int) -> Samples:
+        """Embeddings `[count, hidden]`; the library does not say how wide they are."""
+        data = self._lib.moss_transcribe_embed_tokens(self._context, self._ffi.new("int[]", list(ids)), len(ids))
+        return self._take(data, len(ids), hidden)
+
+    def start(self, capacity: int) -> None:
+        """Makes room for a sequence of so many rows, and forgets the last one."""
+        if not self._lib.moss_transcribe_kv_init(self._context, capacity):
+            raise MemoryError(f"libcrispasr has no memory for a KV cache of {capacity} rows")
+        self._lib.moss_transcribe_kv_reset(self._context)
+
+    def logits(self, rows: Samples, n_past: int) -> Samples:
+        """Logits `[llm_vocab]` after rows `[rows, llm_hidden]` behind `n_past` of the sequence."""
+        count, vocab = self._ints(2)
+        data = self._lib.moss_transcribe_run_llm_kv(self._context, self._floats(rows), len(rows), n_past, count, vocab)
+        last: Samples = self._take(data, count[0], vocab[0])[-1]
+        return last
+
+    def transcribe(self, samples: Samples, max_new_tokens: int = 512) -> list[int]:
+        """Token ids of samples `[n]`, as the library's own loop decodes them."""
+        ids: list[int] = []
+        self._lib.moss_transcribe_set_max_new_tokens(self._context, max_new_tokens)
+        on_token = self._ffi.callback("on_token", lambda token, _probability, _user: ids.append(token))
+        text = self._lib.moss_transcribe_transcribe_cb(
+            self._context, self._floats(samples), len(samples), on_token, self._ffi.NULL
+        )
+        self._c.free(text)
+        return ids
+
+    def _floats(self, values: Samples) -> Any:
+        return self._ffi.from_buffer("float[]", np.ascontiguousarray(values, np.float32))
+
+    def _ints(self, count: int) -> list[Any]:
+        return [self._ffi.new("int *") for _ in range(count)]
+
+    def _take(self, data: Any, rows: int, columns: int) -> Samples:
+        """A matrix that the library allocated, as an array of ours."""
+        if not data:
+            raise UnsupportedModelError("a stage of libcrispasr failed, and it does not say why")
+        values: Samples = np.frombuffer(self._ffi.buffer(data, 4 * rows * columns), np.float32).copy()
+        self._c.free(data)
+        return values.reshape(rows, columns)
