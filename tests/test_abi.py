@@ -44,8 +44,8 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
     ffi, lib = native.library()
     model = nano._opened()
     with nano.session() as session:
-        assert session._batch is not None
-        opened = session._batch.native
+        assert session._driver.decoder is not None
+        opened = session._driver.decoder.session
         opened.feed(make_tones(1))
         opened.end()
         stamps = {

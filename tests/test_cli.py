@@ -16,7 +16,7 @@ import soundfile
 import pycrispasr
 from pycrispasr import Model
 from pycrispasr.cli import common
-from pycrispasr.results.transcript import Token
+from pycrispasr.results.segment import Token
 
 from . import gguf_edit
 from .command import COMMAND, run

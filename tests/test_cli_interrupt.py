@@ -110,7 +110,11 @@ main()
     ("code", "times"),
     [
         ("native.NativeSession.next_of = hang", 2),
-        ("Model.transcribe = hang; Model.runtime = 'crispasr'", 1),  # CrispASR's library cannot be stopped
+        (  # CrispASR's library cannot be stopped
+            "from pycrispasr.decoding.decoder import CrispasrDecoder; CrispasrDecoder.step = hang; "
+            "Model._decoder = lambda *_: CrispasrDecoder(None, 512)",
+            1,
+        ),
     ],
 )
 def test_the_first_or_second_ctrl_c_leaves_at_once(code: str, times: int, tmp_path: Path) -> None:

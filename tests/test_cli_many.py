@@ -21,7 +21,8 @@ import soundfile
 from pycrispasr import Model, audio
 from pycrispasr.errors import AudioError, AudioNotFoundError, OutputError, UsageError
 from pycrispasr.results import manifest
-from pycrispasr.results.transcript import Segment, Timings, Transcript
+from pycrispasr.results.segment import Segment
+from pycrispasr.results.transcript import Timings, Transcript
 
 from .command import begin, run
 from .sounds import NAMES, SAMPLES, Composition

@@ -104,7 +104,7 @@ def test_our_libraries_come_from_our_folder_only(tmp_path: Path, whisper: Path) 
 import os
 os.environ["GGML_BACKEND_PATH"] = {str(tmp_path / "libggml-cpu-x64.so")!r}
 os.chdir({str(tmp_path)!r})
-import pycrispasr, pycrispasr._native
+import pycrispasr, pycrispasr.runtimes.native
 assert [device.name for device in pycrispasr.devices()][-1] == "cpu"
 files = {{line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line}}
 libraries = [path for path in files if "ggml" in os.path.basename(path) or "libpycrispasr" in path]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycrispasr.lab.diff import place_rows
+from pycrispasr.lab.stages import place_rows
 from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import crispasr, native
 from pycrispasr.runtimes.crispasr_stages import Stages

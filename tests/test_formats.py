@@ -19,8 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pycrispasr import Model, Segment, Timings, Token, Transcript, UsageError, Word
-from pycrispasr.live.stabilizer import pieces
 from pycrispasr.results import formats
+from pycrispasr.text import pieces
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "transcript.schema.json"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import audio
-from pycrispasr.lab.diff import place_rows
+from pycrispasr.lab.stages import place_rows
 from pycrispasr.models import hub, quantize, random_model
 from pycrispasr.runtimes import native
 

@@ -135,7 +135,7 @@ def test_an_existing_file_goes_before_the_hub(
 
 def test_tiny_is_part_of_the_package() -> None:
     path = hub.resolve("tiny", local_files_only=True)
-    assert path == Path(hub.__file__).parent / "bundled" / "tiny.gguf"
+    assert path == Path(hub.__file__).parent.parent / "bundled" / "tiny.gguf"
     assert hub.resolve("tiny:q8_0") == path
 
 

@@ -158,7 +158,7 @@ def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
     session.feed(sound[:-4000])
     before = session.hypothesis()
     session.feed(sound[-4000:])
-    timer = threading.Timer(delay, session.hurry)
+    timer = threading.Timer(delay, session.finish_early)
     timer.start()
     if not delay:
         timer.join()
@@ -176,7 +176,7 @@ def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
 
 def test_a_reset_ends_the_hurry(nano_path: Path) -> None:
     session = native.NativeSession(native.NativeModel(nano_path), threads=1, max_new_tokens=5)
-    session.hurry()
+    session.finish_early()
     session.feed(make_tones(2))
     assert session.hypothesis() == []
     session.reset()

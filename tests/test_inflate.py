@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import Model, audio
-from pycrispasr.lab.diff import place_rows
+from pycrispasr.lab.stages import place_rows
 from pycrispasr.models import gguf_file, hub
 from pycrispasr.models.convert import ARCHITECTURE
 from pycrispasr.runtimes import native

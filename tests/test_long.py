@@ -13,7 +13,7 @@ import psutil
 import pytest
 import soundfile
 
-from pycrispasr import Model, Transcript, audio, model
+from pycrispasr import Model, Transcript, audio, options
 from pycrispasr.errors import AudioError, OutOfMemoryError
 from pycrispasr.runtimes import native
 
@@ -100,7 +100,7 @@ def test_an_hour_is_heard_as_well_as_its_clips_and_in_flat_memory(tiny: Model, t
     ]
     clips = sum(wrong[which] for _, which in composition.parts) / len(composition.words)
     taken = {}
-    for batch in (1, model.BATCH):
+    for batch in (1, options.BATCH):
         begun = time.perf_counter()
         transcript = flat_memory(
             lambda progress, batch=batch: tiny.transcribe(path, batch=batch, progress=progress)  # type: ignore[misc]
@@ -227,7 +227,7 @@ def test_a_text_that_reaches_the_limit_is_tried_again_in_two_parts(
     path = composition.write(tmp_path / "talk.flac")
     wanted = tiny.transcribe(path, silence=4)
     limit = max(len(segment.tokens) for segment in wanted.segments) - 1
-    monkeypatch.setattr(model, "_limit", lambda asked: asked or limit)
+    monkeypatch.setattr(options, "MAX_NEW_TOKENS", limit)
     got = tiny.transcribe(path, silence=4)
     assert got.complete
     assert len(got.segments) > len(wanted.segments)
@@ -238,7 +238,7 @@ def test_a_text_that_reaches_the_limit_is_tried_again_in_two_parts(
     assert len(cut.segments) == len(wanted.segments)
     assert "truncated" in {segment.status for segment in cut.segments}
 
-    monkeypatch.setattr(model, "_limit", lambda asked: 2)
+    monkeypatch.setattr(options, "MAX_NEW_TOKENS", 2)
     lost = tiny.transcribe(path, silence=4)
     assert {segment.status for segment in lost.segments} >= {"truncated"}
     assert not lost.complete

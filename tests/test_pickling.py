@@ -58,6 +58,10 @@ RESULTS = (
     pycrispasr.Overrun(1.0, 2.0),
     pycrispasr.Device("cpu", "a processor", "AVX2", 1, 2),
     pycrispasr.Backend("cuda", False, "it is not compiled in"),
+    pycrispasr.LoadingOptions(threads=1),
+    pycrispasr.ReadingOptions(vad="on"),
+    pycrispasr.DecodingOptions(batch=2),
+    pycrispasr.Progress(1, 1, 2.0, 3.0, None, PARTIAL.segments, "two"),
 )
 
 
@@ -80,7 +84,7 @@ def test_a_model_is_pickled_as_its_arguments(nano_path: Path, monkeypatch: pytes
         content = pickle.dumps(model)
     monkeypatch.chdir("/")  # a worker may run elsewhere
     with pickle.loads(content) as again:
-        assert again._arguments == model._arguments
+        assert again._options == model._options
         assert again.info == model.info
     with Model("tiny") as model, copy.copy(model) as again:
         assert repr(again) == repr(model)

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pycrispasr import AudioError, UsageError, audio
@@ -170,6 +170,7 @@ def test_what_ffmpeg_decodes_as_it_comes_is_recognised(kind: str, codec: str, mo
 )
 def test_samples_that_only_begin_like_a_format_are_samples(content: bytes, first: bytes) -> None:
     samples = first + b"".join(content for _ in range(100))
+    assume(not samples.startswith(tuple(pipes._MAGIC)))  # which is no mere likeness
     got, _ = hear(samples, format=None)
     wanted = np.frombuffer(samples[: len(samples) // 2 * 2], "<i2")
     np.testing.assert_array_equal(got, (wanted / 32768).astype(np.float32))

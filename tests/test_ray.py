@@ -23,7 +23,7 @@ import pytest
 from pycrispasr import InstallationError, Model, UsageError
 from pycrispasr.ray import Transcriber, transcribe
 from pycrispasr.results import manifest
-from pycrispasr.results.transcript import Segment, Token, Word
+from pycrispasr.results.segment import Segment, Token, Word
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"

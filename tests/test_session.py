@@ -45,8 +45,8 @@ def test_audio_is_encoded_while_it_is_fed(nano: Model) -> None:
     with nano.session(max_new_tokens=2) as session:
         for _ in range(9):
             session.feed(make_tones(1))
-        assert session._batch is not None
-        assert session._batch.native.result()["encoder"] > 0
+        assert session._driver.decoder is not None
+        assert session._driver.decoder.session.result()["encoder"] > 0
 
 
 def test_after_a_failed_end_nothing_can_be_fed_until_reset(nano: Model) -> None:
@@ -241,8 +241,8 @@ def test_a_second_thread_is_told_and_changes_nothing(nano: Model) -> None:
 def test_the_library_itself_refuses_a_second_thread(nano: Model) -> None:
     """Two threads use one session until they met: one of them is told so, whichever came second."""
     session = nano.session(max_new_tokens=4000)
-    assert session._batch is not None
-    native = session._batch.native
+    assert session._driver.decoder is not None
+    native = session._driver.decoder.session
     native.feed(make_tones(30))
     native.end()
     told: list[str] = []
@@ -289,7 +289,7 @@ def test_closing_stops_the_call_of_another_thread(nano: Model) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     end = time.monotonic() + 10
-    while not session._lock.locked() and time.monotonic() < end:
+    while not session._driver._exclusive._lock.locked() and time.monotonic() < end:
         time.sleep(0.001)
     session.close()
     thread.join(20)
@@ -316,8 +316,8 @@ def test_sessions_of_one_model_do_not_disturb_each_other(nano: Model) -> None:
 
 def test_a_forgotten_session_is_freed(nano: Model) -> None:
     session = nano.session()
-    assert session._batch is not None
-    native = weakref.ref(session._batch.native)
+    assert session._driver.decoder is not None
+    native = weakref.ref(session._driver.decoder.session)
     cycle: list[object] = [session]
     cycle.append(cycle)
     del session, cycle

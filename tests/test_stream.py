@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import AudioError, Model, UsageError
-from pycrispasr.decoding.scheduler import Stretch
+from pycrispasr.decoding.recording import Task
 from pycrispasr.live.stabilizer import separator as separator_between
 
 from .sounds import make_tones
@@ -24,8 +24,8 @@ def test_a_stream_gives_the_transcript_s_tokens(nano: Model) -> None:
 def test_the_first_token_comes_before_the_second_is_decoded(nano: Model) -> None:
     stream = nano.stream(make_tones(1), sample_rate=16000, max_new_tokens=50)
     next(stream)
-    session = inspect.getgeneratorlocals(stream)["session"]
-    assert session._batch.native.result()["n_tokens"] == 1
+    job = inspect.getgeneratorlocals(stream)["job"]
+    assert job._decoder.session.result()["n_tokens"] == 1
 
 
 def test_wrong_arguments_are_told_at_the_call(nano: Model) -> None:
@@ -38,16 +38,16 @@ def test_wrong_arguments_are_told_at_the_call(nano: Model) -> None:
 def test_leaving_a_stream_frees_its_session(nano: Model) -> None:
     stream = nano.stream(make_tones(1), sample_rate=16000)
     next(stream)
-    session = inspect.getgeneratorlocals(stream)["session"]
+    job = inspect.getgeneratorlocals(stream)["job"]
     stream.close()
-    assert session.closed
+    assert job.closed
 
     stream = nano.stream(make_tones(1), sample_rate=16000)
     for _ in stream:
         break
-    session = inspect.getgeneratorlocals(stream)["session"]
+    job = inspect.getgeneratorlocals(stream)["job"]
     del stream
-    assert session.closed
+    assert job.closed
 
 
 def test_a_stream_may_never_be_started(nano: Model) -> None:
@@ -56,7 +56,7 @@ def test_a_stream_may_never_be_started(nano: Model) -> None:
 
 def texts_of(contents: list[bytes]) -> tuple[list[str], str]:
     """The tokens' texts, and the stretch's."""
-    stretch = Stretch(0, np.zeros(16000, np.float32))
+    stretch = Task(0, np.zeros(16000, np.float32))
     for index, content in enumerate(contents):
         stretch.add(index, 1.0, content)
     return [token.text for token in stretch.tokens], stretch.segment("").text
@@ -96,7 +96,7 @@ def test_texts_are_joined_as_they_are_written(before: str, after: str, separator
 
 
 def test_the_first_text_of_a_later_stretch_begins_with_the_separator() -> None:
-    stretch = Stretch(480000, np.zeros(16000, np.float32))
+    stretch = Task(480000, np.zeros(16000, np.float32))
     for content in (b"", b"world", b"again"):
         stretch.add(1, 1.0, content)
     segment = stretch.segment("hello")

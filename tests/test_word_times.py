@@ -27,9 +27,9 @@ from pycrispasr import (
     Word,
 )
 from pycrispasr.decoding.word_times import Aligner, quiet_runs, row_edges, score, side_file, warp, word_spans
-from pycrispasr.live.stabilizer import pieces
 from pycrispasr.models import hub
 from pycrispasr.runtimes import crispasr
+from pycrispasr.text import pieces
 
 from . import whisper_file
 from .sounds import make_tones

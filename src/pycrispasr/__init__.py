@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pycrispasr import audio, errors
+    from pycrispasr.decoding.job import Job, Progress
     from pycrispasr.errors import (
         AudioError,
         AudioNotFoundError,
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
         UsageError,
     )
     from pycrispasr.live.async_session import AsyncSession
-    from pycrispasr.live.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.live.session import Session
     from pycrispasr.live.stabilizer import LiveText
     from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
     from pycrispasr.models import hub
+    from pycrispasr.options import DecodingOptions, LoadingOptions, ReadingOptions
     from pycrispasr.results import files as output
     from pycrispasr.results import formats
-    from pycrispasr.results.transcript import Segment, Timings, Token, Transcript, Word
+    from pycrispasr.results.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
+    from pycrispasr.results.segment import Segment, Token, Word
+    from pycrispasr.results.transcript import Timings, Transcript
 
 __version__ = "0.1.0"
 
@@ -54,13 +57,16 @@ __all__ = [
     "BusyError",
     "CancelledError",
     "ClosedError",
+    "DecodingOptions",
     "Device",
     "DeviceError",
     "Event",
     "Final",
     "InstallationError",
     "InternalError",
+    "Job",
     "LiveText",
+    "LoadingOptions",
     "Model",
     "ModelFormatError",
     "ModelInfo",
@@ -69,7 +75,9 @@ __all__ = [
     "OutputError",
     "Overrun",
     "Partial",
+    "Progress",
     "PycrispasrError",
+    "ReadingOptions",
     "Segment",
     "Session",
     "Silence",
@@ -94,11 +102,14 @@ __all__ = [
 
 _HOMES = {
     "live.async_session": ("AsyncSession",),
-    "live.events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
+    "options": ("DecodingOptions", "LoadingOptions", "ReadingOptions"),
+    "results.events": ("Event", "Final", "Overrun", "Partial", "Silence", "SpeechStarted"),
     "live.session": ("Session",),
     "live.stabilizer": ("LiveText",),
+    "decoding.job": ("Job", "Progress"),
     "model": ("Backend", "Device", "Model", "ModelInfo", "backends", "devices", "transcribe"),
-    "results.transcript": ("Segment", "Timings", "Token", "Transcript", "Word"),
+    "results.segment": ("Segment", "Token", "Word"),
+    "results.transcript": ("Timings", "Transcript"),
 }
 _MODULES = {
     "audio": "audio",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import math
 import os
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pycrispasr import audio
 from pycrispasr.audio import CHUNK_SECONDS, Audio
 from pycrispasr.decoding import word_times
-from pycrispasr.decoding.scheduler import Batch, Recording, side_by_side
+from pycrispasr.decoding.decoder import CrispasrDecoder, Decoder, NativeDecoder
+from pycrispasr.decoding.job import Job, Progress
+from pycrispasr.decoding.recording import Recording
+from pycrispasr.decoding.scheduler import Scheduler
 from pycrispasr.errors import (
     ClosedError,
     ModelFormatError,
@@ -24,20 +23,29 @@ from pycrispasr.errors import (
     UnsupportedOperationError,
     UsageError,
 )
+from pycrispasr.live.driver import Driver
 from pycrispasr.live.session import Session
-from pycrispasr.models import hub
-from pycrispasr.results.transcript import Segment, Status, Token, Transcript
+from pycrispasr.models import foreign, hub
+from pycrispasr.options import (
+    DecodingOptions,
+    JobKeywords,
+    LoadingKeywords,
+    LoadingOptions,
+    ReadingOptions,
+    Runtime,
+    SessionKeywords,
+    StreamKeywords,
+    TranscribeKeywords,
+    check_names,
+    check_seconds,
+    takes,
+)
+from pycrispasr.results.segment import Segment, Status, Token
+from pycrispasr.results.transcript import Transcript
 from pycrispasr.runtimes import crispasr, native
-from pycrispasr.segmentation.segmenter import Cutter, Vad
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Runtime = Literal["auto", "pycrispasr", "crispasr"]
-Precision = Literal["auto", "f32", "bf16"]
-
-BATCH = 4
-"""Stretches that are decoded side by side unless told otherwise: more take more memory and save little more time."""
+    from typing_extensions import Self, Unpack
 
 _OUR_ARCHITECTURE = "moss_transcribe"  # "general.architecture" of the files that our own runtime runs
 
@@ -137,22 +145,7 @@ class Model:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
             "moss-transcribe:f16", "tiny" (the small model in this package), the path of a GGUF file, or
             "org/repo:file.gguf" of the hub.
-        device: The name of one of `devices()`; "cuda", "metal" or "vulkan" for the first of these; or "auto": a
-            graphics card where there is one, else the CPU. Where the card does not start, or has too little memory for
-            the weights, "auto" goes on to the CPU with a warning in the log. With a `precision`, "auto" is the CPU.
-        threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
-            result does not depend on it.
-        precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
-            file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
-            F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
-            it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
-            tokens always, unless "f32" is asked for. A GPU takes "auto" only.
-        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
-            CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
-            whole recordings. "auto": the former where the file is of its architecture, else the latter.
-        revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
-            use.
-        local_files_only: Never use the network, not even for a model that is not here yet.
+        **options: See `LoadingOptions`.
 
     Raises:
         ModelNotFoundError: There is no such model, or it cannot be fetched or read.
@@ -166,28 +159,16 @@ class Model:
         UnsupportedOperationError: The runtime offers no choice of precision.
     """
 
-    def __init__(
-        self,
-        name: str | os.PathLike[str] = hub.DEFAULT,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        precision: Precision = "auto",
-        runtime: Runtime = "auto",
-        revision: str | None = None,
-        local_files_only: bool = False,
-    ) -> None:
+    @takes(LoadingKeywords)
+    def __init__(self, name: str | os.PathLike[str] = hub.DEFAULT, **options: Unpack[LoadingKeywords]) -> None:
         self._native: native.NativeModel | None = None
         self._crispasr: crispasr.CrispasrModel | None = None
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
-        self._threads = 0 if threads is None else _positive("threads", threads)
-        self._path = hub.resolve(name, revision=revision, local_files_only=local_files_only)
-        self._arguments: dict[str, Any] = {
-            "device": device, "threads": threads, "precision": precision, "runtime": runtime, "revision": revision,
-            "local_files_only": local_files_only,
-        }  # fmt: skip
-        opened = _open(self._path, device, self._threads, precision, runtime)
+        check_names("Model", options, LoadingKeywords)
+        self._options = LoadingOptions.of(options)
+        self._path = hub.resolve(name, revision=self._options.revision, local_files_only=self._options.local_files_only)
+        opened = _open(self._path, self._options)
         if isinstance(opened, native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
@@ -195,48 +176,30 @@ class Model:
             self._crispasr = opened
         self._runtime: Runtime = "pycrispasr" if self._info else "crispasr"
 
+    @takes(JobKeywords)
     def transcribe(
         self,
         audio: Audio,
         *,
-        sample_rate: float | None = None,
-        channel: int | None = None,
-        track: int | None = None,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int | None = None,
-        batch: int = BATCH,
-        word_timestamps: bool = False,
         progress: Callable[[float, float | None], object] | None = None,
+        **options: Unpack[JobKeywords],
     ) -> Transcript:
         """Transcribes a whole recording.
 
-        A recording longer than 30 seconds is cut, where nobody speaks if that is possible, into stretches: one segment
-        each. Up to `batch` of them are decoded side by side, which takes less time and more memory; the text does not
-        depend on it. The audio is read as it is needed: hours of it take no more memory than minutes.
+        A recording longer than 30 seconds is divided, where nobody speaks if that is possible, into segments. Up to
+        `batch` of them are decoded at once, which takes less time and more memory; the text does not depend on it. The
+        audio is read as it is needed: hours of it take no more memory than minutes.
 
-        A stretch whose text repeats itself without end or is cut off, or that cannot be worked on, is tried once more
+        A segment whose text repeats itself without end or is cut off, or that cannot be worked on, is tried once more
         in two parts, cut where it is quietest. What then still fails stays in the transcript with its `status`, and
         `complete` is false.
 
         Args:
             audio: A path, the bytes of an audio file, a binary file object, or an array of samples of shape `[frames]`
                 or `[frames, channels]`: see `pycrispasr.audio.load`.
-            sample_rate: Samples per second of an array.
-            channel: Which channel of several is heard, from 0. None: their mean.
-            track: Which sound track of a file with several is heard, from 0. None: the first one, with a warning.
-            vad: How a long recording is cut. "on": a voice activity detector (Silero's) finds speech, and what lies
-                between is left out. "off": all audio is heard, cut where it is quietest. "auto": as "on" for more than
-                30 seconds, but only what is quiet too is left out, so that no music or noise is passed over in which
-                somebody might speak.
-            silence: Seconds without speech that end a stretch, and are left out. None: 0.8 with "on", 1.0 with "auto".
-            max_new_tokens: The text of a stretch is cut after so many tokens; its segment's status is "truncated" then.
-                None: 512, which is more than anybody says in 30 seconds; a stretch that reaches it is tried again in
-                two parts.
-            batch: How many stretches are decoded side by side.
-            word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
             progress: Called with the seconds of audio done and their total, or None where that is not known yet: at the
-                beginning, and when stretches are done.
+                beginning, and when segments are done.
+            **options: See `ReadingOptions` and `DecodingOptions`.
 
         Raises:
             AudioError: The audio cannot be read or understood, or is too short.
@@ -246,90 +209,72 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU.
         """
-        if self._crispasr is not None:
-            if word_timestamps:
-                raise _unsupported("word_timestamps of ours")
-            return self._transcribe_whole(
-                self._crispasr, audio, sample_rate, channel, track, vad, silence, max_new_tokens, progress
-            )
-        with self._feed(
-            audio, sample_rate, channel, track, vad, silence, max_new_tokens, batch, word_timestamps
-        ) as session:
-            return session.finish(progress=progress)
+        check_names("transcribe", options, JobKeywords)
+        with self._single(audio, ReadingOptions.of(options), DecodingOptions.of(options), progress) as job:
+            return next(job)
 
-    def segments(
-        self,
-        audio: Audio,
-        *,
-        sample_rate: float | None = None,
-        channel: int | None = None,
-        track: int | None = None,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int | None = None,
-        batch: int = BATCH,
-        word_timestamps: bool = False,
-    ) -> Iterator[Segment]:
+    @takes(JobKeywords)
+    def segments(self, audio: Audio, **options: Unpack[JobKeywords]) -> Iterator[Segment]:
         """Transcribes a whole recording, and gives its segments one by one as they become final.
 
         Args:
             audio: As for `transcribe`.
-            sample_rate: As for `transcribe`.
-            channel: As for `transcribe`.
-            track: As for `transcribe`.
-            vad: As for `transcribe`.
-            silence: As for `transcribe`.
-            max_new_tokens: As for `transcribe`.
-            batch: As for `transcribe`.
-            word_timestamps: As for `transcribe`.
+            **options: See `ReadingOptions` and `DecodingOptions`.
 
         Returns:
             A generator of those that are in the `Transcript`, in order. Closing it, or leaving the loop over it, stops
             the work and frees its memory.
 
         Raises:
-            AudioError: As for `transcribe`.
-            UsageError: As for `transcribe`.
-            ClosedError: As for `transcribe`.
-            OutOfMemoryError: As for `transcribe`.
+            PycrispasrError: What `transcribe` raises.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        return _segments(
-            self._feed(audio, sample_rate, channel, track, vad, silence, max_new_tokens, batch, word_timestamps)
-        )
+        check_names("segments", options, JobKeywords)
+        self._opened()
+        return _segments(self._single(audio, ReadingOptions.of(options), DecodingOptions.of(options)))
 
+    @takes(StreamKeywords)
+    def stream(self, audio: Audio, **options: Unpack[StreamKeywords]) -> Iterator[Token]:
+        """Transcribes a whole recording, and gives its tokens one by one as they are decoded.
+
+        A segment that does not end well is not tried again, since its tokens have been given: see `segments`.
+
+        Args:
+            audio: As for `transcribe`.
+            **options: See `ReadingOptions` and `DecodingOptions`.
+
+        Returns:
+            A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
+
+        Raises:
+            PycrispasrError: What `transcribe` raises.
+            UnsupportedOperationError: CrispASR's library runs the model.
+        """
+        check_names("stream", options, StreamKeywords)
+        self._opened()
+        decoding = DecodingOptions(max_new_tokens=options.get("max_new_tokens"), batch=1)
+        return _tokens(self._single(audio, ReadingOptions.of(options), decoding))
+
+    @takes(JobKeywords)
     def transcribe_many(
         self,
         recordings: Iterable[Audio],
         *,
-        sample_rate: float | None = None,
-        channel: int | None = None,
-        track: int | None = None,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int | None = None,
-        batch: int = BATCH,
-        word_timestamps: bool = False,
         errors: Literal["keep", "raise"] = "keep",
+        **options: Unpack[JobKeywords],
     ) -> Iterator[Transcript]:
-        """Transcribes recordings side by side, each as `transcribe` would, and gives their transcripts in order.
+        """Transcribes recordings, several at once, each as `transcribe` would, and gives their transcripts in order.
 
-        As soon as a stretch of one recording is done, the next one takes its place, of whichever recording it is; a
-        recording is read when there is room for its first stretch. So memory does not grow with their number.
+        As soon as a segment of one recording is done, the next one takes its place, of whichever recording it is; a
+        recording is read when there is room for its first segment. So memory does not grow with their number. `job`
+        does the same work, and tells how far it is.
 
         Args:
             recordings: Any number of what `transcribe` takes.
-            sample_rate: Samples per second of arrays.
-            channel: As for `transcribe`.
-            track: As for `transcribe`.
-            vad: As for `transcribe`.
-            silence: As for `transcribe`.
-            max_new_tokens: As for `transcribe`.
-            batch: How many stretches are decoded side by side.
-            word_timestamps: As for `transcribe`.
             errors: "keep": a recording that `transcribe` would raise an error for has a transcript with no text, whose
                 only segment has the status "failed" and the error's message; the others go on. "raise": the error is
                 raised when the transcripts before it have been given, and ends the generator.
+            **options: See `ReadingOptions` and `DecodingOptions`.
 
         Returns:
             A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
@@ -342,91 +287,61 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
-        if errors not in ("keep", "raise"):
-            raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
-        runner = self._batch(max_new_tokens, batch, word_timestamps)
-        Cutter(vad=vad, silence=silence)  # tells at once what cannot be
-        opened = (
-            Recording.open(one, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence)
-            for one in recordings
-        )
-        return _transcribe_many(runner, opened, keep=errors == "keep")
+        check_names("transcribe_many", options, JobKeywords)
+        self._opened()
+        return _transcripts(self.job(recordings, errors=errors, **options))
 
-    def _batch(self, max_new_tokens: int | None, batch: int, word_timestamps: bool = False) -> Batch:
-        """Room for so many stretches side by side."""
-        model, aligner = self._opened(), self._aligner(word_timestamps)
-        session = native.NativeSession(
-            model,
-            threads=self._threads,
-            max_new_tokens=_limit(max_new_tokens),
-            sequences=_positive("batch", batch),
-            heads=aligner.heads if aligner else (),
-        )
-        retried: tuple[Status, ...] = ("looped", "truncated") if max_new_tokens is None else ("looped",)
-        return Batch(session, model.token_bytes, retried, aligner)
-
-    def stream(
+    @takes(JobKeywords)
+    def job(
         self,
-        audio: Audio,
+        recordings: Iterable[Audio],
         *,
-        sample_rate: float | None = None,
-        channel: int | None = None,
-        track: int | None = None,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[Token]:
-        """Transcribes a whole recording, and gives its tokens one by one as they are decoded.
+        errors: Literal["keep", "raise"] = "keep",
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[JobKeywords],
+    ) -> Job:
+        """Recordings on their way to transcripts: to iterate over, to look at meanwhile, and to cancel.
 
-        A stretch that does not end well is not tried again, since its tokens have been given: see `segments`.
+        `transcribe`, `segments`, `stream` and `transcribe_many` stand on it.
 
         Args:
-            audio: As for `transcribe`.
-            sample_rate: As for `transcribe`.
-            channel: As for `transcribe`.
-            track: As for `transcribe`.
-            vad: As for `transcribe`.
-            silence: As for `transcribe`.
-            max_new_tokens: As for `transcribe`.
-
-        Returns:
-            A generator. Closing it, or leaving the loop over it, stops the work and frees its memory.
+            recordings: Any number of what `transcribe` takes. Each is taken when there is room for its first segment.
+            errors: As for `transcribe_many`.
+            progress: Called before each step, which is a token of every segment that is being decoded, and before a
+                transcript is given.
+            **options: See `ReadingOptions` and `DecodingOptions`.
 
         Raises:
-            AudioError: As for `transcribe`.
-            UsageError: As for `transcribe`.
-            ClosedError: As for `transcribe`.
-            OutOfMemoryError: As for `transcribe`.
-            UnsupportedOperationError: CrispASR's library runs the model.
+            UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad` or `errors`.
+            ClosedError: The model is closed.
+            OutOfMemoryError: An allocation failed.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU.
         """
-        return _drain(self._feed(audio, sample_rate, channel, track, vad, silence, max_new_tokens, 1))
+        check_names("job", options, JobKeywords)
+        if errors not in ("keep", "raise"):
+            raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
+        reading = ReadingOptions.of(options)
+        decoder = self._decoder(DecodingOptions.of(options))
+        opened = (Recording.open(recording, reading) for recording in recordings)
+        return Job(Scheduler(decoder, opened), errors=errors, progress=progress)
 
+    @takes(SessionKeywords, batch=1)
     def session(
-        self,
-        *,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        partial_every: float | None = 1.0,
-        buffer: float = 30.0,
-        max_new_tokens: int | None = None,
-        batch: int = 1,
-        word_timestamps: bool = False,
+        self, *, partial_every: float | None = 1.0, buffer: float = 30.0, **options: Unpack[SessionKeywords]
     ) -> Session:
         """A session, for audio that comes in parts, and for a transcription that can be cancelled.
 
+        With `vad="on"` each utterance becomes final as soon as silence has followed it; with "auto" that begins after
+        30 seconds; with "off" every segment is as long as possible. With a `batch` of more than one the text of each
+        segment comes later, and all of it sooner: for recordings that are fed faster than they were spoken. Segments
+        have their words when they are final; tokens that `Session.tokens` gives before have no times.
+
         Args:
-            vad: As for `transcribe`. With "on", each utterance becomes final as soon as silence has followed it; with
-                "auto", that begins after 30 seconds; with "off", every stretch is as long as possible.
-            silence: As for `transcribe`.
             partial_every: Seconds of audio after which the text so far is made, for `Session.text` and `Partial`
                 events, or None for never. It takes at most about half of the time, and is made more rarely than asked
                 for where a machine is too slow.
             buffer: Seconds of audio that wait for their turn after `Session.push`, at the most.
-            max_new_tokens: As for `transcribe`.
-            batch: How many stretches are decoded side by side. With more than one the text of each comes later, and
-                all of it sooner: for recordings that are fed faster than they were spoken.
-            word_timestamps: As for `transcribe`. Segments have their words when they are final; tokens that
-                `Session.tokens` gives before have no times.
+            **options: See `ReadingOptions` and `DecodingOptions`.
 
         Raises:
             UsageError: An option is not positive, or there is no such `vad`.
@@ -434,12 +349,16 @@ class Model:
             OutOfMemoryError: An allocation failed.
             UnsupportedOperationError: CrispASR's library runs the model.
         """
+        check_names("session", options, SessionKeywords)
+        reading = ReadingOptions.of(options)
         return Session(
-            self._batch(max_new_tokens, batch, word_timestamps),
-            vad=vad,
-            silence=silence,
-            partial_every=None if partial_every is None else _seconds("partial_every", partial_every),
-            buffer=_seconds("buffer", buffer),
+            Driver(
+                self._native_decoder(DecodingOptions.of({"batch": 1, **options})),
+                vad=reading.vad,
+                silence=reading.silence,
+                partial_every=None if partial_every is None else check_seconds("partial_every", partial_every),
+                buffer=check_seconds("buffer", buffer),
+            )
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -493,7 +412,8 @@ class Model:
             raise _model_closed(self._name)
         path = self._path.absolute()
         is_path = Path(self._name).absolute() == path
-        return functools.partial(type(self), **self._arguments), (path if is_path else self._name,)
+        arguments = dataclasses.asdict(self._options)
+        return functools.partial(type(self), **arguments), (path if is_path else self._name,)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"device={self._info.device!r}" if self._info else "runtime='crispasr'"
@@ -507,82 +427,97 @@ class Model:
             raise _model_closed(self._name)
         return model
 
-    def _aligner(self, wanted: bool) -> word_times.Aligner | None:
-        """What gives times to words, where they are wanted."""
-        if not wanted:
-            return None
-        heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
-        return word_times.Aligner(heads, kind, self.info.chunk_frames)
-
-    def _feed(
+    def _single(
         self,
-        recording: Audio,
-        sample_rate: float | None,
-        channel: int | None,
-        track: int | None,
-        vad: Vad,
-        silence: float | None,
-        max_new_tokens: int | None,
-        batch: int,
-        word_timestamps: bool = False,
-    ) -> Session:
-        """A session with the whole recording in it."""
-        self._opened()
-        _positive("batch", batch)
-        whole = Recording.open(
-            recording, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence
+        audio: Audio,
+        reading: ReadingOptions,
+        decoding: DecodingOptions,
+        progress: Callable[[float, float | None], object] | None = None,
+    ) -> Job:
+        """A job with one recording, which raises what the recording fails of, at once where it cannot be opened."""
+        if self.closed:
+            raise _model_closed(self._name)
+        recording = Recording.open(audio, reading)
+        if recording.failure is not None:
+            raise recording.failure
+        expected = recording.seconds_expected
+        if expected is not None and expected <= CHUNK_SECONDS:
+            decoding = dataclasses.replace(decoding, batch=1)
+        report = None if progress is None else _Relay(progress)
+        return Job(Scheduler(self._decoder(decoding), iter((recording,))), errors="raise", progress=report)
+
+    def _decoder(self, options: DecodingOptions) -> Decoder:
+        model = self._crispasr
+        if model is None:
+            return self._native_decoder(options)
+        if options.word_timestamps:
+            raise _unsupported("word_timestamps of ours")
+        return CrispasrDecoder(model, options.token_limit)
+
+    def _native_decoder(self, options: DecodingOptions) -> NativeDecoder:
+        model, aligner = self._opened(), None
+        if options.word_timestamps:
+            heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
+            aligner = word_times.Aligner(heads, kind, self.info.chunk_frames)
+        session = native.NativeSession(
+            model,
+            threads=self._options.threads or 0,
+            max_new_tokens=options.token_limit,
+            sequences=options.batch,
+            heads=aligner.heads if aligner else (),
         )
-        if whole.failure is not None:
-            raise whole.failure
-        expected = whole.seconds_expected
-        one = expected is not None and expected <= CHUNK_SECONDS
-        session = Session(self._batch(max_new_tokens, 1 if one else batch, word_timestamps))
-        session._take(whole)
-        return session
-
-    def _transcribe_whole(
-        self,
-        runtime: crispasr.CrispasrModel,
-        recording: Audio,
-        sample_rate: float | None,
-        channel: int | None,
-        track: int | None,
-        vad: Vad,
-        silence: float | None,
-        max_new_tokens: int | None,
-        progress: Callable[[float, float | None], object] | None,
-    ) -> Transcript:
-        limit = _limit(max_new_tokens)
-        samples = audio.load(recording, sample_rate=sample_rate, channel=channel, track=track)
-        return runtime.transcribe(samples, vad=vad, silence=silence, max_new_tokens=limit, progress=progress)
+        retried: tuple[Status, ...] = ("looped", "truncated") if options.max_new_tokens is None else ("looped",)
+        return NativeDecoder(session, model, retried, aligner)
 
 
-def _open(
-    path: Path, device: str, threads: int, precision: Precision, runtime: Runtime
-) -> native.NativeModel | crispasr.CrispasrModel:
+class _Relay:
+    """Tells of a job's progress in seconds, when they have grown."""
+
+    def __init__(self, tell: Callable[[float, float | None], object]) -> None:
+        self._tell, self._done = tell, -1.0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.seconds > self._done:
+            self._done = progress.seconds
+            self._tell(progress.seconds, progress.expected)
+
+
+def _segments(job: Job) -> Iterator[Segment]:
+    with job:
+        yield from job.segments()
+
+
+def _tokens(job: Job) -> Iterator[Token]:
+    with job:
+        yield from job.tokens()
+
+
+def _transcripts(job: Job) -> Iterator[Transcript]:
+    with job:
+        yield from job
+
+
+def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.CrispasrModel:
     """The model in the runtime that was asked for, or else in the one that runs it."""
-    if runtime not in ("auto", "pycrispasr", "crispasr"):
-        raise UsageError(f"there is no runtime {runtime!r}: choose 'auto', 'pycrispasr' or 'crispasr'")
-    if precision not in ("auto", "f32", "bf16"):
-        raise UsageError(f"there is no precision {precision!r}: choose 'auto', 'f32' or 'bf16'")
-    if runtime == "crispasr":
-        if precision != "auto":
+    threads = options.threads or 0
+    if options.runtime == "crispasr":
+        if options.precision != "auto":
             raise UnsupportedOperationError(
-                f"CrispASR's library offers no choice of precision: leave out precision={precision!r}"
+                f"CrispASR's library offers no choice of precision: leave out precision={options.precision!r}"
             )
-        return crispasr.CrispasrModel(path, device, threads)
+        return foreign.open_with_crispasr(path, options.device, threads)
     try:
-        return native.NativeModel(path, device, precision)
+        return native.NativeModel(path, options.device, options.precision)
     except (ModelFormatError, UnsupportedModelError) as error:
         # Only now does anything else look into the file: it is sound, or no GGUF.
-        kind = None if runtime == "pycrispasr" else crispasr.architecture(path)
+        kind = None if options.runtime == "pycrispasr" else foreign.architecture(path)
         if not kind or kind == _OUR_ARCHITECTURE:
             raise
         refusal = str(error)
     if crispasr.find() is None:
         raise UnsupportedModelError(f"{refusal}; CrispASR's library may run it: {crispasr.HOW}")
     try:
-        return crispasr.CrispasrModel(path, device, threads)
+        return foreign.open_with_crispasr(path, options.device, threads)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; {error}") from error
 
@@ -597,41 +532,6 @@ def _unsupported(what: str) -> UnsupportedOperationError:
     )
 
 
-def _transcribe_many(batch: Batch, recordings: Iterator[Recording], *, keep: bool) -> Iterator[Transcript]:
-    for recording in side_by_side(batch, recordings, collections.deque()):
-        if recording is None:
-            continue
-        if recording.failure is not None and not keep:
-            raise recording.failure
-        yield recording.transcript(time.perf_counter() - recording.begun)
-
-
-def _segments(session: Session) -> Iterator[Segment]:
-    with session:
-        yield from iter(session._next_segment, None)
-
-
-def _drain(session: Session) -> Iterator[Token]:
-    with session:
-        yield from session.tokens()
-
-
-def _limit(max_new_tokens: int | None) -> int:
-    return 512 if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
-
-
-def _positive(name: str, value: int) -> int:
-    if native.int32(name, value) < 1:
-        raise UsageError(f"{name} cannot be {value}: it must be at least 1")
-    return value
-
-
-def _seconds(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name} cannot be {value}: it must be a positive number of seconds")
-    return float(value)
-
-
 def devices() -> list[Device]:
     """The devices that a model can run on, the one that "auto" picks first."""
     return [Device(**fields) for fields in native.devices()]
@@ -642,25 +542,13 @@ def backends() -> list[Backend]:
     return [Backend(**fields) for fields in native.backends()]
 
 
+@takes(TranscribeKeywords)
 def transcribe(
     audio: Audio,
     *,
     model: str | os.PathLike[str] = hub.DEFAULT,
-    device: str = "auto",
-    threads: int | None = None,
-    precision: Precision = "auto",
-    runtime: Runtime = "auto",
-    revision: str | None = None,
-    local_files_only: bool = False,
-    sample_rate: float | None = None,
-    channel: int | None = None,
-    track: int | None = None,
-    vad: Vad = "auto",
-    silence: float | None = None,
-    max_new_tokens: int | None = None,
-    batch: int = BATCH,
-    word_timestamps: bool = False,
     progress: Callable[[float, float | None], object] | None = None,
+    **options: Unpack[TranscribeKeywords],
 ) -> Transcript:
     """Opens a model, transcribes one recording, and closes the model.
 
@@ -669,30 +557,15 @@ def transcribe(
     Args:
         audio: See `Model.transcribe`.
         model: See `Model`.
-        device: See `Model`.
-        threads: See `Model`.
-        precision: See `Model`.
-        runtime: See `Model`.
-        revision: See `Model`.
-        local_files_only: See `Model`.
-        sample_rate: See `Model.transcribe`.
-        channel: See `Model.transcribe`.
-        track: See `Model.transcribe`.
-        vad: See `Model.transcribe`.
-        silence: See `Model.transcribe`.
-        max_new_tokens: See `Model.transcribe`.
-        batch: See `Model.transcribe`.
-        word_timestamps: See `Model.transcribe`.
         progress: See `Model.transcribe`.
+        **options: See `LoadingOptions`, `ReadingOptions` and `DecodingOptions`.
 
     Raises:
         PycrispasrError: What `Model` and `Model.transcribe` raise.
     """
-    with Model(
-        model, device=device, threads=threads, precision=precision, runtime=runtime, revision=revision,
-        local_files_only=local_files_only,
-    ) as opened:  # fmt: skip
+    check_names("transcribe", options, TranscribeKeywords)
+    with Model(model, **dataclasses.asdict(LoadingOptions.of(options))) as opened:
+        reading, decoding = ReadingOptions.of(options), DecodingOptions.of(options)
         return opened.transcribe(
-            audio, sample_rate=sample_rate, channel=channel, track=track, vad=vad, silence=silence,
-            max_new_tokens=max_new_tokens, batch=batch, word_timestamps=word_timestamps, progress=progress,
-        )  # fmt: skip
+            audio, progress=progress, **dataclasses.asdict(reading), **dataclasses.asdict(decoding)
+        )

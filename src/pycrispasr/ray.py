@@ -15,14 +15,17 @@ import inspect
 import os
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pycrispasr.errors import InstallationError, UsageError
-from pycrispasr.model import BATCH, Model, Precision
+from pycrispasr.model import Model
 from pycrispasr.models import hub
+from pycrispasr.options import JobKeywords, LoadingOptions, WorkerKeywords, check_names, takes
 from pycrispasr.results import manifest
-from pycrispasr.results.transcript import Segment
-from pycrispasr.segmentation.segmenter import Vad
+from pycrispasr.results.segment import Segment
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _COLUMNS = ("bytes", *manifest.AUDIO)  # what may hold the recordings, the first of them that is there
 
@@ -45,20 +48,11 @@ class Transcriber:
 
     Args:
         model: As for `Model`. A path must be there on every machine.
-        device: As for `Model`. Where Ray lends a part of a GPU, the process sees that GPU only.
-        threads: Threads for computing on the CPU. None: as many as the worker has of Ray's CPUs, and at least one.
-        precision: As for `Model`.
-        revision: As for `Model`.
-        local_files_only: As for `Model`.
         column: Which column holds the recordings: paths, addresses, or the bytes of audio files. None: the first there
             is of "bytes", "audio", "audio_filepath", "path" and "file".
-        channel: As for `Model.transcribe_many`.
-        track: As for `Model.transcribe_many`.
-        vad: As for `Model.transcribe_many`.
-        silence: As for `Model.transcribe_many`.
-        max_new_tokens: As for `Model.transcribe_many`.
-        batch: How many stretches are decoded side by side.
-        word_timestamps: As for `Model.transcribe_many`.
+        **options: See `LoadingOptions`, `ReadingOptions` and `DecodingOptions`. Where Ray lends a part of a GPU, the
+            process sees that GPU only. `threads` are by default as many as the worker has of Ray's CPUs, and at least
+            one.
 
     Raises:
         PycrispasrError: What `Model` raises. It ends the work: where rows are asked for, Ray raises an error of its own
@@ -67,33 +61,23 @@ class Transcriber:
         UnsupportedOperationError: CrispASR's library runs the model.
     """
 
+    @takes(WorkerKeywords)
     def __init__(
         self,
         model: str | os.PathLike[str] = hub.DEFAULT,
         *,
-        device: str = "auto",
-        threads: int | None = None,
-        precision: Precision = "auto",
-        revision: str | None = None,
-        local_files_only: bool = False,
         column: str | None = None,
-        channel: int | None = None,
-        track: int | None = None,
-        vad: Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int | None = None,
-        batch: int = BATCH,
-        word_timestamps: bool = False,
+        **options: Unpack[WorkerKeywords],
     ) -> None:
+        check_names("Transcriber", options, WorkerKeywords)
         self._column = column
-        self._options: dict[str, Any] = {
-            "channel": channel, "track": track, "vad": vad, "silence": silence,
-            "max_new_tokens": max_new_tokens, "batch": batch, "word_timestamps": word_timestamps,
-        }  # fmt: skip
-        self._model = Model(
-            model, device=device, threads=_threads() if threads is None else threads, precision=precision,
-            revision=revision, local_files_only=local_files_only,
-        )  # fmt: skip
+        loading = LoadingOptions.of(options)
+        if loading.threads is None:
+            loading = dataclasses.replace(loading, threads=_threads())
+        self._options = cast(
+            JobKeywords, {name: value for name, value in options.items() if not hasattr(loading, name)}
+        )
+        self._model = Model(model, **dataclasses.asdict(loading))
 
     def __call__(self, batch: Any) -> Any:
         """Transcribes rows.

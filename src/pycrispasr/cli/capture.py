@@ -12,7 +12,7 @@ import numpy as np
 
 from pycrispasr.audio import AudioReader
 from pycrispasr.errors import ClosedError, DeviceError, InstallationError, PycrispasrError, UsageError
-from pycrispasr.live.events import Event, Final, Partial
+from pycrispasr.results.events import Event, Final, Partial
 
 if TYPE_CHECKING:
     from rich.console import Console

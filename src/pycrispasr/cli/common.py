@@ -18,7 +18,7 @@ import typer
 from pycrispasr.errors import AudioError
 from pycrispasr.models.hub import is_terminal as is_terminal
 from pycrispasr.results.formats import bytes_text as bytes_text
-from pycrispasr.results.transcript import Token
+from pycrispasr.results.segment import Token
 
 app = typer.Typer(
     help="Speech to text with MOSS-Transcribe.",

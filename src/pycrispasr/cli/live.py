@@ -23,11 +23,11 @@ from pycrispasr.cli.common import (
 )
 from pycrispasr.cli.transcribe import complaints
 from pycrispasr.errors import AudioError, CancelledError, ClosedError, PycrispasrError
-from pycrispasr.live.events import Event, Final
 from pycrispasr.live.session import Session
 from pycrispasr.model import Model
 from pycrispasr.models import hub
 from pycrispasr.results import formats
+from pycrispasr.results.events import Event, Final
 from pycrispasr.results.transcript import Transcript
 
 

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import enum
-import functools
 import itertools
 import logging
 import os
@@ -34,15 +33,16 @@ from pycrispasr.cli.common import (
     until_stopped,
 )
 from pycrispasr.cli.progress import Progress, clock
-from pycrispasr.decoding.scheduler import Batch, Recording, side_by_side
-from pycrispasr.errors import AudioError, PycrispasrError
-from pycrispasr.live.stabilizer import separator
-from pycrispasr.model import BATCH, Model
+from pycrispasr.decoding.job import Job
+from pycrispasr.decoding.job import Progress as JobProgress
+from pycrispasr.errors import CancelledError, PycrispasrError
+from pycrispasr.model import Model
 from pycrispasr.models import hub
+from pycrispasr.options import BATCH, JobKeywords, ReadingOptions
 from pycrispasr.results import files, formats, manifest
-from pycrispasr.results.transcript import Segment, Status, Transcript
-from pycrispasr.runtimes import native
-from pycrispasr.segmentation.segmenter import Cutter
+from pycrispasr.results.segment import Segment, Status
+from pycrispasr.results.transcript import Transcript
+from pycrispasr.text import separator
 
 
 class Format(str, enum.Enum):
@@ -106,7 +106,9 @@ def transcribe(
     max_cue_seconds: Annotated[
         float, typer.Option(min=0.1, max=1e6, help="Seconds that a subtitle is shown, at most.")
     ] = 7.0,
-    batch: Annotated[int, typer.Option(min=1, help="Stretches of audio that are decoded side by side.")] = BATCH,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Segments of audio that are decoded at once. Default: {BATCH}.")
+    ] = None,
     device: Device = "auto",
     runtime: Annotated[
         Runtime, typer.Option("--runtime", "-r", help="crispasr: CrispASR's library, which runs other models too.")
@@ -114,7 +116,7 @@ def transcribe(
     precision: ComputedIn = Precision.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Where the text of a stretch is cut. Default: 512, tried again in parts.")
+        int | None, typer.Option(min=1, help="Where the text of a segment is cut. Default: 512, tried again in parts.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is done.")] = False,
 ) -> None:
@@ -130,7 +132,7 @@ def transcribe(
         raise typer.BadParameter("there is nothing to go on with: name -o DIR or --results FILE", param_hint="--resume")
     if resume and overwrite:
         raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
-    Cutter(vad=vad.value, silence=silence)  # tells before any work what cannot be
+    ReadingOptions(vad=vad.value, silence=silence)  # tells before any work what cannot be
     passed_over = collections.Counter[str]()
     found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
     entries = [manifest.Entry(path, addresses.shown(path)) for path in found]
@@ -145,7 +147,7 @@ def transcribe(
         for entry, (stem, rest) in zip(entries, rests, strict=True):
             is_new = book is not None and not book.take(entry)
             if is_new or (rest and (stem is not None or book is None)):
-                plan.append(_Job(entry, stem, rest, is_new))
+                plan.append(_Item(entry, stem, rest, is_new))
         if not plan:
             tell("nothing to do: every recording is done" if resume else "nothing to do: the list is empty")
             return
@@ -160,9 +162,13 @@ def transcribe(
             overwrite=overwrite,
             kept=("ok",) if max_new_tokens is None else ("ok", "truncated"),  # a text is cut where that was asked for
         )  # fmt: skip
-        reading: dict[str, Any] = {"channel": channel, "track": track, "vad": vad.value, "silence": silence}
-        decoding = {"batch": batch, "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps}
-        stopped = until_stopped(lambda: work.run(reading, decoding), work.stop)
+        options: JobKeywords = {
+            "channel": channel, "track": track, "vad": vad.value, "silence": silence,
+            "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps,
+        }  # fmt: skip
+        if batch is not None:
+            options["batch"] = batch
+        stopped = until_stopped(lambda: work.run(options), work.stop)
     work.sum_up(
         always=verbose or folder is not None or (len(plan) > 1 and is_terminal(sys.stderr)),
         stopped=stopped,
@@ -175,7 +181,7 @@ def transcribe(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Job:
+class _Item:
     entry: manifest.Entry
     stem: Path | None  # of its files, or None for stdout
     kinds: list[formats.Format]  # that are to be written
@@ -205,7 +211,7 @@ class _Work:
     def __init__(
         self,
         model: Model,
-        plan: list[_Job],
+        plan: list[_Item],
         progress: Progress,
         book: manifest.Results | None,
         *,
@@ -214,101 +220,61 @@ class _Work:
         overwrite: bool,
         kept: tuple[Status, ...],
     ) -> None:
-        self.interrupted = False
         self.count = collections.Counter[str]()  # recordings: "done", "in part", "failed"
         self._model, self._plan, self._progress, self._book = model, plan, progress, book
         self._to_stdout, self._subtitles, self._overwrite, self._kept = to_stdout, subtitles, overwrite, kept
         self._todo = collections.deque(plan)
-        self._begun: collections.deque[Recording] = collections.deque()  # of the first of these
-        self._seconds = 0.0  # of audio that is done with
+        self._seconds = self._before = 0.0  # of audio that is done with: now, and when the job began
         self._shown = 0  # final segments of the first recording that was begun
         self._text = ""  # of these
         self._start = time.perf_counter()
-        self._batch: Batch | None = None
-        self._deaf = False  # nothing can stop the thread that works
+        self._job: Job | None = None
+        self._stopped = False
         self._saving = threading.Lock()
 
-    def run(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
-        """Does all jobs."""
-        if self._model.runtime == "crispasr":
-            self._one_by_one(reading, decoding)
-            return
-        self._batch = self._model._batch(**decoding)
-        try:
-            # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
-            for _, jobs in itertools.groupby(self._plan, lambda job: job.entry.audio == "-"):
-                self._side_by_side(self._batch, jobs, reading)
-        except native.Cancelled:
-            self._keep_partial()
+    def run(self, options: JobKeywords) -> None:
+        """Does all items."""
+        # Standard input may be slow to come: nothing waits for it, and it is not read before its turn.
+        for _, items in itertools.groupby(self._plan, lambda item: item.entry.audio == "-"):
+            recordings = (_source(item) for item in items)
+            self._before = self._seconds
+            self._job = self._model.job(recordings, progress=self._show, **options)
+            try:
+                if self._stopped:
+                    return
+                for transcript in self._job:
+                    self._finish(self._todo.popleft(), transcript)
+            except CancelledError:
+                self._keep_partial()
+                return
 
     def stop(self) -> bool:
         """Ends the work soon. True where it cannot be ended: leave it alone."""
-        self.interrupted = True
-        if self._batch is not None:
-            self._batch.native.cancel()
-        if self._deaf:
+        self._stopped = True
+        job = self._job
+        if job is None:
+            return False
+        job.cancel()
+        if job.stuck:
             self._keep_partial()
-        return self._deaf
+        return job.stuck
 
-    def _one_by_one(self, reading: dict[str, Any], decoding: dict[str, Any]) -> None:
-        self._deaf = True
-        for job in self._plan:
-            started = time.perf_counter()
-            draw = functools.partial(self._draw_one, job)
-            try:
-                transcript = self._model.transcribe(_source(job), progress=draw, **reading, **decoding)
-            except AudioError as error:
-                transcript = Recording.broken(error).transcript(time.perf_counter() - started)
-            self._finish(self._todo.popleft(), transcript)
-
-    def _side_by_side(self, batch: Batch, jobs: Iterator[_Job], reading: dict[str, Any]) -> None:
-        for recording in side_by_side(batch, (self._open(job, reading) for job in jobs), self._begun):
-            if self._begun or recording:
-                self._show(batch, recording or self._begun[0])
-            if recording is not None:
-                self._finish(self._todo.popleft(), recording.transcript(time.perf_counter() - recording.begun))
-
-    def _open(self, job: _Job, reading: dict[str, Any]) -> Recording:
-        if self.interrupted:
-            raise native.Cancelled
-        self._deaf = True  # a pipe or a server may never answer
-        try:
-            return Recording.open(_source(job), sample_rate=None, **reading)
-        finally:
-            self._deaf = False
-
-    def _show(self, batch: Batch, first: Recording) -> None:
+    def _show(self, progress: JobProgress) -> None:
         """Prints what has become final of the first recording that is not done, and how far the work is."""
-        job = self._todo[0]
-        self._print(job, first.finals)
-        self._draw(
-            job,
-            sum(one.seconds_done for one in self._begun),
-            (sum(one.seconds_expected or one.seconds for one in self._begun), len(self._begun)),
-            next((stretch.text for one, stretch in batch.running.values() if one is first), ""),
-        )
-
-    def _draw(self, job: _Job, seconds: float, begun: tuple[float, int], text: str = "") -> None:
-        """Shows how far the work is.
-
-        Args:
-            job: What is worked on.
-            seconds: Of the audio of all that was begun and is not done, how much is done.
-            begun: Seconds of all of it, and how many recordings that is.
-            text: What is being written.
-        """
+        item = self._todo[0]
+        self._print(item, progress.segments)
         done = len(self._plan) - len(self._todo)
-        known = (self._seconds + begun[0], done + begun[1])
-        self._progress.update(job.entry.shown, self._seconds + seconds, jobs=done, known=known, text=text)
+        known = self._before + (progress.read if progress.expected is None else progress.expected)
+        self._progress.update(
+            item.entry.shown, self._before + progress.seconds, jobs=done, known=(known, done + progress.begun),
+            text=progress.text,
+        )  # fmt: skip
 
-    def _draw_one(self, job: _Job, done: float, total: float | None) -> None:
-        self._draw(job, done, (total or 0.0, 1))
-
-    def _prints(self, job: _Job) -> bool:
+    def _prints(self, job: _Item) -> bool:
         """True where text is printed as it becomes final."""
         return self._to_stdout and (job.kinds == ["txt"] or job.stem is not None)
 
-    def _print(self, job: _Job, segments: Sequence[Segment]) -> None:
+    def _print(self, job: _Item, segments: Sequence[Segment]) -> None:
         """Prints those that are new, of all segments of a recording that are final."""
         if self._prints(job):
             for segment in segments[self._shown :]:
@@ -317,7 +283,7 @@ class _Work:
                 self._text += gap + segment.text
                 self._shown += 1
 
-    def _finish(self, job: _Job, transcript: Transcript, *, partial: bool = False) -> None:
+    def _finish(self, job: _Item, transcript: Transcript, *, partial: bool = False) -> None:
         """A recording is done, or the work on it was stopped."""
         name = job.entry.shown
         statuses = {segment.status for segment in transcript.segments}
@@ -352,14 +318,12 @@ class _Work:
         self._shown, self._text = 0, ""
 
     def _keep_partial(self) -> None:
-        """Writes what there is of the recordings that were begun."""
+        """Writes what there is of the recordings that were begun, once."""
         with self._saving:
-            for recording, job in zip(tuple(self._begun), tuple(self._todo), strict=False):
-                running = self._batch.work_on(recording) if self._batch is not None else ()
-                transcript = recording.transcript(time.perf_counter() - recording.begun, running)
+            job, self._job = self._job, None
+            for transcript, item in zip(job.partial() if job is not None else (), tuple(self._todo), strict=False):
                 if transcript.text:
-                    self._finish(job, transcript, partial=True)
-            self._begun.clear()
+                    self._finish(item, transcript, partial=True)
 
     def sum_up(self, *, always: bool, stopped: int, passed_over: str) -> None:
         """Says on stderr what became of all of it, by which signal it was stopped, and what was passed over."""
@@ -392,7 +356,7 @@ def _passed_over(endings: collections.Counter[str]) -> str:
     return f"{total} file{'s' * (total > 1)} passed over: {', '.join(most)}{more}"
 
 
-def _source(job: _Job) -> str | BinaryIO:
+def _source(job: _Item) -> str | BinaryIO:
     return standard_input() if job.entry.audio == "-" else job.entry.audio
 
 

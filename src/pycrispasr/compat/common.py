@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import threading
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +20,11 @@ import numpy.typing as npt
 from pycrispasr import audio
 from pycrispasr.audio import Samples
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.live.stabilizer import pieces
-from pycrispasr.model import BATCH, Model, Precision, devices
+from pycrispasr.model import Model, devices
 from pycrispasr.models import hub
-from pycrispasr.results.transcript import Segment
-from pycrispasr.segmentation.segmenter import Vad
+from pycrispasr.options import JobKeywords, Precision, Vad
+from pycrispasr.results.segment import Segment
+from pycrispasr.text import is_wide, pieces
 
 MODEL = hub.DEFAULT
 """What stands for Whisper's models."""
@@ -79,7 +78,7 @@ _HARMLESS: dict[str, tuple[tuple[object, ...], str]] = {
     "multilingual": ((True, False), "this model is for one language"),
     "language_detection_threshold": ((0.5, None), "this model is not told a language"),
     "language_detection_segments": ((1,), "this model is not told a language"),
-    "chunk_length": ((30, None), "stretches of at most 30 seconds are cut at pauses"),
+    "chunk_length": ((30, None), "segments of at most 30 seconds end at pauses"),
     "log_progress": ((False,), "no progress is shown"),
     "fp16": ((True, False), "what is computed in follows from the model and the machine"),
 }
@@ -224,18 +223,20 @@ class Run:
         silence: float | None = None,
         max_new_tokens: int | None = None,
         word_timestamps: bool = False,
-        batch: int = BATCH,
+        batch: int | None = None,
     ) -> None:
-        options = {
+        options: JobKeywords = {
             "sample_rate": audio.SAMPLE_RATE, "vad": vad, "silence": silence, "max_new_tokens": max_new_tokens,
             "word_timestamps": word_timestamps,
         }  # fmt: skip
+        if batch is not None:
+            options["batch"] = batch
         self._lock = threading.RLock()
         self._told: list[str | None] = []  # the language, where the runtime tells it
         self._first: Segment | None = None
         self._ahead: collections.deque[Segment] = collections.deque()
         # A generator that knew this object would keep it, and the session, until the garbage collector comes.
-        self._rest = _with_text(_decoded(model, samples, options, batch, self._told))
+        self._rest = _with_text(_decoded(model, samples, options, self._told))
 
     def __iter__(self) -> Iterator[Segment]:
         return self
@@ -266,16 +267,14 @@ def _with_text(segments: Iterator[Segment]) -> Iterator[Segment]:
             yield segment
 
 
-def _decoded(
-    model: Model, samples: Samples, options: dict[str, Any], batch: int, told: list[str | None]
-) -> Iterator[Segment]:
+def _decoded(model: Model, samples: Samples, options: JobKeywords, told: list[str | None]) -> Iterator[Segment]:
     """The segments of a recording; `told` gets its language, where the runtime tells it."""
     if model.runtime == "crispasr":  # which gives all segments at once
         transcript = model.transcribe(samples, **options)
         told.append(transcript.language)
         yield from transcript.segments
     else:
-        yield from model.segments(samples, batch=batch, **options)
+        yield from model.segments(samples, **options)
 
 
 def pad_or_trim(array: npt.ArrayLike, length: int, axis: int) -> npt.NDArray[Any]:
@@ -326,5 +325,5 @@ def script(text: str) -> tuple[str | None, float]:
     words = [piece.strip() for piece in pieces(text) if any(map(str.isalnum, piece))]
     if not words:
         return None, 0.0
-    chinese = sum(unicodedata.east_asian_width(word[0]) in "WF" for word in words) / len(words)
+    chinese = sum(is_wide(word[0]) for word in words) / len(words)
     return ("zh", chinese) if chinese > 0.5 else ("en", 1 - chinese)

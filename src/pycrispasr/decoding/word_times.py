@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from pycrispasr.audio import SAMPLE_RATE, Samples
 from pycrispasr.errors import ModelFormatError
-from pycrispasr.live.stabilizer import pieces
-from pycrispasr.results.transcript import Token, Word
+from pycrispasr.results.segment import Token, Word
+from pycrispasr.text import pieces
 
 Kind = Literal["calibrated", "approximate"]
 

@@ -20,13 +20,14 @@ import numpy.typing as npt
 
 from pycrispasr import audio
 from pycrispasr.errors import UsageError
-from pycrispasr.lab.diff import place_rows
+from pycrispasr.lab.stages import place_rows
 from pycrispasr.models import hub
+from pycrispasr.models.foreign import check_vocabulary
 from pycrispasr.runtimes import native
 
 if TYPE_CHECKING:
     from pycrispasr.audio import Audio
-    from pycrispasr.model import Precision
+    from pycrispasr.options import Precision
 
 Floats = npt.NDArray[np.float32]
 
@@ -156,6 +157,7 @@ class _Crispasr(_Runtime):
     def __init__(self, path: Path, samples: Floats, threads: int, tokens: int) -> None:
         from pycrispasr.runtimes.crispasr_stages import Stages
 
+        check_vocabulary(path)
         stages = Stages(path, threads=threads)
         mel = stages.log_mel(samples)
         rows = stages.encode(mel)

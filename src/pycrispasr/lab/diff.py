@@ -11,53 +11,19 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import audio
 from pycrispasr.errors import AudioError
+from pycrispasr.lab.stages import Chain, Floats, crispasr_chain, native_chain
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.runtimes import native
 
 if TYPE_CHECKING:
     from pycrispasr.audio import Audio
-    from pycrispasr.model import Precision
-
-Floats = npt.NDArray[np.float32]
-
-AUDIO_ROW = -1
-"""Stands in a prompt where an audio row goes."""
-
-
-@dataclasses.dataclass
-class Chain:
-    """What one side computed. None: this side cannot tell.
-
-    Attributes:
-        log_mel: `[frames, n_mels]`.
-        encoder_first: Rows after the encoder's first layer, `[rows, encoder_d_model]`.
-        encoder: `[rows, encoder_output]`.
-        adapter: `[rows, llm_hidden]`.
-        prompt: Token ids, `AUDIO_ROW` in the places of audio rows.
-        embeddings: Of the whole prompt, audio rows included, `[positions, llm_hidden]`.
-        layers: The last position after so many layers of the decoder, each `[1, llm_hidden]`.
-        logits: After the prompt, `[1, llm_vocab]`.
-        tokens: What the side transcribes.
-        looped: They stop where one phrase came again and again.
-    """
-
-    log_mel: Floats
-    encoder_first: Floats | None
-    encoder: Floats
-    adapter: Floats
-    prompt: list[int]
-    embeddings: Floats
-    layers: dict[int, Floats]
-    logits: Floats
-    tokens: list[int]
-    looped: bool = False
+    from pycrispasr.options import Precision
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,87 +50,6 @@ class Stage:
     def passed(self) -> bool:
         """True when the stage differs no more than it may."""
         return 1 - self.worst <= self.tolerance
-
-
-def native_chain(
-    path: Path, samples: Floats, *, max_new_tokens: int, precision: Precision = "auto", given: Chain | None = None
-) -> Chain:
-    """The stages of the runtime on one file.
-
-    Args:
-        path: The model.
-        samples: Mono at 16 kHz, `[n]`.
-        max_new_tokens: Where the tokens are cut.
-        precision: See `Model`.
-        given: Take every stage's input from this chain instead of the stage before.
-    """
-    model = native.NativeModel(path, "auto", precision)
-    session = native.NativeSession(model, max_new_tokens=max_new_tokens)
-    info = model.info()
-    mel = session.log_mel(samples)
-    mel_in = given.log_mel if given else mel
-    rows = session.encode(mel_in)
-    audio_rows = session.adapt(given.encoder if given else rows)
-    prompt = model.prompt(len(audio_rows))
-    embeddings = place_rows(prompt, given.adapter if given else audio_rows, session.embed)
-    decoder_in = given.embeddings if given and given.embeddings.shape == embeddings.shape else embeddings
-    chain = Chain(
-        log_mel=mel,
-        encoder_first=session.encode(mel_in, 1),
-        encoder=rows,
-        adapter=audio_rows,
-        prompt=prompt,
-        embeddings=embeddings,
-        layers={n: session.decode(decoder_in, n_layers=n)[None] for n in shown_layers(info["llm_layers"])},
-        logits=session.decode(decoder_in)[None],
-        tokens=[],
-    )
-    session.reset()
-    session.feed(samples)
-    session.end()
-    chain.tokens = [token for token, _ in iter(session.next, None)]
-    chain.looped = bool(session.result()["looped"])
-    return chain
-
-
-def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain:
-    """The stages of libcrispasr on the same file, which gives nothing between layers.
-
-    Args:
-        path: The model.
-        samples: Mono at 16 kHz, `[n]`.
-        max_new_tokens: Where the tokens are cut.
-
-    Raises:
-        InstallationError: The library is missing.
-        UnsupportedModelError: It cannot load the file.
-    """
-    from pycrispasr.runtimes.crispasr_stages import Stages
-
-    with Stages(path) as stages:
-        mel = stages.log_mel(samples)
-        rows = stages.encode(mel)
-        adapted = stages.adapt(rows)
-        prompt = native.NativeModel(path, "cpu").prompt(len(adapted))
-        embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
-        stages.start(len(prompt) + 1)
-        logits = stages.logits(embeddings, 0)[None]
-        tokens = stages.transcribe(samples, max_new_tokens)
-    return Chain(mel, None, rows, adapted, prompt, embeddings, {}, logits, tokens)
-
-
-def shown_layers(count: int) -> list[int]:
-    """The decoder's layers that are compared: after the first, the middle and the last."""
-    return sorted({1, (count + 1) // 2, count})
-
-
-def place_rows(prompt: list[int], rows: Floats, embed: Any) -> Floats:
-    """The embeddings of a prompt with audio rows `[rows, llm_hidden]` in their places."""
-    at_text = np.array(prompt) != AUDIO_ROW
-    out = np.empty((len(prompt), rows.shape[1]), np.float32)
-    out[at_text] = embed([token for token in prompt if token != AUDIO_ROW])
-    out[~at_text] = rows
-    return out
 
 
 def compare(ours: Chain, other: Chain, tolerance: float) -> list[Stage]:

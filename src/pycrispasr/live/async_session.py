@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from pycrispasr import audio
-from pycrispasr.live.events import Event
+from pycrispasr.live.driver import Driver, State
 from pycrispasr.live.stabilizer import LiveText
-from pycrispasr.results.transcript import Token, Transcript
-
-if TYPE_CHECKING:
-    from pycrispasr.live.session import Session
+from pycrispasr.results.events import Event
+from pycrispasr.results.segment import Token
+from pycrispasr.results.transcript import Transcript
 
 _T = TypeVar("_T")
 
@@ -31,12 +30,12 @@ class AsyncSession:
     Made by `async with` on what `Model.session` gives.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._work: asyncio.Task[Any] | None = None
-        self._session._listen_to_queue(self._wake)
+        self._driver.listen(self._wake)
 
     async def feed(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE) -> None:
         """Appends samples to the queue that `events` works on, and waits as long as there is no room for them.
@@ -51,17 +50,17 @@ class AsyncSession:
             ClosedError: The session is closed.
             CancelledError: The session was cancelled.
         """
-        while not self._session._has_room(len(samples), sample_rate):
-            await self._do(self._session._turn)  # also where nobody iterates over the events
-        self._session.push(samples, sample_rate=sample_rate)
+        while not self._driver.has_room(len(samples), sample_rate):
+            await self._do(self._driver.step)  # also where nobody iterates over the events
+        self._driver.push(samples, sample_rate, wait=False)
 
     def push(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE) -> bool:
         """`Session.push`: never waits. May be called from any thread."""
-        return self._session.push(samples, sample_rate=sample_rate)
+        return self._driver.push(samples, sample_rate, wait=False)
 
     def end(self) -> None:
         """`Session.end`: no more samples will come. May be called from any thread."""
-        self._session.end()
+        self._driver.end()
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, until `end` was called and all is done: `Session.events`.
@@ -69,45 +68,45 @@ class AsyncSession:
         Raises:
             PycrispasrError: What `Session.events` raises.
         """
-        session = self._session
+        driver = self._driver
         while True:
-            while (event := session._next_event()) is not None:
+            while (event := driver.next_event()) is not None:
                 yield event
-            if session._finished:
+            if driver.state is State.DONE:
                 return
             self._changed.clear()
-            if session._handover.ready():
-                await self._do(session._turn)
+            if driver.ready():
+                await self._do(driver.step)
             else:
                 await self._changed.wait()
 
     @property
     def text(self) -> LiveText:
         """`Session.text`: the text so far."""
-        return self._session.text
+        return self._driver.text
 
     @property
     def lost(self) -> float:
         """`Session.lost`: seconds of audio that were lost."""
-        return self._session.lost
+        return self._driver.lost
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._session.closed
+        return self._driver.state is State.CLOSED
 
     def poll(self) -> list[Event]:
         """`Session.poll`: the events since the last call. May be called from any thread."""
-        return self._session.poll()
+        return list(iter(self._driver.next_event, None))
 
     async def finish(self) -> Transcript:
         """`Session.finish`: ends the audio, and gives the transcript of all of it."""
-        self._session.end()
-        return await self._do(self._session.finish)
+        self._driver.end()
+        return await self._do(self._driver.finish)
 
     async def tokens(self) -> AsyncIterator[Token]:
         """`Session.tokens`: ends the audio, and gives its tokens one by one as they are decoded."""
-        while (token := await self._do(self._session._next_token)) is not None:
+        while (token := await self._do(self._driver.next_token)) is not None:
             yield token
 
     def __aiter__(self) -> AsyncIterator[Token]:
@@ -115,15 +114,15 @@ class AsyncSession:
 
     async def reset(self) -> None:
         """`Session.reset`: waits for the work that is going on, and forgets audio, text and a cancellation."""
-        await self._do(self._session.reset)
+        await self._do(self._driver.reset)
 
     def cancel(self) -> None:
         """`Session.cancel`: stops what is running. May be called from any thread."""
-        self._session.cancel()
+        self._driver.cancel()
 
     async def close(self) -> None:
         """Cancels what is running, waits for its end, and frees the session's memory. Leaving `async with` does it."""
-        self._session.close()
+        self._driver.close()
         if self._work is not None:
             await asyncio.gather(self._work, return_exceptions=True)
 

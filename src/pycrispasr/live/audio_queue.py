@@ -1,4 +1,4 @@
-"""Samples on their way from the thread that records them to the one that works on them."""
+"""Bounded queue between capture and decoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycrispasr.audio import Samples
 _PATIENCE = 0.5  # seconds between looks at the clock, since some systems do not interrupt a wait
 
 
-class Handover:
+class AudioQueue:
     """A bounded queue of blocks of samples. Any thread may use it.
 
     Args:

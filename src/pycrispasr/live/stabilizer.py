@@ -1,11 +1,11 @@
-"""Text that can be shown while somebody speaks: what stands, and what may still change."""
+"""Text that can be shown while somebody speaks: what is committed, and what may still change (LocalAgreement)."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
-import unicodedata
+
+from pycrispasr.text import join, pieces, separator
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,16 +25,16 @@ class LiveText:
         return self.committed + self.tentative
 
 
-class Caption:
-    """Makes a `LiveText` of hypotheses and final texts.
+class Stabilizer:
+    """Makes a `LiveText` of hypotheses and final texts (LocalAgreement of two, word by word).
 
     A word is committed when two hypotheses in succession have it in the same place, and another word after it: the
     last word of a hypothesis may be cut off in the middle.
     """
 
     def __init__(self) -> None:
-        self._before = ""  # text of the stretches that are complete
-        self._stands: list[str] = []  # pieces of this stretch that are committed
+        self._before = ""  # text of the segments that are complete
+        self._committed: list[str] = []  # pieces of this segment that are committed
         self._last: list[str] = []  # pieces of the last hypothesis
         self._text = LiveText()
 
@@ -44,10 +44,10 @@ class Caption:
         return self._text
 
     def hear(self, hypothesis: str) -> tuple[str, str]:
-        """The next hypothesis for this stretch.
+        """The next hypothesis for this segment.
 
         Returns:
-            What is committed of this stretch, and what is tentative.
+            What is committed of this segment, and what is tentative.
         """
         now = pieces(hypothesis)
         before, rest = self._rest(self._last), self._rest(now)
@@ -56,56 +56,30 @@ class Caption:
             if one != other:
                 break
             agreed += 1
-        self._stands += rest[:agreed]
+        self._committed += rest[:agreed]
         self._last = now
         tentative = "".join(rest[agreed:])
         self._show(tentative)
-        return "".join(self._stands), tentative
+        return "".join(self._committed), tentative
 
     def end(self, final: str) -> None:
-        """The final text of this stretch; another one begins."""
-        self._stands += self._rest(pieces(final))
+        """The final text of this segment; the next one begins."""
+        self._committed += self._rest(pieces(final))
         self._show("")
-        self._before, self._stands, self._last = self._text.committed, [], []
+        self._before, self._committed, self._last = self._text.committed, [], []
 
     def _show(self, tentative: str) -> None:
-        stands = "".join(self._stands)
-        committed = self._before + separator(self._before, stands) + stands
+        committed = join(self._before, "".join(self._committed))
         self._text = LiveText(committed, separator(committed, tentative) + tentative)
 
     def _rest(self, text: list[str]) -> list[str]:
         """What follows the committed pieces in a text, also where it has changed its mind about them."""
-        stands = len(self._stands)
-        if text[:stands] == self._stands:
-            return text[stands:]
-        blocks = difflib.SequenceMatcher(None, self._stands, text, autojunk=False).get_matching_blocks()
+        committed = len(self._committed)
+        if text[:committed] == self._committed:
+            return text[committed:]
+        blocks = difflib.SequenceMatcher(None, self._committed, text, autojunk=False).get_matching_blocks()
         same = [block for block in blocks if block.size]
         if not same:
-            return text[stands:]
+            return text[committed:]
         last = same[-1]
-        return text[last.b + stands - last.a :]  # what was committed after it has as many other pieces in its place
-
-
-def pieces(text: str) -> list[str]:
-    """Words with the space before them; each character alone where writing has no spaces."""
-    found = []
-    for word in re.findall(r"\s*\S+", text.strip()):
-        piece = ""
-        for character in word:
-            if piece.strip() and (_wide(character) or _wide(piece[-1])):
-                found.append(piece)
-                piece = ""
-            piece += character
-        found.append(piece)
-    return found
-
-
-def separator(before: str, after: str) -> str:
-    """A space where two texts that were cut apart need one: not beside Chinese, whose writing has none."""
-    if not before or not after or before[-1].isspace() or after[0].isspace():
-        return ""
-    return "" if _wide(before[-1]) or _wide(after[0]) else " "
-
-
-def _wide(character: str) -> bool:
-    return unicodedata.east_asian_width(character) in "WF"
+        return text[last.b + committed - last.a :]  # what was committed after it has as many other pieces in its place

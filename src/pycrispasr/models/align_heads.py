@@ -17,12 +17,12 @@ import numpy as np
 
 from pycrispasr import audio
 from pycrispasr.decoding import word_times
-from pycrispasr.decoding.scheduler import Stretch
+from pycrispasr.decoding.recording import Task
 from pycrispasr.errors import AudioError, PycrispasrError, UsageError
-from pycrispasr.live.stabilizer import pieces
 from pycrispasr.models import hub
 from pycrispasr.runtimes import native
 from pycrispasr.segmentation import segmenter
+from pycrispasr.text import pieces
 
 _FEWEST = 10  # words that must have been understood
 
@@ -60,8 +60,8 @@ def calibrate(
         recordings: Audio files, each with its text; some minutes of clear speech are enough.
         out: The file to write; by default `word_times.side_file` of the model.
         threads: Threads for computing; by default one for each physical core.
-        max_new_tokens: Where the text of a stretch of at most 30 seconds is cut.
-        progress: Called with the seconds of audio done and their total after each stretch.
+        max_new_tokens: Where the text of a segment of at most 30 seconds is cut.
+        progress: Called with the seconds of audio done and their total after each segment.
 
     Raises:
         AudioError: A recording cannot be read. Nothing is written.
@@ -81,14 +81,14 @@ def calibrate(
     for samples, recording, text in clips:
         said = [_plain(piece) for piece in pieces(text)]
         of += len(said)
-        heard: list[tuple[str, int, range]] = []  # words, the stretch of each, and its tokens
+        heard: list[tuple[str, int, range]] = []  # words, the segment of each, and its tokens
         attentions: list[np.ndarray] = []
         for start, end in segmenter.plan(samples):
             try:
-                stretch, attention = _transcribe(opened, session, samples[start:end])
+                task, attention = _transcribe(opened, session, samples[start:end])
             except AudioError as error:
                 raise AudioError(f"{os.fspath(recording)}: {error}") from None
-            for word, first, last in word_times.token_ranges(stretch.tokens, stretch.text):
+            for word, first, last in word_times.token_ranges(task.tokens, task.text):
                 heard.append((_plain(word), len(attentions), range(first, last + 1)))
             attentions.append(attention)
             done += (end - start) / audio.SAMPLE_RATE
@@ -98,7 +98,7 @@ def calibrate(
         right = [heard[k] for block in matcher.get_matching_blocks() for k in range(block.a, block.a + block.size)]
         understood += len(right)
         for number, attention in enumerate(attentions):
-            steps = [step for _, stretch_of, steps in right if stretch_of == number for step in steps]
+            steps = [step for _, segment_of, steps in right if segment_of == number for step in steps]
             steps = sorted(set(steps))
             if len(steps) > 1:
                 tokens += len(steps)
@@ -108,11 +108,11 @@ def calibrate(
             f"the model understood {understood} of {of} words, and {_FEWEST} are needed: name recordings that it "
             "transcribes well, each with its own text"
         )
-    merit = sums / max(tokens, 1)
-    chosen = word_times.best(merit)
+    mean_scores = sums / max(tokens, 1)
+    chosen = word_times.best(mean_scores)
     found = Calibration(
         tuple(heads[place] for place in chosen),
-        tuple(round(float(merit[place]), 3) for place in chosen),
+        tuple(round(float(mean_scores[place]), 3) for place in chosen),
         understood,
         of,
     )
@@ -122,15 +122,12 @@ def calibrate(
 
 def _transcribe(
     model: native.NativeModel, session: native.NativeSession, samples: audio.Samples
-) -> tuple[Stretch, np.ndarray]:
-    """The text of a stretch, and what all heads attended to while it was written, `[steps, heads, rows]`."""
-    session.reset()
-    session.feed(samples)
-    session.end()
-    stretch = Stretch(0, samples)
-    for token, probability in iter(session.next, None):
-        stretch.add(token, probability, model.token_bytes(token))
-    return stretch, session.attention()
+) -> tuple[Task, np.ndarray]:
+    """The text of a segment, and what all heads attended to while it was written, `[steps, heads, rows]`."""
+    task = Task(0, samples)
+    for token, probability in session.decode_clip(samples):
+        task.add(token, probability, model.token_bytes(token))
+    return task, session.attention()
 
 
 def _plain(word: str) -> str:

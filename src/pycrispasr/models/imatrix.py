@@ -11,6 +11,7 @@ Needs the package `gguf`: `pip install 'pycrispasr[convert]'`.
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,8 +47,8 @@ def collect(
         recordings: Audio files like those that the model will hear; some minutes are enough.
         out: The file to write.
         threads: Threads for computing; by default one for each physical core.
-        max_new_tokens: Where the text of a stretch of at most 30 seconds is cut.
-        progress: Called with the seconds of audio done and their total after each stretch.
+        max_new_tokens: Where the text of a segment of at most 30 seconds is cut.
+        progress: Called with the seconds of audio done and their total after each segment.
 
     Raises:
         AudioError: A recording cannot be read. Nothing is written.
@@ -66,14 +67,14 @@ def collect(
         importance=True,
     )
     clips = [audio.load(recording) for recording in recordings]
-    total, done, stretches = sum(map(len, clips)), 0, 0
+    total, done, n_segments = sum(map(len, clips)), 0, 0
     for recording, clip in zip(recordings, clips, strict=True):
         for start, end in segmenter.plan(clip):
             try:
-                _transcribe(session, clip[start:end])
+                collections.deque(session.decode_clip(clip[start:end]), maxlen=0)
             except AudioError as error:
                 raise AudioError(f"{os.fspath(recording)}: {error}") from None
-            done, stretches = done + end - start, stretches + 1
+            done, n_segments = done + end - start, n_segments + 1
             if progress:
                 progress(done / audio.SAMPLE_RATE, total / audio.SAMPLE_RATE)
     values = {
@@ -82,7 +83,7 @@ def collect(
         "imatrix.datasets": Value(
             gguf_file.ARRAY, [Path(recording).name for recording in recordings], gguf_file.STRING
         ),
-        "imatrix.chunk_count": Value(gguf_file.U32, stretches),
+        "imatrix.chunk_count": Value(gguf_file.U32, n_segments),
         "imatrix.chunk_size": Value(gguf_file.U32, round(audio.CHUNK_SECONDS * audio.SAMPLE_RATE)),
     }
     tensors = []
@@ -121,12 +122,3 @@ def read(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:
             weights = sums / counts[0]
             found[matrix] = np.maximum(weights, _SMALLEST * weights.mean())
     return found
-
-
-def _transcribe(session: native.NativeSession, samples: audio.Samples) -> None:
-    """One stretch; what went through the matrices stays in the session."""
-    session.reset()
-    session.feed(samples)
-    session.end()
-    while session.next() is not None:
-        pass

@@ -8,12 +8,15 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pycrispasr.errors import UsageError
-from pycrispasr.live.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
-from pycrispasr.live.stabilizer import pieces, separator
-from pycrispasr.results.transcript import Segment, Transcript, Word, without_nan
+from pycrispasr.results.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
+from pycrispasr.results.segment import Segment, Word, without_nan
+from pycrispasr.text import is_wide, pieces, separator
+
+if TYPE_CHECKING:
+    from pycrispasr.results.transcript import Transcript
 
 Format = Literal["txt", "srt", "vtt", "tsv", "json", "audacity"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -212,11 +215,7 @@ def _width_of_line(line: list[Word]) -> int:
 def _width(text: str) -> int:
     """Columns that it takes on a screen."""
     return sum(
-        0
-        if unicodedata.category(character) in ("Mn", "Me", "Cf")
-        else 2
-        if unicodedata.east_asian_width(character) in "WF"
-        else 1
+        0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else 2 if is_wide(character) else 1
         for character in text
     )
 

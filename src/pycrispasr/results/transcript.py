@@ -5,71 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-Status = Literal["ok", "truncated", "looped", "failed", "cancelled"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Word:
-    """A word, and when it was said.
-
-    Attributes:
-        text: The word with its punctuation, without whitespace around it. Writing that has no spaces, such as Chinese,
-            gives a "word" for each character.
-        start: Seconds from the beginning of the audio.
-        end: Seconds from the beginning of the audio.
-        probability: The smallest probability of its tokens.
-    """
-
-    text: str
-    start: float
-    end: float
-    probability: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Token:
-    """One step of the decoder.
-
-    Attributes:
-        id: Index in the model's vocabulary, or -1 where the runtime does not tell it.
-        text: The characters that became complete with this token. A token can end inside a UTF-8 character: that
-            character is in the text of the token which completes it, and this text can be empty.
-        probability: Softmax of the decoder's logits at this token, 0 to 1; NaN where the runtime does not tell it.
-        start: Seconds from the beginning of the audio, or None where no times were asked for.
-        end: Seconds from the beginning of the audio, or None.
-    """
-
-    id: int
-    text: str
-    probability: float
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Segment:
-    """The text of one stretch of audio.
-
-    Attributes:
-        start: Seconds from the beginning of the audio.
-        end: Seconds from the beginning of the audio.
-        text: Its text, without surrounding whitespace.
-        tokens: The tokens that the text was decoded from.
-        status: "ok"; "truncated" when the limit on new tokens, or the model's context, was reached before the model
-            said that the text is complete; "looped" when the same phrase came again and again, and decoding was
-            stopped; "failed" when it could not be worked on, see `error`; "cancelled" when decoding was stopped inside
-            this segment.
-        words: Its words with their times, where these were asked for, or else None.
-        error: What went wrong where the status is "failed", or else None.
-    """
-
-    start: float
-    end: float
-    text: str
-    tokens: tuple[Token, ...]
-    status: Status
-    words: tuple[Word, ...] | None = None
-    error: str | None = None
+from pycrispasr.results import formats
+from pycrispasr.results.segment import Segment, without_nan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,7 +42,7 @@ class Transcript:
 
     Attributes:
         text: The whole text, without surrounding whitespace.
-        segments: One for each stretch of at most 30 seconds, in order.
+        segments: One for each piece of at most 30 seconds of audio, in order.
         duration: Seconds of audio.
         language: Code of the language, or None where the model does not tell it.
         complete: True when every segment's status is "ok", and no audio was lost on the way.
@@ -130,8 +67,6 @@ class Transcript:
 
     def to_txt(self) -> str:
         """The text alone, in one piece and without a newline at its end."""
-        from pycrispasr.results import formats
-
         return formats.to_txt(self)
 
     def to_srt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
@@ -146,8 +81,6 @@ class Transcript:
         Raises:
             UsageError: `max_line_chars` is below 2, `max_lines` below 1, or `max_cue_seconds` below 0.1 or infinite.
         """
-        from pycrispasr.results import formats
-
         return formats.to_srt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
 
     def to_vtt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
@@ -164,20 +97,14 @@ class Transcript:
         Raises:
             UsageError: As for `to_srt`.
         """
-        from pycrispasr.results import formats
-
         return formats.to_vtt(self, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
 
     def to_tsv(self) -> str:
         """A table: start and end in milliseconds and the text of each segment, separated by tabs, below a header."""
-        from pycrispasr.results import formats
-
         return formats.to_tsv(self)
 
     def to_audacity(self) -> str:
         """Labels that Audacity imports: one for each word where words have times, else for each segment."""
-        from pycrispasr.results import formats
-
         return formats.to_audacity(self)
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -186,11 +113,4 @@ class Transcript:
         Args:
             indent: Spaces for each level, or None for one line.
         """
-        from pycrispasr.results import formats
-
         return formats.to_json(self, indent=indent)
-
-
-def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes dictionaries for `dataclasses.asdict` in which None stands for NaN, which JSON does not have."""
-    return {name: None if value != value else value for name, value in fields}

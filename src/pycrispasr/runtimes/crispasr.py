@@ -16,27 +16,21 @@ import importlib.util
 import logging
 import math
 import os
-import struct
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pycrispasr import audio
 from pycrispasr.errors import (
-    AudioError,
     DeviceError,
     InstallationError,
     ModelFormatError,
     UnsupportedModelError,
 )
-from pycrispasr.live.stabilizer import separator
-from pycrispasr.models import gguf_file
-from pycrispasr.results.transcript import Segment, Timings, Token, Transcript
+from pycrispasr.results.segment import Segment, Token
 from pycrispasr.runtimes.native import NativeHandle
-from pycrispasr.segmentation import segmenter
 
 HOW = "install it with `pip install 'pycrispasr[crispasr]'`"
 """How to get the library."""
@@ -76,12 +70,6 @@ void whisper_log_set(log_callback callback, void *data);
 """
 
 _LIBRARY_NAMES = {"win32": ("crispasr.dll", "libcrispasr.dll"), "darwin": ("libcrispasr.dylib",)}
-MOSS_VOCABULARY = 151671
-"""Tokens that a MOSS-Transcribe file must have: the library's prompt has fixed ids up to 151670."""
-
-_WHISPER_MAGIC = b"lmgg"  # begins the files of whisper.cpp, which are no GGUF
-_WHISPER_MULTILINGUAL_VOCABULARY = 51865
-
 # Their ggml's level by number. What they call an error is often none: an exception tells what matters.
 _LOG_LEVELS = {3: logging.INFO, 4: logging.WARNING}
 
@@ -151,43 +139,6 @@ def _route_log(ffi: Any, lib: Any) -> None:
     atexit.register(route, ffi.NULL)  # what the library frees after Python has ended must not call Python
 
 
-def architecture(path: Path) -> str | None:
-    """What a model file says it holds; "whisper" for whisper.cpp's own format; None where it is no model file."""
-    if _whisper_vocabulary(path):
-        return "whisper"
-    try:
-        return str(gguf_file.read(path)[0].get("general.architecture", ""))
-    except Exception:  # noqa: BLE001  a damaged file raises whatever its contents lead to
-        return None
-
-
-def check_vocabulary(path: Path) -> None:
-    """Refuses a MOSS-Transcribe file whose vocabulary lacks the ids that are fixed in the library.
-
-    Raises:
-        UnsupportedModelError: The library would end the process with it.
-    """
-    try:
-        tokens = gguf_file.read(path)[0].get("moss_transcribe.llm.vocab_size", MOSS_VOCABULARY)
-    except Exception:  # noqa: BLE001  a damaged file raises whatever its contents lead to; opening it tells more
-        return
-    if isinstance(tokens, int) and tokens < MOSS_VOCABULARY:
-        raise UnsupportedModelError(
-            f"{str(path)!r} has {tokens} tokens: CrispASR's library takes MOSS-Transcribe files with the published "
-            f"vocabulary only, of at least {MOSS_VOCABULARY}; use runtime='pycrispasr' for this one"
-        )
-
-
-def _whisper_vocabulary(path: Path) -> int:
-    """The number of tokens that a file of whisper.cpp's own format tells; 0 for any other file."""
-    try:
-        with path.open("rb") as file:
-            magic, size = struct.unpack("<4si", file.read(8))
-    except (OSError, struct.error):
-        return 0
-    return size if magic == _WHISPER_MAGIC else 0
-
-
 class CrispasrModel:
     """A session of the library with one model. Any thread may use it; they take turns.
 
@@ -195,6 +146,8 @@ class CrispasrModel:
         path: The model file.
         device: "auto" or "cpu".
         threads: 0 for as many as this process has processors.
+        architecture: What the file says it holds, for errors; None where it is no model file.
+        multilingual: It is to find out the language; it takes everything for English otherwise.
 
     Raises:
         InstallationError: The library is missing or cannot be used.
@@ -203,11 +156,18 @@ class CrispasrModel:
         DeviceError: There is no such device.
     """
 
-    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str = "auto",
+        threads: int = 0,
+        *,
+        architecture: str | None = None,
+        multilingual: bool = False,
+    ) -> None:
         ffi, lib = self._ffi, self._lib = library()
         if device not in ("auto", "cpu"):
             raise DeviceError(f"there is no device {device!r} for CrispASR's library: it takes 'auto' or 'cpu'")
-        check_vocabulary(path)
         params = ffi.new("open_params *")
         params.abi_version, params.flash_attn, params.n_gpu_layers = 2, 1, -1
         params.use_gpu = device == "auto"
@@ -215,75 +175,39 @@ class CrispasrModel:
         with _open_lock:
             pointer = lib.crispasr_session_open_with_params(os.fsencode(path), ffi.NULL, params)
         if not pointer:
-            kind = architecture(path)
-            if kind is None:
+            if architecture is None:
                 raise ModelFormatError(f"{str(path)!r} is no model file that CrispASR's library can read")
             raise UnsupportedModelError(
-                f"CrispASR's library cannot load {str(path)!r}, a model of architecture {kind!r}: it does not know "
-                "this architecture, or lacks a file that belongs to the model, or the file is damaged"
+                f"CrispASR's library cannot load {str(path)!r}, a model of architecture {architecture!r}: it does not "
+                "know this architecture, or lacks a file that belongs to the model, or the file is damaged"
             )
         self._handle = NativeHandle("model", pointer, lib.crispasr_session_close)
         self.backend = _text(ffi, lib.crispasr_session_backend(pointer))
-        multilingual = _whisper_vocabulary(path) >= _WHISPER_MULTILINGUAL_VOCABULARY
-        self._language = b"auto" if multilingual else None  # it takes everything for English otherwise
+        self._language = "auto" if multilingual else None
         self._lock = threading.Lock()
 
-    def transcribe(
-        self,
-        samples: audio.Samples,
-        *,
-        vad: segmenter.Vad = "auto",
-        silence: float | None = None,
-        max_new_tokens: int = 512,
-        progress: Callable[[float, float], object] | None = None,
-    ) -> Transcript:
-        """Transcribes mono samples at 16 kHz, a stretch of at most 30 seconds after the other.
+    def decode_segment(
+        self, samples: audio.Samples, language: str | None, max_new_tokens: int
+    ) -> tuple[list[Segment], str | None]:
+        """The text of one segment of audio.
 
         Args:
-            samples: Shape `[n]`.
-            vad: As for `segmenter.Cutter`.
-            silence: As for `segmenter.Cutter`.
+            samples: Mono at 16 kHz, shape `[n]`, at most 30 seconds.
+            language: What the library told of the segment before, or None.
             max_new_tokens: For models that heed it.
-            progress: Called with the seconds of audio done and their total.
+
+        Returns:
+            Segments with times from its beginning, and the language where the library tells it.
 
         Raises:
-            AudioError: There are no samples.
             UnsupportedModelError: The model is not one for recognising speech.
         """
-        if not len(samples):
-            raise AudioError("the audio is empty: it has 0 samples")
-        begun, total = time.perf_counter(), len(samples) / audio.SAMPLE_RATE
-        segments: list[Segment] = []
-        text, language = "", self._language
-        if progress:
-            progress(0.0, total)
-        for start, end in segmenter.plan(samples, vad=vad, silence=silence):
-            found, told = self._stretch(samples[start:end], language, max_new_tokens)
-            language = told or language
-            for segment in found:
-                segments.append(_moved(segment, start / audio.SAMPLE_RATE, end / audio.SAMPLE_RATE, text))
-                text += separator(text, segment.text) + segment.text
-            if progress:
-                progress(end / audio.SAMPLE_RATE, total)
-        return Transcript(
-            text=text,
-            segments=tuple(segments),
-            duration=total,
-            language=language.decode() if language and language != b"auto" else None,
-            complete=True,
-            timings=Timings(total=time.perf_counter() - begun, tokens=sum(len(segment.tokens) for segment in segments)),
-        )
-
-    def _stretch(
-        self, samples: audio.Samples, language: bytes | None, max_new_tokens: int
-    ) -> tuple[list[Segment], bytes | None]:
-        """The segments of one stretch, with times from its beginning, and the language where the library tells it."""
         ffi, lib = self._ffi, self._lib
-        data = ffi.from_buffer("float[]", samples)
+        data, wanted = ffi.from_buffer("float[]", samples), language or self._language
         with self._lock:
             lib.crispasr_session_set_max_new_tokens(self._handle.pointer, max_new_tokens)
             result = lib.crispasr_session_transcribe_lang(
-                self._handle.pointer, data, len(samples), ffi.NULL if language is None else language
+                self._handle.pointer, data, len(samples), ffi.NULL if wanted is None else wanted.encode()
             )
             if not result:
                 raise UnsupportedModelError(
@@ -297,8 +221,8 @@ class CrispasrModel:
                 lib.crispasr_session_result_free(result)
             code = ffi.new("char[32]")
             lib.crispasr_session_detected_language(self._handle.pointer, code, len(code))
-        told = ffi.string(code)
-        return segments, told if told not in (b"", b"unknown", b"auto") else None
+        told = _text(ffi, code)
+        return segments, language if told in ("", "unknown", "auto") else told
 
     def _segment(self, result: Any, index: int) -> Segment:
         lib = self._lib
@@ -336,30 +260,6 @@ class CrispasrModel:
         start = getattr(self._lib, f"crispasr_session_result_{kind}_t0")(result, *place)
         end = getattr(self._lib, f"crispasr_session_result_{kind}_t1")(result, *place)
         return (start / 100, end / 100) if 0 <= start <= end and end > 0 else (None, None)
-
-
-def _moved(segment: Segment, start: float, end: float, before: str) -> Segment:
-    """A segment with times from the recording's beginning, inside its stretch.
-
-    Args:
-        segment: With times from the stretch's beginning.
-        start: Seconds where the stretch begins.
-        end: Seconds where it ends.
-        before: The recording's text up to here.
-    """
-
-    def moved(seconds: float | None) -> float | None:
-        return None if seconds is None else min(start + seconds, end)
-
-    tokens = [Token(t.id, t.text, t.probability, moved(t.start), moved(t.end)) for t in segment.tokens]
-    for index, token in enumerate(tokens):
-        if text := token.text.lstrip():  # the first text begins with what separates it from the segment before
-            text = separator(before, text) + text
-            tokens[index] = Token(token.id, text, token.probability, token.start, token.end)
-            break
-    return Segment(
-        min(start + segment.start, end), min(start + segment.end, end), segment.text, tuple(tokens), segment.status
-    )
 
 
 def _processors() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +67,6 @@ class Stages:
 
     def __init__(self, model: str | os.PathLike[str], threads: int = 2) -> None:
         self._ffi, self._lib, self._c = _library()
-        crispasr.check_vocabulary(Path(model))
         os.environ.setdefault("CRISPASR_MOSS_TRANSCRIBE_NO_LOOPFIX", "1")  # the tokens as they were decoded
         params = self._ffi.new("params *", [threads, 0, False, False])
         self._context = self._lib.moss_transcribe_init_from_file(os.fsencode(model), params[0])

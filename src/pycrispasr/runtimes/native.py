@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +118,6 @@ def drain_log() -> None:
     level, text = ffi.new("pcr_log_level *"), ffi.new("char[2048]")
     while lib.pcr_take_log(level, text, len(text)) == lib.PCR_OK:
         _logger.log(10 * (int(level[0]) + 1), "%s", _text(ffi, text))
-
-
-def int32(name: str, value: int) -> int:
-    """`value`, which C takes as an int32_t.
-
-    Raises:
-        TypeError: It is no whole number.
-        UsageError: It does not fit.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if not -(2**31) <= value < 2**31:
-        raise errors.UsageError(f"{name} cannot be {value}: it is out of range")
-    return value
 
 
 def row_bytes(kind: str, row_length: int) -> int:
@@ -365,12 +351,12 @@ class NativeSession:
         self._model = model
         self.sequences = sequences
         self._n_heads = len(heads)
-        pairs = ffi.new("int32_t[]", [int32("a head", number) for head in heads for number in head])
+        pairs = ffi.new("int32_t[]", [_int32("a head", number) for head in heads for number in head])
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
         lib.pcr_session_params_default(params)
-        params.threads = int32("threads", threads)
-        params.max_new_tokens = int32("max_new_tokens", max_new_tokens)
-        params.sequences = int32("sequences", sequences)
+        params.threads = _int32("threads", threads)
+        params.max_new_tokens = _int32("max_new_tokens", max_new_tokens)
+        params.sequences = _int32("sequences", sequences)
         params.importance = importance
         params.heads, params.n_heads = pairs, len(heads)
         status = lib.pcr_session_new(model.pointer, params, out)
@@ -413,9 +399,20 @@ class NativeSession:
         """Makes the running call, or else the next one, raise `Cancelled`. Nothing happens to a freed session."""
         self._handle.use(self._lib.pcr_session_cancel)
 
-    def hurry(self) -> None:
+    def finish_early(self) -> None:
         """Makes the running hypothesis, and every later one, end soon: what is missing is taken from the last one."""
         self._handle.use(self._lib.pcr_session_hurry)
+
+    def decode_clip(self, samples: _Floats) -> Iterator[tuple[int, float]]:
+        """Forgets all else, and gives the tokens of one segment of audio, with their probabilities, as they come.
+
+        Args:
+            samples: Mono at 16 kHz, shape `[n]`.
+        """
+        self.reset()
+        self.feed(samples)
+        self.end()
+        return iter(self.next, None)
 
     def clear(self, sequence: int) -> None:
         """Forgets a clip and its text."""
@@ -521,6 +518,17 @@ class NativeSession:
             _check(status, "another thread is using this session: give each thread a session of its own")
         if status < 0:
             _check_work(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
+
+
+def _int32(name: str, value: int) -> int:
+    """A whole number that C takes as an int32_t.
+
+    Raises:
+        UsageError: It does not fit.
+    """
+    if not -(2**31) <= value < 2**31:
+        raise errors.UsageError(f"{name} cannot be {value}: it is out of range")
+    return value
 
 
 def _check(status: int, message: str) -> None:

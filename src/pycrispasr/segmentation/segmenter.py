@@ -1,31 +1,25 @@
-"""Cuts audio, as it comes, into stretches of at most 30 seconds.
+"""Divides audio, as it comes, into segments of at most 30 seconds.
 
-The model gives no times, so that overlapping stretches would say the words at their seams twice. They are cut without
-overlap instead: at pauses where a voice activity detector looks for them, else where it is quietest.
+The model gives no times, so overlapping segments would repeat the words at their seams. Segments do not overlap: they
+end at pauses where a voice activity detector looks for them, else where it is quietest.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pycrispasr.audio import CHUNK_SECONDS, SAMPLE_RATE, Samples
-from pycrispasr.errors import UsageError
-from pycrispasr.live.events import Silence, SpeechStarted
+from pycrispasr.options import ReadingOptions, Vad
 from pycrispasr.segmentation.silero import FRAME, VoiceDetector
 
-Vad = Literal["auto", "on", "off"]
-
 LONGEST = round(CHUNK_SECONDS * SAMPLE_RATE)
-"""Samples of the longest stretch."""
-
-_SILENCE = {"auto": 1.0, "on": 0.8, "off": 0.8}
+"""Samples of the longest segment."""
 
 _REST = 1 * SAMPLE_RATE  # a shorter rest is never cut off
-_SEARCH = 10 * SAMPLE_RATE  # the last part of the longest stretch, where the quietest place is looked for
+_SEARCH = 10 * SAMPLE_RATE  # the last part of the longest segment, where the quietest place is looked for
 _PAUSE_SEARCH = 15 * SAMPLE_RATE  # the same for a pause between words
 _PAUSE = 3 * FRAME  # the shortest of these
 
@@ -40,64 +34,76 @@ _PAD = round(0.3 * SAMPLE_RATE)  # is kept before and after speech
 _STEP = 10 * SAMPLE_RATE  # samples that are taken in at once
 
 
-class Cut(NamedTuple):
-    """A stretch."""
+class AudioSegment(NamedTuple):
+    """The audio of a segment."""
 
     start: int  # in samples from the beginning of the audio
     samples: Samples
 
 
-class Cutter:
-    """Takes samples as they come and gives stretches as they become complete. The blocks do not change the result.
+class SpeechStart(NamedTuple):
+    """Somebody began to speak."""
 
-    Without a detector the stretches cover all audio. Each cut is in the middle of the quietest 0.3 s of the last ten
-    seconds that the stretch may have, and no stretch but a lone one is shorter than one second.
+    place: int  # in samples from the beginning of the audio
 
-    With one, a stretch begins 0.3 s before speech does, and ends 0.3 s after it, as soon as `silence` seconds without
-    speech have followed; what lies between stretches is left out. Speech that goes on for longer than a stretch may
+
+class SpeechEnd(NamedTuple):
+    """Speech ended, and silence followed for as long as ends a segment."""
+
+    place: int  # the end of speech, in samples from the beginning of the audio
+
+
+Mark = AudioSegment | SpeechStart | SpeechEnd
+
+
+class Segmenter:
+    """Takes samples as they come and gives segments as they become complete. The blocks do not change the result.
+
+    Without a detector the segments cover all audio. Each cut is in the middle of the quietest 0.3 s of the last ten
+    seconds that the segment may have, and no segment but a lone one is shorter than one second.
+
+    With one, a segment begins 0.3 s before speech does, and ends 0.3 s after it, as soon as `silence` seconds without
+    speech have followed; what lies between segments is left out. Speech that goes on for longer than a segment may
     be is cut in the middle of the longest pause of its second half, or else as above.
 
-    With "auto", audio of 30 seconds or less is one stretch. For more there is a detector, and only what is quiet too,
+    With "auto", audio of 30 seconds or less is one segment. For more there is a detector, and only what is quiet too,
     20 dB below speech, is left out: noise and music are not, since somebody may speak in them unnoticed.
 
     Args:
         vad: Use a voice activity detector.
-        silence: Seconds without speech that end a stretch. None: 1.0 with "auto", else 0.8.
+        silence: Seconds without speech that end a segment. None: 1.0 with "auto", else 0.8.
 
     Raises:
         UsageError: There is no such `vad`, or `silence` is not positive.
     """
 
     def __init__(self, *, vad: Vad = "off", silence: float | None = None) -> None:
-        if vad not in _SILENCE:
-            raise UsageError(f"vad cannot be {vad!r}: choose 'auto', 'on' or 'off'")
-        if silence is not None and not 0 < silence < math.inf:
-            raise UsageError(f"silence cannot be {silence}: it must be a positive number of seconds")
+        options = ReadingOptions(vad=vad, silence=silence)
         self._detector = VoiceDetector() if vad == "on" else None
         self._auto = vad == "auto"
         self._level = 0.0  # power of speech
-        self._silence = round((_SILENCE[vad] if silence is None else silence) * SAMPLE_RATE)
+        self._silence = round(options.silence_seconds * SAMPLE_RATE)
         self._held = _Held()  # samples from here on
-        self._start = 0  # of the stretch, or the earliest place where the next one may begin
+        self._start = 0  # of the segment, or the earliest place where the next one may begin
         self._open = vad != "on"
         self._now = 0  # samples that the detector has seen
         self._run = 0  # frames of speech before a beginning
         self._spoken = 0  # where speech ended last
-        self._pauses: list[tuple[int, int]] = []  # inside the stretch
+        self._pauses: list[tuple[int, int]] = []  # inside the segment
 
     @property
     def heard(self) -> int:
         """Samples that were pushed."""
         return self._start + len(self._held.view())
 
-    def open(self) -> Cut | None:
-        """The stretch that goes on, or None where none has begun. Its samples stand until the next call.
+    def in_progress(self) -> AudioSegment | None:
+        """The segment in progress, or None where none has begun. Its samples stand until the next call.
 
         It may turn out to end before them.
         """
-        return Cut(self._start, self._held.view()) if self._open else None
+        return AudioSegment(self._start, self._held.view()) if self._open else None
 
-    def push(self, samples: Samples) -> Iterator[Cut | SpeechStarted | Silence]:
+    def push(self, samples: Samples) -> Iterator[Mark]:
         """The next samples, mono at 16 kHz, shape `[n]`. Gives what they bring about, in the order of time."""
         for first in range(0, len(samples), _STEP):
             step = samples[first : first + _STEP]
@@ -115,13 +121,13 @@ class Cutter:
                     self._now += FRAME
                     yield from self._frame(probability)
 
-    def finish(self) -> Iterator[Cut]:
+    def finish(self) -> Iterator[AudioSegment]:
         """What is left when the audio has ended."""
         if self._open:
             end = self.heard
             yield from self._close(end if self._detector is None else min(self._spoken + _PAD, end))
 
-    def _frame(self, probability: float) -> Iterator[Cut | SpeechStarted | Silence]:
+    def _frame(self, probability: float) -> Iterator[Mark]:
         """Decides at the end of a frame, knowing nothing later."""
         loud = self._auto and self._loud(probability)
         if not self._open:
@@ -130,7 +136,7 @@ class Cutter:
             self._drop(begin - _PAD)
             if self._run == _FRAMES:
                 self._open, self._run, self._spoken, self._pauses = True, 0, self._now, []
-                yield SpeechStarted(begin / SAMPLE_RATE)
+                yield SpeechStart(begin)
             return
         if probability >= _NO_SPEECH or loud:
             self._spoken = self._now
@@ -143,7 +149,7 @@ class Cutter:
         if self._now - self._spoken >= self._silence:
             yield from self._close(min(self._spoken + _PAD, self._now))
             self._open = False
-            yield Silence(self._spoken / SAMPLE_RATE)
+            yield SpeechEnd(self._spoken)
         elif self._now - self._start >= LONGEST + _REST:
             longest = self._start + LONGEST
             pause = (self._spoken + self._now) // 2  # that of `_place` may be one in the speech, which need not be cut
@@ -157,7 +163,7 @@ class Cutter:
             self._level += (_LEARN if self._level else 1.0) * (power - self._level)
         return power > (_LOUD * self._level or _SOUND)
 
-    def _close(self, end: int) -> Iterator[Cut]:
+    def _close(self, end: int) -> Iterator[AudioSegment]:
         """The rest until there, which may have to be cut once more."""
         while (longest := self._start + LONGEST) < end:
             if self._detector is not None and self._spoken <= longest:
@@ -167,15 +173,15 @@ class Cutter:
         if end > self._start:
             yield from self._speech(end)
 
-    def _speech(self, end: int) -> Iterator[Cut]:
+    def _speech(self, end: int) -> Iterator[AudioSegment]:
         """What is cut off there, unless it is known that nobody speaks in it."""
         silent = self._detector is not None and self._spoken <= self._start
         cut = self._cut(end)
         if not silent:
             yield cut
 
-    def _cut(self, end: int) -> Cut:
-        cut = Cut(self._start, self._held.view()[: end - self._start].copy())
+    def _cut(self, end: int) -> AudioSegment:
+        cut = AudioSegment(self._start, self._held.view()[: end - self._start].copy())
         self._drop(end)
         return cut
 
@@ -203,15 +209,15 @@ def plan(samples: Samples, *, vad: Vad = "off", silence: float | None = None) ->
 
     Args:
         samples: Mono at 16 kHz, shape `[n]`.
-        vad: As for `Cutter`.
-        silence: As for `Cutter`.
+        vad: As for `Segmenter`.
+        silence: As for `Segmenter`.
 
     Returns:
-        (start, end) of every stretch in samples, in order. Empty for no samples.
+        (start, end) of every segment in samples, in order. Empty for no samples.
     """
-    cutter = Cutter(vad=vad, silence=silence)
-    marks = [*cutter.push(samples), *cutter.finish()]
-    return [(mark.start, mark.start + len(mark.samples)) for mark in marks if isinstance(mark, Cut)]
+    segmenter = Segmenter(vad=vad, silence=silence)
+    marks = [*segmenter.push(samples), *segmenter.finish()]
+    return [(mark.start, mark.start + len(mark.samples)) for mark in marks if isinstance(mark, AudioSegment)]
 
 
 def quietest(samples: Samples, begin: int, end: int) -> int:

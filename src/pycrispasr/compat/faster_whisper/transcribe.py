@@ -11,16 +11,16 @@ from pycrispasr.audio import CHUNK_SECONDS, SAMPLE_RATE
 from pycrispasr.compat import common
 from pycrispasr.compat.faster_whisper.vad import VadOptions
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.live.stabilizer import separator
-from pycrispasr.model import BATCH
+from pycrispasr.options import BATCH
 from pycrispasr.results.formats import spaced_words
 from pycrispasr.segmentation.silero import FRAME
+from pycrispasr.text import separator
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pycrispasr.model import Precision
+    from pycrispasr.options import Precision
 
 _PRECISIONS: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _FRAME = FRAME / SAMPLE_RATE  # seconds of the detector's step: no shorter silence can be found

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pycrispasr.audio import Samples
 from pycrispasr.compat import common
 from pycrispasr.errors import UnsupportedOperationError
-from pycrispasr.results.transcript import Segment
+from pycrispasr.results.segment import Segment
 
 if TYPE_CHECKING:
     from pycrispasr.compat.whisper.model import Whisper

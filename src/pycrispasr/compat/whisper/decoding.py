@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pycrispasr.compat import common
 from pycrispasr.compat.whisper.audio import Mel
-from pycrispasr.live.stabilizer import separator
-from pycrispasr.results.transcript import Segment
+from pycrispasr.results.segment import Segment
+from pycrispasr.text import separator
 
 if TYPE_CHECKING:
     from pycrispasr.compat.whisper.model import Whisper

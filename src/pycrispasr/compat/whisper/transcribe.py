@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pycrispasr.compat import common
-from pycrispasr.live.stabilizer import separator
 from pycrispasr.results.formats import spaced_words
-from pycrispasr.results.transcript import Segment
+from pycrispasr.results.segment import Segment
+from pycrispasr.text import separator
 
 if TYPE_CHECKING:
     from pycrispasr.compat.whisper.model import Whisper

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycrispasr.live.stabilizer import Caption, pieces
+from pycrispasr.live.stabilizer import Stabilizer
+from pycrispasr.text import pieces
 
 WORDS = st.lists(st.sampled_from(["a", "b", "no", "b,", "你好", "世", "x。y"]), max_size=8).map(" ".join)
 STRETCHES = st.lists(st.tuples(st.lists(WORDS, max_size=6), WORDS), min_size=1, max_size=4)
@@ -17,7 +18,7 @@ STRETCHES = st.lists(st.tuples(st.lists(WORDS, max_size=6), WORDS), min_size=1, 
 @settings(max_examples=500, deadline=None)
 @given(stretches=STRETCHES)
 def test_committed_text_is_never_retracted(stretches: list[tuple[list[str], str]]) -> None:
-    caption = Caption()
+    caption = Stabilizer()
     shown = [caption.text.committed]
     for hypotheses, final in stretches:
         committed = ""
@@ -36,7 +37,7 @@ def test_committed_text_is_never_retracted(stretches: list[tuple[list[str], str]
 @given(final=WORDS, seed=st.randoms())
 def test_where_hypotheses_agree_the_text_is_the_final_one(final: str, seed: object) -> None:
     words = pieces(final)
-    caption = Caption()
+    caption = Stabilizer()
     for count in range(len(words) + 1):
         caption.hear("".join(words[:count]))
         assert str(caption.text) == "".join(words[:count])
@@ -45,7 +46,7 @@ def test_where_hypotheses_agree_the_text_is_the_final_one(final: str, seed: obje
 
 
 def test_a_word_is_committed_when_two_hypotheses_have_it_and_another_after_it() -> None:
-    caption = Caption()
+    caption = Stabilizer()
     assert caption.hear("one two") == ("", "one two")
     assert caption.hear("one too three") == ("one", " too three")
     assert caption.hear("one too three") == ("one too", " three")
@@ -55,7 +56,7 @@ def test_a_word_is_committed_when_two_hypotheses_have_it_and_another_after_it() 
 
 
 def test_a_hypothesis_that_changes_committed_words_goes_on_after_them() -> None:
-    caption = Caption()
+    caption = Stabilizer()
     caption.hear("it is a nice day today")
     caption.hear("it is a nice day today")
     assert caption.text.committed == "it is a nice day"
@@ -66,7 +67,7 @@ def test_a_hypothesis_that_changes_committed_words_goes_on_after_them() -> None:
 
 
 def test_a_final_text_that_is_shorter_retracts_nothing() -> None:
-    caption = Caption()
+    caption = Stabilizer()
     caption.hear("one two three")
     caption.hear("one two three")
     caption.end("")

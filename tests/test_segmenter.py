@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycrispasr import audio
-from pycrispasr.live.events import Silence, SpeechStarted
-from pycrispasr.segmentation import segmenter as cutter_module
-from pycrispasr.segmentation.segmenter import Cut, Cutter, Vad, plan
+from pycrispasr.options import Vad
+from pycrispasr.segmentation import segmenter as segmenter_module
+from pycrispasr.segmentation.segmenter import AudioSegment, Mark, Segmenter, SpeechEnd, SpeechStart, plan
 from pycrispasr.segmentation.silero import FRAME
 
 from .sounds import make_tones
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 RATE = 16000
-Marks = list[Cut | SpeechStarted | Silence]
+Marks = list[Mark]
 
 
 class Told:
@@ -38,24 +38,24 @@ class Told:
 def cut(
     samples: np.ndarray, blocks: list[int], told: list[float] | None = None, silence: float = 0.8, vad: Vad = "on"
 ) -> Marks:
-    """What a cutter gives for audio in blocks of these sizes, again and again."""
+    """What a segmenter gives for audio in blocks of these sizes, again and again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutter_module, "VoiceDetector", lambda: Told(told or []))
-        return _cut(Cutter(vad="off" if told is None else vad, silence=silence), samples, blocks)
+        patch.setattr(segmenter_module, "VoiceDetector", lambda: Told(told or []))
+        return _cut(Segmenter(vad="off" if told is None else vad, silence=silence), samples, blocks)
 
 
-def _cut(cutter: Cutter, samples: np.ndarray, blocks: list[int]) -> Marks:
+def _cut(segmenter: Segmenter, samples: np.ndarray, blocks: list[int]) -> Marks:
     marks: Marks = []
     start = turn = 0
     while start < len(samples):
         end = start + blocks[turn % len(blocks)]
-        marks += cutter.push(samples[start:end])
+        marks += segmenter.push(samples[start:end])
         start, turn = end, turn + 1
-    return [*marks, *cutter.finish()]
+    return [*marks, *segmenter.finish()]
 
 
 def places(marks: Marks) -> list[tuple[int, int]]:
-    return [(mark.start, mark.start + len(mark.samples)) for mark in marks if isinstance(mark, Cut)]
+    return [(mark.start, mark.start + len(mark.samples)) for mark in marks if isinstance(mark, AudioSegment)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +115,7 @@ def test_with_a_detector_all_speech_is_covered_once(
     assert all(0 < end - start <= 30 * RATE for start, end in stretches)
     assert all(before[1] <= after[0] for before, after in pairwise(stretches))
     for mark in marks:
-        if isinstance(mark, Cut):
+        if isinstance(mark, AudioSegment):
             np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
     covered = np.zeros(len(samples), bool)
     for start, end in stretches:
@@ -125,17 +125,19 @@ def test_with_a_detector_all_speech_is_covered_once(
             assert covered[i * FRAME : (i + 2) * FRAME].all(), i
     whole = cut(samples, [max(1, len(samples))], told, silence)
     assert places(whole) == stretches
-    assert [m for m in whole if not isinstance(m, Cut)] == [m for m in marks if not isinstance(m, Cut)]
+    assert [m for m in whole if not isinstance(m, AudioSegment)] == [
+        m for m in marks if not isinstance(m, AudioSegment)
+    ]
 
 
 def test_an_utterance_has_a_little_on_both_sides_and_its_times_are_told() -> None:
     told = [0.0] * 100 + [0.9] * 50 + [0.0] * 100
     samples = np.zeros(len(told) * FRAME, np.float32)
     started, stretch, silence = cut(samples, [1000], told)
-    assert started == SpeechStarted(100 * FRAME / RATE)
-    assert isinstance(stretch, Cut)
+    assert started == SpeechStart(100 * FRAME)
+    assert isinstance(stretch, AudioSegment)
     assert (stretch.start, len(stretch.samples)) == (100 * FRAME - 4800, 50 * FRAME + 2 * 4800)
-    assert silence == Silence(150 * FRAME / RATE)
+    assert silence == SpeechEnd(150 * FRAME)
 
 
 def test_a_pause_shorter_than_the_silence_does_not_end_an_utterance() -> None:
@@ -185,7 +187,7 @@ def test_by_itself_all_that_is_spoken_or_loud_is_covered_once(
     assert all(0 < end - start <= 30 * RATE for start, end in stretches)
     assert all(before[1] <= after[0] for before, after in pairwise(stretches))
     for mark in marks:
-        if isinstance(mark, Cut):
+        if isinstance(mark, AudioSegment):
             np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
     covered = np.zeros(len(samples), bool)
     for start, end in stretches:
@@ -267,13 +269,13 @@ def test_a_single_frame_like_speech_is_no_speech() -> None:
     assert cut(np.zeros(RATE, np.float32), [1600], [0.0, 0.9] * 20) == []
 
 
-def test_a_cutter_that_hears_silence_keeps_hardly_any_of_it() -> None:
-    cutter = Cutter(vad="on")
+def test_a_segmenter_that_hears_silence_keeps_hardly_any_of_it() -> None:
+    segmenter = Segmenter(vad="on")
     for _ in range(60):
-        assert not list(cutter.push(np.zeros(RATE, np.float32)))
-    assert cutter.open() is None
-    assert cutter.heard == 60 * RATE
-    assert len(cutter._held._data) < 60 * RATE / 2
+        assert not list(segmenter.push(np.zeros(RATE, np.float32)))
+    assert segmenter.in_progress() is None
+    assert segmenter.heard == 60 * RATE
+    assert len(segmenter._held._data) < 60 * RATE / 2
 
 
 def test_the_recorded_utterances_are_found() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
-from pycrispasr.results.transcript import Segment
+from pycrispasr.results.segment import Segment
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class SpeechStarted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Partial:
-    """What is said so far in the stretch that goes on.
+    """What is said so far in the segment in progress.
 
     Attributes:
-        start: Seconds from the beginning of the audio to that of the stretch.
+        start: Seconds from the beginning of the audio to that of the segment.
         end: Seconds from the beginning of the audio to where this text ends.
-        committed: What two texts in succession agreed on. It only grows until the stretch's `Final` comes.
+        committed: What two texts in succession agreed on. It only grows until the segment's `Final` comes.
         tentative: What follows it, and may still change. It begins with the space between the two, if there is one.
     """
 
@@ -38,7 +38,7 @@ class Partial:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Final:
-    """The text of a stretch that is complete: what `Model.transcribe` gives for the same audio and options.
+    """The text of a segment that is complete: what `Model.transcribe` gives for the same audio and options.
 
     Attributes:
         segment: Its text, times, tokens and status, as in the `Transcript`.

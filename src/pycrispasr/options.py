@@ -1,0 +1,323 @@
+"""The options of a transcription: each is declared, documented and checked here, and nowhere else.
+
+Public functions take them as keywords (`**options: Unpack[...]`, which type checkers and editors show one by one), make
+frozen objects of them, and pass these on. `takes` writes the keywords into a function's signature and docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+
+from pycrispasr.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Vad = Literal["auto", "on", "off"]
+Runtime = Literal["auto", "pycrispasr", "crispasr"]
+Precision = Literal["auto", "f32", "bf16"]
+
+MAX_NEW_TOKENS = 512
+"""Tokens after which the text of a segment is cut unless told otherwise: more than anybody says in 30 seconds."""
+
+BATCH = 4
+"""Segments that are decoded at once unless told otherwise."""
+
+_SILENCE = {"auto": 1.0, "on": 0.8, "off": 0.8}  # seconds
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Options:
+    """Made of keywords, of which those that are None stand for the default."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Self:
+        """Takes its own out of many keywords."""
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return cls(**{name: keywords[name] for name in names if keywords.get(name) is not None})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadingOptions(_Options):
+    """How a model is opened.
+
+    Attributes:
+        device: The name of one of `devices()`; "cuda", "metal" or "vulkan" for the first of these; or "auto": a
+            graphics card where there is one, else the CPU. Where the card does not start, or has too little memory for
+            the weights, "auto" goes on to the CPU with a warning in the log. With a `precision`, "auto" is the CPU.
+        threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
+            result does not depend on it.
+        precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
+            file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
+            F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
+            it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
+            tokens always, unless "f32" is asked for. A GPU takes "auto" only.
+        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
+            CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
+            whole recordings. "auto": the former where the file is of its architecture, else the latter.
+        revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
+            use.
+        local_files_only: Never use the network, not even for a model that is not here yet.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    precision: Precision = "auto"
+    runtime: Runtime = "auto"
+    revision: str | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_count("threads", self.threads)
+        check_choice(f"there is no runtime {self.runtime!r}", self.runtime, Runtime)
+        check_choice(f"there is no precision {self.precision!r}", self.precision, Precision)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingOptions(_Options):
+    """What of a recording is heard, and how it is divided into segments.
+
+    What concerns the audio itself (its rate, its channels) is checked where it is opened.
+
+    Attributes:
+        sample_rate: Samples per second of an array. A file tells its own.
+        channel: Which channel of several is heard, from 0. None: their mean.
+        track: Which sound track of a file with several is heard, from 0. None: the first one, with a warning.
+        vad: How a long recording is divided. "on": a voice activity detector (Silero's) finds speech, and what lies
+            between is left out. "off": all audio is heard, cut where it is quietest. "auto": as "on" for more than 30
+            seconds, but only what is quiet too is left out, so that no music or noise is passed over in which somebody
+            might speak.
+        silence: Seconds without speech that end a segment, and are left out. None: 0.8 with "on", 1.0 with "auto".
+    """
+
+    sample_rate: float | None = None
+    channel: int | None = None
+    track: int | None = None
+    vad: Vad = "auto"
+    silence: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(f"vad cannot be {self.vad!r}", self.vad, Vad)
+        if self.silence is not None:
+            check_seconds("silence", self.silence)
+
+    @property
+    def silence_seconds(self) -> float:
+        """`silence`, or what it is by default."""
+        return _SILENCE[self.vad] if self.silence is None else self.silence
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingOptions(_Options):
+    """How segments become text.
+
+    Attributes:
+        max_new_tokens: The text of a segment is cut after so many tokens; its status is "truncated" then. None: 512,
+            which is more than anybody says in 30 seconds; a segment that reaches it is tried again in two parts.
+        batch: How many segments are decoded at once. More take more memory; beyond 4 they save little more time. The
+            text does not depend on it.
+        word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
+    """
+
+    max_new_tokens: int | None = None
+    batch: int = BATCH
+    word_timestamps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
+        check_count("batch", self.batch)
+
+    @property
+    def token_limit(self) -> int:
+        """`max_new_tokens`, or what it is by default."""
+        return MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+
+
+class OwnLoadingKeywords(TypedDict, total=False):
+    """Those of `LoadingOptions` that our runtime knows."""
+
+    device: str
+    threads: int | None
+    precision: Precision
+    revision: str | None
+    local_files_only: bool
+
+
+class LoadingKeywords(OwnLoadingKeywords, total=False):
+    """Those of `LoadingOptions`."""
+
+    runtime: Runtime
+
+
+class SegmentingKeywords(TypedDict, total=False):
+    """Those of `ReadingOptions` that say where segments end."""
+
+    vad: Vad
+    silence: float | None
+
+
+class FileKeywords(SegmentingKeywords, total=False):
+    """Those of `ReadingOptions` that concern files."""
+
+    channel: int | None
+    track: int | None
+
+
+class ReadingKeywords(FileKeywords, total=False):
+    """Those of `ReadingOptions`."""
+
+    sample_rate: float | None
+
+
+class LimitKeywords(TypedDict, total=False):
+    """Those of `DecodingOptions` that say where a text ends."""
+
+    max_new_tokens: int | None
+
+
+class DecodingKeywords(LimitKeywords, total=False):
+    """Those of `DecodingOptions`."""
+
+    batch: int
+    word_timestamps: bool
+
+
+class StreamKeywords(ReadingKeywords, LimitKeywords, total=False):
+    """What `Model.stream` takes."""
+
+
+class JobKeywords(ReadingKeywords, DecodingKeywords, total=False):
+    """What `Model.job` and most of what stands on it take."""
+
+
+class TranscribeKeywords(LoadingKeywords, JobKeywords, total=False):
+    """What `pycrispasr.transcribe` takes."""
+
+
+class SessionKeywords(SegmentingKeywords, DecodingKeywords, total=False):
+    """What `Model.session` takes."""
+
+
+class WorkerKeywords(OwnLoadingKeywords, FileKeywords, DecodingKeywords, total=False):
+    """What `pycrispasr.ray.Transcriber` takes."""
+
+
+def takes(keywords: type, **defaults: object) -> Callable[[_Function], _Function]:
+    """Writes options into the signature and the docstring of a function, which takes them as `**options`.
+
+    Args:
+        keywords: One of the typed dictionaries above: the options' names.
+        **defaults: Of options whose default is another one here.
+    """
+    found = _declared()
+    names = list(_names(keywords))
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, found[name].default),
+                annotation=found[name].annotation,
+            )
+            for name in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        entry = re.search(r"^( *)\*\*options: .*(?:\n\1 +.*)*", function.__doc__ or "", re.MULTILINE)
+        if entry is not None:
+            lines = [entry[1] + line for name in names for line in found[name].lines]
+            function.__doc__ = (function.__doc__ or "").replace(entry[0], "\n".join(lines))
+        return function
+
+    return decorate
+
+
+def check_names(function: str, keywords: Mapping[str, object], known: type) -> None:
+    """As Python does for a function with these keywords.
+
+    Raises:
+        TypeError: There is a keyword that is none of its own.
+    """
+    names = _names(known)
+    for name in keywords:
+        if name not in names:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
+def check_count(name: str, value: int) -> int:
+    """A whole number of at least 1 that C takes as an int32_t.
+
+    Raises:
+        TypeError: It is no whole number.
+        UsageError: It is below 1, or does not fit.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if not -(2**31) <= value < 2**31:
+        raise UsageError(f"{name} cannot be {value}: it is out of range")
+    if value < 1:
+        raise UsageError(f"{name} cannot be {value}: it must be at least 1")
+    return value
+
+
+def check_seconds(name: str, value: float) -> float:
+    """A positive number of seconds.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} cannot be {value}: it must be a positive number of seconds")
+    return float(value)
+
+
+def check_choice(refusal: str, value: str, choices: Any) -> None:
+    """One of the values of a `Literal`.
+
+    Raises:
+        UsageError: It is none of them: the refusal, and what can be chosen.
+    """
+    values = choices.__args__
+    if value not in values:
+        *most, last = map(repr, values)
+        raise UsageError(f"{refusal}: choose {', '.join(most)} or {last}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Declared:
+    default: object
+    annotation: str
+    lines: list[str]  # of the documentation, without indentation
+
+
+@functools.cache
+def _declared() -> dict[str, _Declared]:
+    """Every option, as its class declares and documents it."""
+    found = {}
+    for options in (LoadingOptions, ReadingOptions, DecodingOptions):
+        entries = re.split(r"^(\w+): ", inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
+                           .replace("\n    ", "\n").removeprefix("    "), flags=re.MULTILINE)  # fmt: skip
+        texts = dict(zip(entries[1::2], entries[2::2], strict=True))
+        for field in dataclasses.fields(options):
+            lines = f"{field.name}: {texts[field.name].rstrip()}".splitlines()
+            found[field.name] = _Declared(field.default, str(field.type), lines)
+    return found
+
+
+@functools.cache
+def _names(keywords: type) -> dict[str, object]:
+    """The names of a typed dictionary in order: of options first that are declared first."""
+    own = keywords.__annotations__
+    return {name: own[name] for name in _declared() if name in own}
