@@ -21,8 +21,8 @@ from math import prod
 import numpy as np
 
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.models.convert import ARCHITECTURE, TYPES, Metadata, from_array, tensor_shapes, tensor_type, write_gguf
-from pycrispasr.models.gguf_file import Tensor
+from pycrispasr.models.families import ARCHITECTURE, TYPES, Metadata, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.gguf_file import Tensor, from_array
 from pycrispasr.models.random_model import PRESETS
 from pycrispasr.runtimes import native
 
@@ -45,7 +45,7 @@ def inflate(
         path: The file.
         sizes: Hyperparameters other than the bundled model's, as metadata keys without their common prefix. Rows that
             are normed must become a whole number of times as long, and the encoder's heads keep their size.
-        type: One of `convert.TYPES`: as for `convert.convert`, a quantised one is for the decoder's matrices.
+        type: One of `families.TYPES`: as for `convert.convert`, a quantised one is for the decoder's matrices.
     """
     source = hub.resolve("tiny")
     values, stored = gguf_file.load(source)

@@ -26,12 +26,13 @@ LAYERS = [
     {"runtimes", "segmentation"},
     {"results"},
     {"audio"},
-    {"options", "text", "atomic"},
+    {"options", "text", "terminal", "atomic"},
     {"errors"},
 ]
 TYPES_ONLY = {  # type hints that point up
     ("errors", "results.transcript"),  # of `CancelledError.partial`
     ("results.formats", "results.transcript"),
+    ("results.cues", "results.transcript"),
     *((f"compat.whisper.{module}", "compat.whisper.model") for module in ("audio", "decoding", "transcribe")),
 }
 
@@ -44,9 +45,8 @@ PUBLIC = """
 """
 MODULES = {
     "audio": "Audio AudioReader CHUNK_SECONDS Resampler SAMPLE_RATE Samples check_rate listen load open to_mono",
-    "formats": "Cue FORMATS Format bytes_text cues event_to_json render spaced_words to_audacity to_json to_srt to_tsv "
-    "to_txt to_vtt",
-    "hub": "DEFAULT KnownModel cached checkpoint is_terminal models remove resolve",
+    "formats": "Cue FORMATS Format cues event_to_json render to_audacity to_json to_srt to_tsv to_txt to_vtt",
+    "hub": "DEFAULT KnownModel cached checkpoint models remove resolve",
     "output": "files pending stems write",
 }
 METHODS = {

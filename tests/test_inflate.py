@@ -12,7 +12,7 @@ import pytest
 from pycrispasr import Model, audio
 from pycrispasr.lab.stages import place_rows
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.models.convert import ARCHITECTURE
+from pycrispasr.models.families import ARCHITECTURE
 from pycrispasr.runtimes import native
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import pytest
 
 from pycrispasr.cli import common
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError, UsageError
-from pycrispasr.models import convert, gguf_file
+from pycrispasr.models import convert, families, gguf_file
 from pycrispasr.models.quantize import plan_types, quantize
 from pycrispasr.models.random_model import PRESETS, generate
 from pycrispasr.runtimes import crispasr, native
@@ -70,7 +70,7 @@ def expected_type(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def test_the_published_sizes() -> None:
-    shapes = convert.tensor_shapes(PRESETS["2b"])
+    shapes = families.tensor_shapes(PRESETS["2b"])
     rest = 6 << 20  # metadata: mostly the vocabulary and its merges
     for kind, gib in {"f16": 4.51, "q8_0": 3.28, "q4_k": 2.63}.items():
         types = plan_types(shapes, kind)
@@ -79,7 +79,7 @@ def test_the_published_sizes() -> None:
         assert round((weights + rest) / 2**30, 2) == gib
 
 
-@pytest.mark.parametrize("kind", convert.TYPES)
+@pytest.mark.parametrize("kind", families.TYPES)
 def test_every_type(small: Path, tmp_path: Path, kind: str) -> None:
     quantize(small, tmp_path / "out.gguf", type=kind)
     before, after = stored(small), stored(tmp_path / "out.gguf")
@@ -101,7 +101,7 @@ def test_every_type(small: Path, tmp_path: Path, kind: str) -> None:
 def test_rows_equal_those_of_the_gguf_package(kind: str) -> None:
     rows = np.random.default_rng(0).standard_normal((40, 96), np.float32)
     rows[3] = 0
-    (found,) = convert.recoded("x", rows.shape, rows, "F32", kind).blocks()
+    (found,) = gguf_file.recoded("x", rows.shape, rows, "F32", kind).blocks()
     assert np.array_equal(found, gguf.quantize(rows, gguf.GGMLQuantizationType[kind]).view(np.uint8))
 
 

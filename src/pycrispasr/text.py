@@ -1,4 +1,4 @@
-"""Words and the spaces between them, in writing with spaces and without."""
+"""Words and the spaces between them, in writing with spaces and without; sizes for people."""
 
 from __future__ import annotations
 
@@ -35,3 +35,12 @@ def join(before: str, after: str) -> str:
 def is_wide(character: str) -> bool:
     """True for a character of two columns, such as a Chinese one."""
     return unicodedata.east_asian_width(character) in "WF"
+
+
+def bytes_text(count: int) -> str:
+    """A size for people: "2.63 GB"."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"

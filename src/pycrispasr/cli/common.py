@@ -16,9 +16,9 @@ from typing import Annotated, Any, BinaryIO, NoReturn
 import typer
 
 from pycrispasr.errors import AudioError
-from pycrispasr.models.hub import is_terminal as is_terminal
-from pycrispasr.results.formats import bytes_text as bytes_text
 from pycrispasr.results.segment import Token
+from pycrispasr.terminal import is_terminal as is_terminal
+from pycrispasr.text import bytes_text as bytes_text
 
 app = typer.Typer(
     help="Speech to text with MOSS-Transcribe.",

@@ -17,7 +17,7 @@ import numpy as np
 from pycrispasr.errors import InstallationError, ModelFormatError, UsageError
 from pycrispasr.lab.stages import Chain, Floats, place_rows, shown_layers
 from pycrispasr.models import hub
-from pycrispasr.models.convert import read_safetensors
+from pycrispasr.models.checkpoint import read_safetensors
 from pycrispasr.runtimes import native
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pycrispasr import audio
+from pycrispasr.atomic import replacing
 from pycrispasr.decoding import word_times
 from pycrispasr.decoding.recording import Task
 from pycrispasr.errors import AudioError, PycrispasrError, UsageError
@@ -137,14 +138,11 @@ def _plain(word: str) -> str:
 
 def _write(path: Path, found: Calibration) -> None:
     content = json.dumps(dataclasses.asdict(found)) + "\n"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(content, encoding="utf-8")
     except OSError as error:
         raise PycrispasrError(
             f"{str(path)!r} cannot be written ({error.strerror or error}): name another file with -o, and put it "
             "beside the model under this name later"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

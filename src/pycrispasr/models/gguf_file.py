@@ -275,6 +275,58 @@ def import_gguf() -> Any:
     return gguf
 
 
+_DTYPES = {"f": "F32", "e": "F16", "H": "BF16"}  # type of an array's items -> of its values
+
+
+def from_array(name: str, values: npt.NDArray[Any], kind: str) -> Tensor:
+    """A tensor whose rows are converted to `kind`. A `uint16` array holds the bits of bfloat16."""
+    return recoded(name, values.shape, values.reshape(-1, values.shape[-1]), _DTYPES[values.dtype.char], kind)
+
+
+def recoded(
+    name: str,
+    shape: tuple[int, ...],
+    rows: npt.NDArray[Any],
+    from_type: str,
+    to_type: str,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> Tensor:
+    """A tensor whose rows are converted from one type to another, a piece at a time, on all cores.
+
+    Args:
+        name: Its name in the file.
+        shape: Its shape in the file.
+        rows: Its rows in `from_type`, `[rows, ...]`. Where they are mapped from a file, they are read without the map,
+            so that they do not stay in memory.
+        from_type: The name of a type, e.g. "BF16".
+        to_type: The same.
+        importance: Weights of the columns when rounding.
+
+    Returns:
+        A tensor whose `blocks` raise a ModelFormatError where a value is not finite, or too large for F16.
+    """
+
+    def blocks() -> Iterator[npt.NDArray[Any]]:
+        for piece in pieces(rows, shape[-1]):
+            if not is_finite(piece, from_type, shape[-1]):
+                raise ModelFormatError(
+                    f"tensor {name!r} has a value that is not a finite number: its file is damaged; fetch or make it "
+                    "again"
+                )
+            if to_type == from_type:
+                yield piece
+                continue
+            converted = native.convert_rows(piece, from_type, to_type, shape[-1], importance)
+            if to_type.lower() in ("f32", "f16", "bf16") and not is_finite(converted, to_type, shape[-1]):
+                largest = np.abs(native.convert_rows(piece, from_type, "F32", shape[-1]).view(np.float32)).max()
+                raise ModelFormatError(
+                    f"tensor {name!r} has the value {largest:g}, too large for {to_type}: make it bf16 or f32"
+                )
+            yield converted
+
+    return Tensor(name, shape, to_type, blocks)
+
+
 def write(
     path: str | os.PathLike[str],
     values: Mapping[str, Value],

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from pycrispasr import audio
 from pycrispasr.errors import AudioError, ModelFormatError, UsageError
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.models.convert import ARCHITECTURE, from_array
-from pycrispasr.models.gguf_file import Value
+from pycrispasr.models.families import ARCHITECTURE
+from pycrispasr.models.gguf_file import Value, from_array
 from pycrispasr.runtimes import native
 from pycrispasr.segmentation import segmenter
 

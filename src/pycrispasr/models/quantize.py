@@ -19,16 +19,8 @@ import numpy.typing as npt
 
 from pycrispasr.errors import ModelFormatError, UnsupportedModelError, UsageError
 from pycrispasr.models import gguf_file, imatrix
-from pycrispasr.models.convert import (
-    ARCHITECTURE,
-    FLOAT_TYPES,
-    block_length,
-    known_type,
-    recoded,
-    tell_undivided,
-    tensor_type,
-)
-from pycrispasr.models.gguf_file import Progress, StoredTensor, Tensor
+from pycrispasr.models.families import ARCHITECTURE, FLOAT_TYPES, block_length, known_type, tell_undivided, tensor_type
+from pycrispasr.models.gguf_file import Progress, StoredTensor, Tensor, recoded
 from pycrispasr.runtimes import native
 
 _logger = logging.getLogger("pycrispasr")
@@ -52,7 +44,7 @@ def quantize(
     Args:
         source: A GGUF file of MOSS-Transcribe, of any types.
         out: The file to write; it appears under this name when it is complete, and may be `source`.
-        type: One of `convert.TYPES`. A quantised type is for the decoder's attention and FFN matrices; the other
+        type: One of `families.TYPES`. A quantised type is for the decoder's attention and FFN matrices; the other
             matrices, and those whose rows its blocks do not divide, are F16 then. A float type is for every matrix.
         overrides: Pairs of a regular expression and a type: a matrix in whose name one is found takes that type; the
             first one counts. Vectors and the log-mel tables stay F32.

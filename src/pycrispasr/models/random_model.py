@@ -23,17 +23,8 @@ from math import prod
 import gguf
 import numpy as np
 
-from pycrispasr.models.convert import (
-    TYPES,
-    Metadata,
-    from_array,
-    mel_filters,
-    mel_window,
-    tensor_shapes,
-    tensor_type,
-    write_gguf,
-)
-from pycrispasr.models.gguf_file import Tensor
+from pycrispasr.models.families import TYPES, Metadata, mel_filters, mel_window, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.gguf_file import Tensor, from_array
 
 _NANO: Metadata = {
     "enc.num_mel_bins": 128,

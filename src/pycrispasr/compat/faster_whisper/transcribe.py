@@ -12,7 +12,7 @@ from pycrispasr.compat import common
 from pycrispasr.compat.faster_whisper.vad import VadOptions
 from pycrispasr.errors import UnsupportedOperationError
 from pycrispasr.options import BATCH
-from pycrispasr.results.formats import spaced_words
+from pycrispasr.results.cues import spaced_words
 from pycrispasr.segmentation.silero import FRAME
 from pycrispasr.text import separator
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pycrispasr.compat import common
-from pycrispasr.results.formats import spaced_words
+from pycrispasr.results.cues import spaced_words
 from pycrispasr.results.segment import Segment
 from pycrispasr.text import separator
 
