@@ -64,6 +64,11 @@ def on_terminal(
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()
 
 
+def unboxed(text: str) -> str:
+    """What the command line says on stderr, without the boxes that it draws around errors, in one line."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+
+
 def pictures(shown: str) -> list[str]:
     """What stood in each line of a terminal, at one time or another, without colours and movements of the cursor."""
     return [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown)) if line]

@@ -343,15 +343,19 @@ def test_a_microphone_s_utterances_are_printed(monkeypatch: pytest.MonkeyPatch) 
         return microphone(session, *rest, **options)
 
     monkeypatch.setattr(capture, "Microphone", recorded)
-    done = CliRunner().invoke(app, ["live", "-m", "tiny", "--device", "1"])
+    done = CliRunner().invoke(app, ["live", "-m", "tiny", "--input", "1"])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == (SAMPLES / "digits.txt").read_text(encoding="utf-8").strip()
 
 
 def test_microphones_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(np.zeros(0), 44100, None))
-    done = CliRunner().invoke(app, ["live", "--list-devices"])
+    done = CliRunner().invoke(app, ["live", "--list-inputs"])
     assert done.stdout == "*   1  Desk microphone  (2 channels, 44100 Hz)\n"
+    assert done.stderr == ""
+    former = CliRunner().invoke(app, ["live", "--list-devices"])
+    assert former.stdout == done.stdout
+    assert former.stderr == "pycrispasr: live: --device and --list-devices are called --input and --list-inputs now\n"
 
 
 def test_an_unknown_or_missing_microphone_is_told(
@@ -365,7 +369,7 @@ def test_an_unknown_or_missing_microphone_is_told(
         return capsys.readouterr().err
 
     monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(np.zeros(0), 44100, None))
-    assert "the microphone 'attic' cannot be used" in complaint("--device", "attic")
+    assert "the microphone 'attic' cannot be used" in complaint("--input", "attic")
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'pycrispasr[live]'" in complaint()
 

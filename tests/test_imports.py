@@ -41,7 +41,7 @@ PUBLIC = """
     DeviceError Event Final InstallationError InternalError Job LiveText LoadingOptions Model ModelFormatError ModelInfo
     ModelNotFoundError OutOfMemoryError OutputError Overrun Partial Progress PycrispasrError ReadingOptions Segment
     Session Silence SpeechStarted Timings Token Transcript UnsupportedModelError UnsupportedOperationError UsageError
-    Word __version__ audio backends devices errors formats hub output transcribe
+    Word __version__ audio backends devices transcribe
 """
 MODULES = {
     "audio": "Audio AudioReader CHUNK_SECONDS Resampler SAMPLE_RATE Samples check_rate listen load open to_mono",

@@ -170,7 +170,9 @@ def test_what_ffmpeg_decodes_as_it_comes_is_recognised(kind: str, codec: str, mo
 )
 def test_samples_that_only_begin_like_a_format_are_samples(content: bytes, first: bytes) -> None:
     samples = first + b"".join(content for _ in range(100))
-    assume(not samples.startswith(tuple(pipes._MAGIC)))  # which is no mere likeness
+    # These are no mere likeness: a format's signature, and the packets of a transport stream.
+    assume(not samples.startswith(tuple(pipes._MAGIC)))
+    assume(set(samples[::188]) != {0x47})
     got, _ = hear(samples, format=None)
     wanted = np.frombuffer(samples[: len(samples) // 2 * 2], "<i2")
     np.testing.assert_array_equal(got, (wanted / 32768).astype(np.float32))

@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycrispasr import audio, errors
+    from pycrispasr import audio
+    from pycrispasr import errors as errors
     from pycrispasr.decoding.job import Job, Progress
     from pycrispasr.errors import (
         AudioError,
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     from pycrispasr.live.session import Session
     from pycrispasr.live.stabilizer import LiveText
     from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
-    from pycrispasr.models import hub
+    from pycrispasr.models import hub as hub
     from pycrispasr.options import DecodingOptions, LoadingOptions, ReadingOptions
     from pycrispasr.results import files as output
-    from pycrispasr.results import formats
+    from pycrispasr.results import formats as formats
     from pycrispasr.results.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.results.segment import Segment, Token, Word
     from pycrispasr.results.transcript import Timings, Transcript
@@ -93,10 +94,6 @@ __all__ = [
     "audio",
     "backends",
     "devices",
-    "errors",
-    "formats",
-    "hub",
-    "output",
     "transcribe",
 ]
 
@@ -133,4 +130,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MODULES})

@@ -280,5 +280,5 @@ def _device_errors(sounddevice: Any, device: int | str | None) -> Iterator[None]
     except (sounddevice.PortAudioError, ValueError) as error:
         name = "the default microphone" if device is None else f"the microphone {device!r}"
         raise DeviceError(
-            f"{name} cannot be used ({error}): choose another one with --device, from --list-devices"
+            f"{name} cannot be used ({error}): choose another one with --input, from --list-inputs"
         ) from error

@@ -14,18 +14,36 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pycrispasr.errors import AudioError
 from pycrispasr.results.segment import Token
 from pycrispasr.terminal import is_terminal as is_terminal
 from pycrispasr.text import bytes_text as bytes_text
 
+TRANSCRIBE, MAKE, MEASURE = "Transcribe", "Make and shrink models", "Look at models and measure"
+"""The groups of commands, in the order of use."""
+
+_ORDER = (
+    "transcribe", "live", "models",
+    "convert", "quantize", "imatrix", "align-heads",
+    "info", "devices", "bench", "diff",
+)  # fmt: skip
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order of use, not in that of the modules that define them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
     help="Speech to text with MOSS-Transcribe.",
+    cls=_InOrder,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pycrispasr import audio
-from pycrispasr.cli.common import AsJson, app, bar, bytes_text, writing
+from pycrispasr.cli.common import MAKE, MEASURE, AsJson, app, bar, bytes_text, writing
 from pycrispasr.decoding import word_times
 from pycrispasr.model import Model, ModelInfo
 from pycrispasr.models import gguf_file, hub
@@ -22,7 +22,7 @@ AllMatrices = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def info(
     model: Annotated[str, typer.Argument(help="A model, as for `transcribe -m`.")],
     each: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
@@ -83,7 +83,7 @@ def _working_bytes(sizes: ModelInfo, metadata: Mapping[str, Any], prompt_rows: i
     return int(4 * (first + second + patches + patches // 2 + prompt))
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A checkpoint: a folder, or a Hugging Face repository as org/name.")
@@ -99,7 +99,7 @@ def convert(
         write(source, out, type=kind, all_matrices=all_matrices, progress=progress)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def quantize(
     source: Annotated[str, typer.Argument(metavar="IN", help="A model, as for `transcribe -m`.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The GGUF file to write.")],
@@ -131,7 +131,7 @@ def quantize(
         )  # fmt: skip
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def imatrix(
     model: Annotated[str, typer.Argument(help="The model to be quantised, as for `transcribe -m`.")],
     files: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Speech like that which it will hear.")],
@@ -146,7 +146,7 @@ def imatrix(
         collect(model, files, out, threads=threads, max_new_tokens=max_new_tokens, progress=progress)
 
 
-@app.command("align-heads")
+@app.command("align-heads", rich_help_panel=MAKE)
 def align_heads(
     model: Annotated[str, typer.Argument(help="A model, as for `transcribe -m`.")],
     files: Annotated[

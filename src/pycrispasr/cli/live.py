@@ -11,6 +11,7 @@ import typer
 from pycrispasr import audio
 from pycrispasr.audio import pipes
 from pycrispasr.cli.common import (
+    TRANSCRIBE,
     ComputedIn,
     Precision,
     app,
@@ -31,20 +32,22 @@ from pycrispasr.results.events import Event, Final
 from pycrispasr.results.transcript import Transcript
 
 
-@app.command()
+@app.command(rich_help_panel=TRANSCRIBE)
 def live(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[-]",
+            metavar="-",
             help='"-": standard input: raw samples, or a file of sound as it comes. Otherwise a microphone.',
         ),
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A model, as for `transcribe -m`.")] = hub.DEFAULT,
     microphone: Annotated[
-        str | None, typer.Option("--device", help="The microphone: a number or a name of --list-devices.")
+        str | None, typer.Option("--input", help="The microphone: a number or a name of --list-inputs.")
     ] = None,
-    list_microphones: Annotated[bool, typer.Option("--list-devices", help="List the microphones, and exit.")] = False,
+    list_microphones: Annotated[bool, typer.Option("--list-inputs", help="List the microphones, and exit.")] = False,
+    former_microphone: Annotated[str | None, typer.Option("--device", hidden=True)] = None,
+    former_list: Annotated[bool, typer.Option("--list-devices", hidden=True)] = False,
     form: Annotated[
         str | None,
         typer.Option("--format", "-f", help="Of raw samples on standard input: s16le, f32le, u8 and so on, as FFmpeg."),
@@ -80,6 +83,9 @@ def live(
     """Print what is said while it is said, from a microphone or from a pipe. Ctrl-C ends the audio."""
     from pycrispasr.cli import capture as listening
 
+    if former_microphone is not None or former_list:
+        complain("live: --device and --list-devices are called --input and --list-inputs now")
+        microphone, list_microphones = microphone or former_microphone, list_microphones or former_list
     if list_microphones:
         found = listening.microphones()
         for one in found:

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import AsJson, ComputedIn, Precision, app, bytes_text, is_terminal, tell
+from pycrispasr.cli.common import MEASURE, AsJson, ComputedIn, Precision, app, bytes_text, is_terminal, tell
 from pycrispasr.model import backends
 from pycrispasr.model import devices as list_devices
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def devices(as_json: AsJson = False) -> None:
     """List the devices that a model can run on, the one that "auto" picks first, and why others are missing."""
     found, kinds = list_devices(), backends()
@@ -33,7 +33,7 @@ def devices(as_json: AsJson = False) -> None:
             print(f"{kind.name:<8}  {kind.missing}")
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def diff(
     model: Annotated[str, typer.Argument(help='A GGUF file, or a name such as "tiny".')],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="What to transcribe; 30 s of it at most.")],
@@ -72,7 +72,7 @@ def diff(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def bench(
     model: Annotated[
         str | None,

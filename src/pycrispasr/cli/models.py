@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import AsJson, app, bytes_text, is_terminal, tell
+from pycrispasr.cli.common import TRANSCRIBE, AsJson, app, bytes_text, is_terminal, tell
 from pycrispasr.models import hub
 
-models = typer.Typer(help="List models; fetch, remove and find them.", rich_markup_mode=None)
-app.add_typer(models, name="models")
+models = typer.Typer(help="List models; fetch, remove and find them.")
+app.add_typer(models, name="models", rich_help_panel=TRANSCRIBE)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help='A name that `pycrispasr models` lists, or "org/repo:file".')]
 Revision = Annotated[

@@ -21,6 +21,7 @@ import typer
 
 from pycrispasr.audio import addresses
 from pycrispasr.cli.common import (
+    TRANSCRIBE,
     ComputedIn,
     Device,
     Precision,
@@ -64,11 +65,11 @@ class Hearing(str, enum.Enum):
     off = "off"
 
 
-@app.command()
+@app.command(rich_help_panel=TRANSCRIBE)
 def transcribe(
     recordings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[AUDIO]...", help='Files, folders, web addresses; "-" is standard input.'),
+        typer.Argument(metavar="AUDIO", help='Files, folders, web addresses; "-" is standard input.'),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help='"moss-transcribe", "tiny", a GGUF file or a Hugging Face repository.')

@@ -216,11 +216,11 @@ class Driver:
         """Forgets audio, text and a cancellation."""
         with self._inside() as decoder:
             self._queue.stop()
-            self._clear(decoder)
-            decoder.reset()
-            with self._state_lock:
+            with self._state_lock:  # first: a cancellation that comes from now on is one of the new recording
                 if self._state is not State.CLOSED:
                     self._state = State.OPEN
+            self._clear(decoder)
+            decoder.reset()
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[NativeDecoder]:
