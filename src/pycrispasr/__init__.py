@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pycrispasr.model import Backend, Device, Model, ModelInfo, backends, devices, transcribe
     from pycrispasr.models import hub as hub
     from pycrispasr.options import DecodingOptions, LoadingOptions, ReadingOptions
-    from pycrispasr.results import files as output
+    from pycrispasr.results import files as output  # noqa: F401  a name of the package
     from pycrispasr.results import formats as formats
     from pycrispasr.results.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
     from pycrispasr.results.segment import Segment, Token, Word
