@@ -92,7 +92,7 @@ function(pycrispasr_vendor_ggml source)
 endfunction()
 
 # Makes the target "ggml", with the backends that the GGML_* options name: static, or in a portable build one library for
-# each backend and each kind of CPU, of which csrc/backends.cpp picks at run time. PYCRISPASR_BACKENDS lists those.
+# each backend and each kind of CPU, of which csrc/device/backends.cpp picks at run time. PYCRISPASR_BACKENDS lists those.
 macro(pycrispasr_add_ggml)
     set(PYCRISPASR_ORIGIN "$ORIGIN")  # where a library looks for those that lie beside it
     if(APPLE)

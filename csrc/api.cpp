@@ -1,8 +1,8 @@
 // The C API: checks arguments, keeps exceptions in, hands on to the parts.
 
-#include "compute.h"
+#include "device/compute.h"
 #include "log.h"
-#include "product.h"
+#include "ops/product.h"
 #include "quantize.h"
 #include "session.h"
 

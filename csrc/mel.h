@@ -2,7 +2,7 @@
 // (transformers) without its padding to 30 s.
 #pragma once
 
-#include "compute.h"
+#include "device/compute.h"
 
 #include <complex>
 #include <cstdint>

@@ -1,6 +1,6 @@
 #include "session.h"
 
-#include "product.h"
+#include "ops/product.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,9 +1,9 @@
 // One listener: audio in, tokens out. Owns everything that changes while a model works.
 #pragma once
 
-#include "decoder.h"
-#include "encoder.h"
-#include "head.h"
+#include "nn/decoder.h"
+#include "nn/encoder.h"
+#include "nn/head.h"
 
 namespace pcr {
 

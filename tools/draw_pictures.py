@@ -133,9 +133,9 @@ def way() -> None:
         ("Recording", "file, bytes, array,", "microphone, address", "fetch.py, decoders.py"),
         ("Samples", "mono, 16,000 a second", "float32", "audio.py"),
         ("Log-mel", "100 frames a second", "of 128 values", "csrc/mel.cpp"),
-        ("Encoder", "13 rows a second", "of 2048 values", "csrc/encoder.cpp"),
+        ("Encoder", "13 rows a second", "of 2048 values", "csrc/nn/encoder.cpp"),
         ("Adapter, prompt", "13 positions a second", "and 10 around them", "csrc/session.cpp"),
-        ("Decoder", "one token after the other", "until the last", "csrc/decoder.cpp"),
+        ("Decoder", "one token after the other", "until the last", "csrc/nn/decoder.cpp"),
         ("Segments", "text, status, tokens,", "times of words", "result.py"),
         ("Output", "text, subtitles,", "tables, JSON", "formats.py"),
     ]

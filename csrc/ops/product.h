@@ -5,8 +5,8 @@
 // with all rows, so a matrix costs its reading once whatever its type is, and nothing is stored beside the file.
 #pragma once
 
-#include "compute.h"
-#include "model.h"
+#include "device/compute.h"
+#include "nn/model.h"
 
 namespace pcr {
 

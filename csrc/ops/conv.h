@@ -2,8 +2,8 @@
 // of strided rows and no patch is ever copied.
 #pragma once
 
-#include "compute.h"
-#include "model.h"
+#include "device/compute.h"
+#include "nn/model.h"
 
 namespace pcr {
 

@@ -1,10 +1,10 @@
 // Reference: Qwen3Model of transformers (models/qwen3/modeling_qwen3.py).
 // Shapes in comments are ggml's, fastest dimension first.
 
-#include "decoder.h"
+#include "nn/decoder.h"
 
 #include "log.h"
-#include "product.h"
+#include "ops/product.h"
 
 #include <algorithm>
 #include <cmath>

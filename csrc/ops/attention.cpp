@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "ops/attention.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "conv.h"
+#include "ops/conv.h"
 
 #include <algorithm>
 #include <cstring>

@@ -2,7 +2,7 @@
 // file's own code may be instantiated here, or the linker could give an older processor a newer one's instructions.
 // Vectors are GCC's and Clang's: 16 lanes, which the compiler splits where registers are narrower.
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <cstring>
 

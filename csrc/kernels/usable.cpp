@@ -1,5 +1,5 @@
 // Which of the kernels this processor runs.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #  include <sys/syscall.h>

@@ -1,8 +1,8 @@
 // Audio encoder and adapter: log-mel frames -> one row per 80 ms that the language model reads like an embedding.
 #pragma once
 
-#include "compute.h"
-#include "model.h"
+#include "device/compute.h"
+#include "nn/model.h"
 
 namespace pcr {
 

@@ -1,7 +1,7 @@
-#include "model.h"
+#include "nn/model.h"
 
-#include "conv.h"
-#include "head.h"
+#include "ops/conv.h"
+#include "nn/head.h"
 #include "log.h"
 #include "quantize.h"
 

@@ -1,11 +1,11 @@
 // Reference: Qwen3OmniMoeAudioEncoder of transformers (models/qwen3_omni_moe/modeling_qwen3_omni_moe.py).
 // Shapes in comments are ggml's, fastest dimension first.
 
-#include "encoder.h"
+#include "nn/encoder.h"
 
-#include "attention.h"
-#include "conv.h"
-#include "product.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/product.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "compute.h"
+#include "device/compute.h"
 
 #include "log.h"
 

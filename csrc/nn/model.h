@@ -1,7 +1,7 @@
 // A loaded model: its sizes, its weights where the device can read them, its vocabulary. Immutable.
 #pragma once
 
-#include "compute.h"
+#include "device/compute.h"
 #include "gguf_file.h"
 #include "mel.h"
 #include "tokenizer.h"

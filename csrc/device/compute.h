@@ -3,7 +3,7 @@
 
 #include "error.h"
 #include "ggml-cpp.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <atomic>
 #include <functional>

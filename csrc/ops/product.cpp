@@ -1,4 +1,4 @@
-#include "product.h"
+#include "ops/product.h"
 
 #include <algorithm>
 #include <chrono>

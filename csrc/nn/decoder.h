@@ -2,10 +2,10 @@
 // come out.
 #pragma once
 
-#include "attention.h"
-#include "compute.h"
-#include "head.h"
-#include "model.h"
+#include "ops/attention.h"
+#include "device/compute.h"
+#include "nn/head.h"
+#include "nn/model.h"
 
 #include <optional>
 

@@ -5,8 +5,8 @@
 // be the largest, or weigh in the sum, are multiplied exactly. Token and probability are those of the exact head.
 #pragma once
 
-#include "compute.h"
-#include "model.h"
+#include "device/compute.h"
+#include "nn/model.h"
 
 #include <memory>
 

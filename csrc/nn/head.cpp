@@ -1,6 +1,6 @@
-#include "head.h"
+#include "nn/head.h"
 
-#include "product.h"
+#include "ops/product.h"
 
 #include <algorithm>
 #include <cmath>
