@@ -1,11 +1,13 @@
 // The C API: checks arguments, keeps exceptions in, hands on to the parts.
 
-#include "device/compute.h"
+#include "device/cores.h"
+#include "device/graph.h"
 #include "log.h"
 #include "ops/product.h"
 #include "quantize.h"
 #include "session.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 

@@ -2,7 +2,7 @@
 // (transformers) without its padding to 30 s.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 
 #include <complex>
 #include <cstdint>

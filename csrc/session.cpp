@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include "device/cores.h"
 #include "ops/product.h"
 
 #include <algorithm>

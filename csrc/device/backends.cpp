@@ -1,6 +1,6 @@
 // A portable build's backends: libraries in the folder of this one, or in that of our package for CUDA, and never from
 // elsewhere.
-#include "device/compute.h"
+#include "device/devices.h"
 #include "log.h"
 
 #if defined(PCR_BACKENDS)

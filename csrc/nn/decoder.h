@@ -2,10 +2,10 @@
 // come out.
 #pragma once
 
-#include "ops/attention.h"
-#include "device/compute.h"
+#include "device/graph.h"
 #include "nn/head.h"
 #include "nn/model.h"
+#include "ops/attention.h"
 
 #include <optional>
 

@@ -1,7 +1,7 @@
 // Audio encoder and adapter: log-mel frames -> one row per 80 ms that the language model reads like an embedding.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 #include "nn/model.h"
 
 namespace pcr {

@@ -5,7 +5,7 @@
 // be the largest, or weigh in the sum, are multiplied exactly. Token and probability are those of the exact head.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 #include "nn/model.h"
 
 #include <memory>

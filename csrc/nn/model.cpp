@@ -1,8 +1,8 @@
 #include "nn/model.h"
 
-#include "ops/conv.h"
-#include "nn/head.h"
 #include "log.h"
+#include "nn/head.h"
+#include "ops/conv.h"
 #include "quantize.h"
 
 #include <algorithm>

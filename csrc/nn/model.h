@@ -1,7 +1,7 @@
 // A loaded model: its sizes, its weights where the device can read them, its vocabulary. Immutable.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 #include "gguf_file.h"
 #include "mel.h"
 #include "tokenizer.h"

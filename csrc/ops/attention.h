@@ -1,7 +1,7 @@
 // Attention of new tokens over KV caches, as one graph node whose shape does not depend on how long the caches are.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 
 #include <cstdint>
 #include <vector>

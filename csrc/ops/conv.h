@@ -2,7 +2,7 @@
 // of strided rows and no patch is ever copied.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 #include "nn/model.h"
 
 namespace pcr {

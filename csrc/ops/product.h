@@ -5,7 +5,7 @@
 // with all rows, so a matrix costs its reading once whatever its type is, and nothing is stored beside the file.
 #pragma once
 
-#include "device/compute.h"
+#include "device/graph.h"
 #include "nn/model.h"
 
 namespace pcr {

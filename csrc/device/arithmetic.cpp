@@ -1,0 +1,43 @@
+#include "device/arithmetic.h"
+
+namespace pcr {
+
+Arithmetic Arithmetic::choose(const Device & device, const std::string & precision, const std::string & wanted) {
+    Arithmetic  how;
+    std::string names;
+    if (!device.is_cpu() || wanted == "operations") {
+        if (precision != "auto" || (wanted != "auto" && wanted != "operations")) {
+            throw Error(PCR_ERROR_DEVICE, "the device '" + device.name + "' computes with precision 'auto' only");
+        }
+        how.products = false;
+        return how;
+    }
+    for (const Kernels * kernels : usable_kernels()) {
+        names += (names.empty() ? "'" : ", '") + std::string(kernels->name) + "'";
+        if (wanted == "auto" || wanted == "ggml" || wanted == kernels->name) {
+            how.kernels = kernels;
+        }
+    }
+    if (!how.kernels) {
+        throw Error(PCR_ERROR_ARGUMENT, "there are no kernels '" + wanted + "' here: give 'auto', 'ggml', " + names);
+    }
+    how.products    = wanted != "ggml";
+    const bool bf16 = how.products && how.kernels->bf16;
+    if (precision == "bf16" && !bf16) {
+        throw Error(PCR_ERROR_DEVICE, how.products ? "this processor has no BF16 instructions: use precision "
+                                                     "'auto' or 'f32'"
+                                                   : "ggml's kernels compute with precision 'auto' only");
+    }
+    if (precision == "f32" && !how.products) {
+        throw Error(PCR_ERROR_DEVICE, "ggml's kernels compute with precision 'auto' only");
+    }
+    if (precision != "auto" && precision != "f32" && precision != "bf16") {
+        throw Error(PCR_ERROR_ARGUMENT, "precision is '" + precision + "': give 'auto', 'f32' or 'bf16'");
+    }
+    how.exact     = precision == "f32";
+    how.number    = precision == "bf16" || (bf16 && !how.exact && bf16_pays(*how.kernels)) ? Number::bf16 : Number::f32;
+    how.quantised = how.exact || (bf16 && how.kernels->tiles);  // else ggml's 8-bit products are the faster ones
+    return how;
+}
+
+}  // namespace pcr

@@ -1,0 +1,24 @@
+// What a model is computed in: which kernels, and how exactly.
+#pragma once
+
+#include "device/devices.h"
+#include "kernels/kernels.h"
+
+#include <string>
+
+namespace pcr {
+
+// How products are computed.
+struct Arithmetic {
+    const Kernels * kernels   = nullptr;      // ours
+    Number          number    = Number::f32;  // what they hold a product's factors in
+    bool            products  = true;         // they multiply with the model's float matrices; else ggml does
+    bool            quantised = false;        // and with its quantised ones
+    bool            exact     = false;        // no factor is rounded below F32
+
+    // precision: "auto", "f32" or "bf16". kernels: "auto", or one of usable_kernels(), or "ggml" for its products, or
+    // "operations" for graphs of nothing but ggml's operations. A device other than the CPU has only these.
+    static Arithmetic choose(const Device & device, const std::string & precision, const std::string & kernels);
+};
+
+}  // namespace pcr

@@ -1,0 +1,131 @@
+#include "device/graph.h"
+
+#include "log.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+namespace pcr {
+
+namespace {
+
+// PYCRISPASR_TRACE=1 in the environment: a message for every graph that ran.
+bool tracing() {
+    static const bool on = [] {
+        const char * value = std::getenv("PYCRISPASR_TRACE");
+        return value && *value && std::strcmp(value, "0") != 0;
+    }();
+    return on;
+}
+
+}  // namespace
+
+Graph::Graph(const char * name_, size_t max_nodes) : name(name_) {
+    context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false), nullptr,
+                             /*.no_alloc =*/true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    graph = ggml_new_graph_custom(context.get(), max_nodes, false);
+}
+
+ggml_tensor * Graph::input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3) {
+    ggml_tensor * tensor = ggml_new_tensor_4d(context.get(), type, ne0, ne1, ne2, ne3);
+    ggml_set_input(tensor);
+    return tensor;
+}
+
+void Graph::output(ggml_tensor * tensor) {
+    ggml_set_output(tensor);
+    ggml_build_forward_expand(graph, tensor);
+}
+
+Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importance)
+    : compute(compute_), nodes(max_nodes) {
+    std::vector<ggml_backend_t> backends = compute.backends();
+    sched.reset(ggml_backend_sched_new(backends.data(), nullptr, static_cast<int>(backends.size()), max_nodes,
+                                       /*parallel =*/false, /*op_offload =*/false));
+    if (!sched) {
+        throw std::bad_alloc();
+    }
+    if (importance) {
+        // ggml asks of every node whether it shall be shown once it has run.
+        ggml_backend_sched_set_eval_callback(
+            sched.get(),
+            [](ggml_tensor * node, bool ask, void * user) {
+                if (ask) {
+                    return Importance::wants(node);
+                }
+                if (Importance::wants(node)) {
+                    static_cast<Importance *>(user)->add(node);
+                }
+                return true;
+            },
+            importance);
+    }
+}
+
+void Workspace::place(Graph & graph) {
+    const CollectErrors errors;  // which name the size that was asked for
+    ggml_backend_sched_reset(sched.get());
+    if (!ggml_backend_sched_alloc_graph(sched.get(), graph.graph)) {
+        throw no_memory(compute.device, std::string("the graph '") + graph.name + "'", errors.text);
+    }
+}
+
+void Workspace::run(Graph & graph) {
+    compute.throw_if_stopped();
+    const auto  start  = std::chrono::steady_clock::now();
+    ggml_status status = GGML_STATUS_SUCCESS;
+    if (!compute.device.is_cpu()) {
+        status = run_on_device(graph);
+    } else {
+        const ThrowOnAbort off(false);
+        status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+    }
+    if (tracing()) {
+        log(PCR_LOG_DEBUG,
+            format("graph %s: %d nodes, %d parts, %.3f ms", graph.name, ggml_graph_n_nodes(graph.graph),
+                   ggml_backend_sched_get_n_splits(sched.get()),
+                   std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count()));
+    }
+    switch (status) {
+        case GGML_STATUS_SUCCESS: return;
+        case GGML_STATUS_ABORTED: compute.throw_if_stopped(); throw Error(PCR_ERROR_CANCELLED, "cancelled");
+        case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
+        default: throw Error(PCR_ERROR_DEVICE, "the device failed while it computed");
+    }
+}
+
+// A device is driven by this thread alone, so that what its library throws, and a check of ggml's that fails, such as
+// CUDA's for memory, can be an error here.
+ggml_status Workspace::run_on_device(Graph & graph) {
+    const CollectErrors errors;
+    std::string         why;
+    try {
+        const ggml_status status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+        ggml_backend_sched_synchronize(sched.get());
+        if (status != GGML_STATUS_FAILED) {
+            return status;
+        }
+    } catch (const std::exception & error) {
+        why = error.what();
+    }
+    why += (why.empty() || errors.text.empty() ? "" : "; ") + errors.text;
+    const auto says = [&](const char * words) { return why.find(words) != std::string::npos; };
+    if (says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
+        throw no_memory(compute.device, std::string("the graph '") + graph.name + "'", why);
+    }
+    throw Error(PCR_ERROR_DEVICE, "the device '" + compute.device.name + "' failed while it computed: " + why);
+}
+
+void set(ggml_tensor * tensor, const void * data) {
+    ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
+}
+
+void get(const ggml_tensor * tensor, float * data) {
+    ggml_backend_tensor_get(tensor, data, 0, ggml_nbytes(tensor));
+}
+
+}  // namespace pcr
