@@ -34,8 +34,9 @@ Arithmetic Arithmetic::choose(const Device & device, const std::string & precisi
     if (precision != "auto" && precision != "f32" && precision != "bf16") {
         throw Error(PCR_ERROR_ARGUMENT, "precision is '" + precision + "': give 'auto', 'f32' or 'bf16'");
     }
-    how.exact     = precision == "f32";
-    how.number    = precision == "bf16" || (bf16 && !how.exact && bf16_pays(*how.kernels)) ? Number::bf16 : Number::f32;
+    how.exact = precision == "f32";
+    how.type =
+        precision == "bf16" || (bf16 && !how.exact && bf16_pays(*how.kernels)) ? ComputeType::bf16 : ComputeType::f32;
     how.quantised = how.exact || (bf16 && how.kernels->tiles);  // else ggml's 8-bit products are the faster ones
     return how;
 }

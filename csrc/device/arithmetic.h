@@ -11,7 +11,7 @@ namespace pcr {
 // How products are computed.
 struct Arithmetic {
     const Kernels * kernels   = nullptr;      // ours
-    Number          number    = Number::f32;  // what they hold a product's factors in
+    ComputeType     type      = ComputeType::f32;  // what our GEMM holds its factors in
     bool            products  = true;         // they multiply with the model's float matrices; else ggml does
     bool            quantised = false;        // and with its quantised ones
     bool            exact     = false;        // no factor is rounded below F32

@@ -1,10 +1,9 @@
 // The arithmetic that takes the time, written for the vector instructions of several processors and chosen at run time.
 //
-// Factors of a product are held in blocks of 16 x 16 words. A word is one F32, or two BF16 of neighbouring columns.
-//   rows:    16 rows of 16 words each, so a block covers 16 (F32) or 32 (BF16) columns of 16 rows: a "step"
-//   columns: the same block transposed, word k of all 16 rows behind each other
-// A sum over k is taken one word after the other, whatever the size of the product: a result depends on its own row and
-// its own column only.
+// GEMM reads packed panels: blocks of 16 x 16 words, a word being one F32 or two BF16 of neighbouring columns.
+//   packed rows:  16 rows of 16 words each, so a block covers 16 (F32) or 32 (BF16) columns of 16 rows: a "step"
+//   packed panel: the same block transposed, word k of all 16 rows behind each other
+// Fixed k-order: a result depends on its own row and column only, so results do not depend on the batch.
 #pragma once
 
 #include "ggml.h"
@@ -14,19 +13,20 @@
 
 namespace pcr {
 
-enum class Number { f32, bf16 };
+// What GEMM holds its factors in; sums are F32.
+enum class ComputeType { f32, bf16 };
 
 constexpr int64_t block_side  = 16;
 constexpr int64_t block_words = block_side * block_side;
 
 // Values in a word.
-constexpr int64_t word_values(Number number) {
-    return number == Number::bf16 ? 2 : 1;
+constexpr int64_t word_values(ComputeType type) {
+    return type == ComputeType::bf16 ? 2 : 1;
 }
 
 // Blocks that n values of a row take; the last one is filled up with zeros.
-constexpr int64_t step_count(Number number, int64_t n) {
-    const int64_t values = block_side * word_values(number);
+constexpr int64_t step_count(ComputeType type, int64_t n) {
+    const int64_t values = block_side * word_values(type);
     return (n + values - 1) / values;
 }
 
@@ -34,81 +34,90 @@ constexpr int64_t group_count(int64_t n) {
     return (n + block_side - 1) / block_side;
 }
 
-// Rows of a product's left factor, wherever they lie; strides in words.
-struct Rows {
+// Packed rows, wherever they lie; strides in words.
+struct PackedRows {
     const uint32_t * words;
     int64_t          group;  // from 16 rows to the next 16
     int64_t          row;  // from row to row of one group
     int64_t          step;  // from 16 words of a row to the next 16
 };
 
-// What happens to a product's results on their way out.
+// What an epilogue applies to a product's results.
 enum class Activation { none, gelu };
 
+// One instruction set's kernels. Filled by name in table.cpp; one that is null there does not exist for it.
 struct Kernels {
-    const char * name;
-    bool         bf16;  // multiplies BF16
-    bool         tiles;  // in tiles (AMX), several times as fast as anything else
+    const char * name  = nullptr;
+    bool         bf16  = false;  // GEMM takes BF16
+    bool         tiles = false;  // in tiles (AMX), several times as fast as anything else
 
-    // out[r * out_stride + c] (+)= sum over k of rows[r][k] * columns[k][c], for n_rows rows and n_groups groups of 16
-    // columns, which are column_group words apart. A multiple of 16 rows for BF16.
-    void (*multiply)(Number number, const Rows & rows, int64_t n_rows, const uint32_t * columns, int64_t column_group,
-                     int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride);
+    // GEMM: many rows.
 
-    // One matrix row of n values of any type -> words of a row, 16 at each step, zeros behind the last.
-    void (*decode)(Number number, ggml_type type, const void * row, int64_t n, uint32_t * out, int64_t out_step);
+    // out[r * out_stride + c] (+)= sum over k of rows[r][k] * panel[k][c], for n_rows rows and n_groups groups of 16
+    // columns, which are panel_group words apart. A multiple of 16 rows for BF16.
+    void (*gemm)(ComputeType type, const PackedRows & rows, int64_t n_rows, const uint32_t * panel, int64_t panel_group,
+                 int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride) = nullptr;
+
+    // One matrix row of n values of any type -> words of a packed row, 16 at each step, zeros behind the last.
+    void (*unpack)(ComputeType type, ggml_type from, const void * row, int64_t n, uint32_t * out,
+                   int64_t out_step) = nullptr;
 
     // The same as F32 [n].
-    void (*to_float)(ggml_type type, const void * row, int64_t n, float * out);
+    void (*unpack_f32)(ggml_type from, const void * row, int64_t n, float * out) = nullptr;
 
-    // 16 rows of n values (those from n_rows on are zero), stride apart -> columns.
-    void (*pack)(Number number, const float * rows, int64_t stride, int64_t n_rows, int64_t n, uint32_t * columns);
+    // 16 rows of n values (those from n_rows on are zero), stride apart -> a packed panel.
+    void (*pack)(ComputeType type, const float * rows, int64_t stride, int64_t n_rows, int64_t n,
+                 uint32_t * panel) = nullptr;
 
     // Transposed results [n][stride] of n_columns columns -> rows of out, out_stride apart: activation(x + bias)
     // + residual. bias and residual may be null.
-    void (*put_rows)(const float * results, int64_t stride, int64_t n, int64_t n_columns, const float * bias,
-                     Activation activation, const float * residual, float * out, int64_t out_stride);
+    void (*epilogue_rows)(const float * results, int64_t stride, int64_t n, int64_t n_columns, const float * bias,
+                          Activation activation, const float * residual, float * out, int64_t out_stride) = nullptr;
 
-    // Transposed results of n (even for BF16) values -> columns for the next product, beginning at its value "first".
-    // gate may be null; otherwise silu(gate) * results.
-    void (*put_columns)(Number number, const float * results, const float * gate, int64_t stride, int64_t n,
-                        int64_t n_groups, const float * bias, Activation activation, uint32_t * columns,
-                        int64_t column_group, int64_t first);
+    // Transposed results of n (even for BF16) values -> a packed panel for the next product, beginning at its value
+    // "first". gate may be null; otherwise silu(gate) * results.
+    void (*epilogue_panel)(ComputeType type, const float * results, const float * gate, int64_t stride, int64_t n,
+                           int64_t n_groups, const float * bias, Activation activation, uint32_t * panel,
+                           int64_t panel_group, int64_t first) = nullptr;
 
-    // Results [n] -> words of a row, activation(x + bias), zeros behind the last.
-    void (*put_words)(Number number, const float * results, int64_t n, const float * bias, Activation activation,
-                      uint32_t * words);
+    // Results [n] -> words of a packed row, activation(x + bias), zeros behind the last.
+    void (*epilogue_words)(ComputeType type, const float * results, int64_t n, const float * bias,
+                           Activation activation, uint32_t * words) = nullptr;
 
-    // out[j * out_stride + i] = sum over k of row i of the matrix * x[j * n + k]. For few x: the rows are read once.
-    void (*dot_rows)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
-                     int64_t n_x, float * out, int64_t out_stride);
+    // GEMV: few rows x, each by itself; the matrix is read once for all of them.
 
-    // The same for some quantised types in 8-bit integers; null where the processor has no instructions for it. x:
-    // columns of column_bytes(n) bytes each, by to_bytes: each 32 values scaled to -127..127.
-    bool (*takes_bytes)(ggml_type type, int64_t n);
-    void (*to_bytes)(const float * x, int64_t n, uint8_t * out);
-    void (*dot_bytes)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x,
-                      int64_t n_x, float * out, int64_t out_stride);
+    // out[j * out_stride + i] = sum over k of row i of the matrix * x[j * n + k].
+    void (*gemv)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
+                 int64_t n_x, float * out, int64_t out_stride) = nullptr;
+
+    // The same for some quantised types in 8-bit integers; null where the processor has no instructions for it. x: rows
+    // of int8_bytes(n) bytes each, by int8_quantize: each 32 values scaled to -127..127.
+    bool (*int8_takes)(ggml_type type, int64_t n)                    = nullptr;
+    void (*int8_quantize)(const float * x, int64_t n, uint8_t * out) = nullptr;
+    // At least the length |x - what int8_quantize's bytes stand for|.
+    float (*int8_error)(const float * x, int64_t n, const uint8_t * bytes) = nullptr;
+    void (*int8_gemv)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x,
+                      int64_t n_x, float * out, int64_t out_stride)        = nullptr;
     // A row of n values as Q8_0, with at least the lengths |row - what it stands for| and |what it stands for|.
-    void (*to_q8_0)(const float * row, int64_t n, uint8_t * out, float * error, float * norm);
+    void (*quantize_q8_0)(const float * row, int64_t n, uint8_t * out, float * error, float * norm) = nullptr;
 
     // x = x * silu(gate) and x = x + y, n values each.
-    void (*multiply_gate)(float * x, const float * gate, int64_t n);
-    void (*add)(float * x, const float * y, int64_t n);
+    void (*silu_multiply)(float * x, const float * gate, int64_t n) = nullptr;
+    void (*add)(float * x, const float * y, int64_t n)              = nullptr;
 
     // softmax(q k^T) v of up to attention_rows queries over one cache, query r over its first counts[r] >= 1 rows. q:
     // [n_rows][16 * groups], groups = group_count(head_dim), scaled and padded with zeros; out: the same shape. keys and
     // values: F32 or F16, row_bytes from row to row. scratch: attention_scratch(head_dim) floats.
     void (*attend)(const float * q, const int32_t * counts, int64_t n_rows, ggml_type type, const void * keys,
-                   const void * values, size_t row_bytes, int64_t head_dim, float * scratch, float * out);
+                   const void * values, size_t row_bytes, int64_t head_dim, float * scratch, float * out) = nullptr;
 
     // The largest of n values, and the sum of exp(x - minus). A value that is not a number is never the largest.
-    float (*most)(const float * x, int64_t n);
-    double (*sum_of_exponentials)(const float * x, int64_t n, float minus);
+    float (*max)(const float * x, int64_t n)                   = nullptr;
+    double (*sum_exp)(const float * x, int64_t n, float minus) = nullptr;
 };
 
-// Bytes of a column of n values in 8-bit integers, n a multiple of 64.
-constexpr size_t column_bytes(int64_t n) {
+// Bytes of a row of n values in 8-bit integers with what int8_gemv needs beside them; n a multiple of 64.
+constexpr size_t int8_bytes(int64_t n) {
     return static_cast<size_t>(3 * n + (n + 255) / 256 * 64);
 }
 

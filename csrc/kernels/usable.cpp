@@ -8,10 +8,7 @@
 
 namespace pcr {
 
-extern const Kernels kernels_generic;
 #if defined(PCR_KERNELS_X86)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;
-
 namespace {
 
 // The kernel gives a process AMX's registers only when it asks for them.
@@ -31,16 +28,21 @@ bool has_bits(unsigned leaf, unsigned subleaf, unsigned eax_bits, unsigned ecx_b
     return (eax & eax_bits) == eax_bits && (ecx & ecx_bits) == ecx_bits && (edx & edx_bits) == edx_bits;
 }
 
-bool has_f16c() {
-    return has_bits(1, 0, 0, 1u << 29, 0);
+bool has_avx2() {  // with FMA and F16C
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_bits(1, 0, 0, 1u << 29, 0);
 }
 
-bool has_bf16_and_vnni() {
-    return has_bits(7, 1, 1u << 5, 0, 0) && has_bits(7, 0, 0, 1u << 11, 0);
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() {  // with VNNI
+    return has_avx512() && has_bits(7, 1, 1u << 5, 0, 0) && has_bits(7, 0, 0, 1u << 11, 0);
 }
 
 bool has_amx() {  // AMX-BF16 and AMX-TILE
-    return has_bits(7, 0, 0, 0, 1u << 22 | 1u << 24);
+    return has_avx512_bf16() && has_bits(7, 0, 0, 0, 1u << 22 | 1u << 24) && ask_for_amx();
 }
 
 }  // namespace
@@ -54,23 +56,24 @@ bool bf16_pays(const Kernels & kernels) {
 #endif
 }
 
+// Takes the kernels of this name (CMakeLists.txt), where this processor runs them.
+#define PCR_TAKE(name, condition)            \
+    {                                        \
+        extern const Kernels kernels_##name; \
+        if (condition) {                     \
+            list.push_back(&kernels_##name); \
+        }                                    \
+    }
+
 const std::vector<const Kernels *> & usable_kernels() {
     static const std::vector<const Kernels *> found = [] {
-        std::vector<const Kernels *> list = {&kernels_generic};
+        std::vector<const Kernels *> list;
+        PCR_TAKE(generic, true)
 #if defined(PCR_KERNELS_X86)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
-            list.push_back(&kernels_avx2);
-            if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-                list.push_back(&kernels_avx512);
-                if (has_bf16_and_vnni()) {
-                    list.push_back(&kernels_avx512_bf16);
-                    if (has_amx() && ask_for_amx()) {
-                        list.push_back(&kernels_amx);
-                    }
-                }
-            }
-        }
+        PCR_TAKE(avx2, has_avx2())
+        PCR_TAKE(avx512, has_avx512())
+        PCR_TAKE(avx512_bf16, has_avx512_bf16())
+        PCR_TAKE(amx, has_amx())
 #endif
         return list;
     }();

@@ -39,8 +39,9 @@ void run_screen(ggml_tensor * dst, int thread, int n_threads, void * user) {
         const int64_t end = std::min(panel * (p + 1), vocab);
         for (int64_t i = panel * p; i < end; i++) {
             const size_t at = static_cast<size_t>(i);
-            ours.to_float(head->type, static_cast<const uint8_t *>(head->data) + at * head->nb[1], n, row);
-            ours.to_q8_0(row, n, node.screen->rows.get() + at * bytes, &node.screen->error[at], &node.screen->norm[at]);
+            ours.unpack_f32(head->type, static_cast<const uint8_t *>(head->data) + at * head->nb[1], n, row);
+            ours.quantize_q8_0(row, n, node.screen->rows.get() + at * bytes, &node.screen->error[at],
+                               &node.screen->norm[at]);
         }
         node.file->release(static_cast<const uint8_t *>(head->data) + static_cast<size_t>(panel * p) * head->nb[1],
                            static_cast<size_t>(end - panel * p) * head->nb[1]);
@@ -62,11 +63,11 @@ void run_screened(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const size_t    bytes = ggml_row_size(GGML_TYPE_Q8_0, n);
     auto * const    x     = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
     for (int64_t j = 0; j < node.count; j++) {
-        ours.to_bytes(static_cast<const float *>(dst->src[0]->data) + j * n, n, x + size_t(j) * column_bytes(n));
+        ours.int8_quantize(static_cast<const float *>(dst->src[0]->data) + j * n, n, x + size_t(j) * int8_bytes(n));
     }
     for (int64_t p; (p = node.tickets.take(panels, n_threads)) < panels;) {
         const int64_t first = panel * p;
-        ours.dot_bytes(GGML_TYPE_Q8_0, node.screen->rows.get() + static_cast<size_t>(first) * bytes, bytes,
+        ours.int8_gemv(GGML_TYPE_Q8_0, node.screen->rows.get() + static_cast<size_t>(first) * bytes, bytes,
                        std::min(panel, vocab - first), n, x, node.count, static_cast<float *>(dst->data) + first,
                        vocab);
     }
@@ -107,7 +108,7 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
     Screen          screen;
     const Kernels & ours = *compute.arithmetic.kernels;
     const int64_t   n    = head->ne[0];
-    if (compute.arithmetic.exact || !ours.takes_bytes || !ours.takes_bytes(GGML_TYPE_Q8_0, n) ||
+    if (compute.arithmetic.exact || !ours.int8_takes || !ours.int8_takes(GGML_TYPE_Q8_0, n) ||
         ggml_blck_size(head->type) != 1) {
         return screen;
     }
@@ -198,7 +199,7 @@ void Head::choose(const float * rows, int64_t count, Choice * out) {
         }
         return;
     }
-    compute.reserve_scratch(static_cast<int64_t>(column_bytes(weights.hidden) / sizeof(uint32_t)) * count);
+    compute.reserve_scratch(static_cast<int64_t>(int8_bytes(weights.hidden) / sizeof(uint32_t)) * count);
     Graph         graph("head", workspace.max_nodes());
     ggml_tensor * input = graph.input(GGML_TYPE_F32, weights.hidden, count);
     ggml_tensor * y =
@@ -227,19 +228,12 @@ Choice Head::choose_screened(const float * row, float * score) {
     const Kernels & ours   = *compute.arithmetic.kernels;
     const int64_t   n = weights.hidden, vocab = weights.vocab;
 
-    column.resize(column_bytes(n));
-    ours.to_bytes(row, n, column.data());
-    std::vector<float> & rest = rounded_away;
-    rest.resize(static_cast<size_t>(n));
-    const auto * const bytes  = reinterpret_cast<const int8_t *>(column.data());
-    const auto * const scales = reinterpret_cast<const float *>(column.data() + 3 * n);
-    for (int64_t i = 0; i < n; i++) {
-        rest[static_cast<size_t>(i)] = row[i] - static_cast<float>(bytes[i]) * scales[i / 256 * 16 + i / 32 % 8];
-    }
-    const float size = length(row, n), lost = length(rest.data(), n) + slack * size;
+    quantized.resize(int8_bytes(n));
+    ours.int8_quantize(row, n, quantized.data());
+    const float size = length(row, n), lost = ours.int8_error(row, n, quantized.data()) + slack * size;
     const auto  bound = [&](float error, float norm) { return error * (size + slack * size) + norm * lost; };
 
-    const float top = ours.most(score, vocab);
+    const float top = ours.max(score, vocab);
     if (!std::isfinite(size) || !std::isfinite(top)) {
         return most_probable(score);  // which says what is wrong
     }
@@ -274,7 +268,7 @@ Choice Head::choose_screened(const float * row, float * score) {
     matrix_row.resize(head->nb[1]);
     for (const int32_t i : likely) {
         model.read_row(head, i, matrix_row.data());
-        ours.dot_rows(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
+        ours.gemv(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
     }
     return most_probable(score);
 }
@@ -282,8 +276,8 @@ Choice Head::choose_screened(const float * row, float * score) {
 Choice Head::most_probable(const float * logits_) const {
     const Kernels & ours  = *compute.arithmetic.kernels;
     const int64_t   vocab = weights.vocab;
-    const float     top   = ours.most(logits_, vocab);
-    const double    sum   = ours.sum_of_exponentials(logits_, vocab, top);
+    const float     top   = ours.max(logits_, vocab);
+    const double    sum   = ours.sum_exp(logits_, vocab, top);
     const auto      best  = std::find(logits_, logits_ + vocab, top) - logits_;
     if (best == vocab || !std::isfinite(top) || !std::isfinite(sum)) {
         throw not_finite();

@@ -52,8 +52,7 @@ private:
     const bool             ggml_only;
     Workspace              workspace;
     std::vector<float>     scores;  // [count][vocab]
-    std::vector<uint8_t>   column;  // one row in 8-bit integers
-    std::vector<float>     rounded_away;
+    std::vector<uint8_t>   quantized;  // one row in 8-bit integers
     std::vector<int32_t>   likely;
     std::vector<uint8_t>   matrix_row;
     int64_t                chosen = 0;  // since memory was given back

@@ -110,11 +110,11 @@ void run_watch(ggml_tensor * dst, int thread, int n_threads, void * user) {
         const int64_t   head = node.heads[which];
         const uint8_t * keys = static_cast<const uint8_t *>(k->data) + static_cast<size_t>(head / group) * k->nb[2] +
                                static_cast<size_t>(span.first) * k->nb[1];
-        ours.dot_rows(k->type, keys, k->nb[1], span.count, head_dim,
-                      static_cast<const float *>(q->data) + (token * n_heads + head) * head_dim, 1, scores, span.count);
+        ours.gemv(k->type, keys, k->nb[1], span.count, head_dim,
+                  static_cast<const float *>(q->data) + (token * n_heads + head) * head_dim, 1, scores, span.count);
         std::transform(scores, scores + span.count, scores, [scale](float x) { return x * scale; });
-        const float   top = ours.most(scores, span.count);
-        const float   sum = static_cast<float>(ours.sum_of_exponentials(scores, span.count, top));
+        const float   top = ours.max(scores, span.count);
+        const float   sum = static_cast<float>(ours.sum_exp(scores, span.count, top));
         const float * row = scores + look.first;
         std::transform(row, row + look.count, look.weights + node.rows[which] * look.count,
                        [top, sum](float x) { return std::exp(x - top) / sum; });

@@ -70,11 +70,11 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
         const int64_t chunk = piece / strips, begin = piece % strips * node.strip;
         const int64_t end = std::min(begin + node.strip, out.time);
         if (first) {
-            const Rows rows{reinterpret_cast<const uint32_t *>(line), block_words, block_side, block_words};
+            const PackedRows rows{reinterpret_cast<const uint32_t *>(line), block_words, block_side, block_words};
             for (int64_t t = begin; t < end; t++) {
                 gather(reinterpret_cast<const float *>(source) + chunk * in.time * in.freq, in, out, t, line);
-                how.kernels->multiply(Number::f32, rows, out.freq, node.columns, column_group, groups, 1, false,
-                                      results + (t - begin) * padded * stride, stride);
+                how.kernels->gemm(ComputeType::f32, rows, out.freq, node.columns, column_group, groups, 1, false,
+                                  results + (t - begin) * padded * stride, stride);
             }
         } else {
             const uint32_t * image = align64(static_cast<uint32_t *>(dst->src[0]->data)) + chunk * in.chunk();
@@ -83,10 +83,10 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
                 for (int64_t t = begin; t < end; t++) {
                     for (int64_t tap = 0; tap < 9; tap++) {
                         const uint32_t * from = image + (2 * t + tap % 3) * in.row() + tap / 3 * in.pixel;
-                        how.kernels->multiply(how.number, {from, 32 * in.pixel, 2 * in.pixel, block_side}, padded,
-                                              node.columns + g * column_group + tap * steps * block_words, column_group,
-                                              n, steps, tap > 0,
-                                              results + (t - begin) * padded * stride + g * block_side, stride);
+                        how.kernels->gemm(how.type, {from, 32 * in.pixel, 2 * in.pixel, block_side}, padded,
+                                          node.columns + g * column_group + tap * steps * block_words, column_group, n,
+                                          steps, tap > 0, results + (t - begin) * padded * stride + g * block_side,
+                                          stride);
                     }
                 }
             }
@@ -95,10 +95,10 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
             const float * result = results + (t - begin) * padded * stride;
             if (out.pixel == 0) {  // F32 [channels][freq] of this time
                 for (int64_t f = 0; f < out.freq; f++) {
-                    how.kernels->put_words(Number::f32, result + f * stride, node.channels, node.bias, Activation::gelu,
-                                           reinterpret_cast<uint32_t *>(line + f * stride));
+                    how.kernels->epilogue_words(ComputeType::f32, result + f * stride, node.channels, node.bias,
+                                                Activation::gelu, reinterpret_cast<uint32_t *>(line + f * stride));
                 }
-                how.kernels->put_rows(
+                how.kernels->epilogue_rows(
                     line, stride, out.freq, node.channels, nullptr, Activation::none, nullptr,
                     static_cast<float *>(dst->data) + (chunk * out.time + t) * node.channels * out.freq, out.freq);
                 continue;
@@ -106,8 +106,8 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
             uint32_t * row   = align64(static_cast<uint32_t *>(dst->data)) + chunk * out.chunk() + (t + 1) * out.row();
             const auto blank = [](uint32_t * words, int64_t n) { std::memset(words, 0, size_t(n) * sizeof(*words)); };
             for (int64_t f = 0; f < out.freq; f++) {
-                how.kernels->put_words(how.number, result + f * stride, node.channels, node.bias, Activation::gelu,
-                                       row + (f + 1) * out.pixel);
+                how.kernels->epilogue_words(how.type, result + f * stride, node.channels, node.bias, Activation::gelu,
+                                            row + (f + 1) * out.pixel);
             }
             blank(row, out.pixel);
             blank(row + (out.freq + 1) * out.pixel, out.pixel);
@@ -124,13 +124,13 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
 }  // namespace
 
 std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * kernel) {
-    const int64_t in = kernel->ne[2], out = kernel->ne[3];
-    const bool    first  = in == 1;
-    const Number  number = first ? Number::f32 : how.number;
-    const int64_t taps = first ? 1 : 9, n = first ? 9 : in, steps = step_count(number, n);
+    const int64_t     in = kernel->ne[2], out = kernel->ne[3];
+    const bool        first = in == 1;
+    const ComputeType type  = first ? ComputeType::f32 : how.type;
+    const int64_t     taps = first ? 1 : 9, n = first ? 9 : in, steps = step_count(type, n);
 
     std::vector<float> rows(static_cast<size_t>(out * in * 9));
-    how.kernels->to_float(kernel->type, kernel->data, static_cast<int64_t>(rows.size()), rows.data());
+    how.kernels->unpack_f32(kernel->type, kernel->data, static_cast<int64_t>(rows.size()), rows.data());
     std::vector<uint32_t> columns(static_cast<size_t>(group_count(out) * taps * steps * block_words));
     std::vector<float>    tap_rows(static_cast<size_t>(block_side * n));
     for (int64_t g = 0; g < group_count(out); g++) {
@@ -142,7 +142,7 @@ std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * k
                     tap_rows[static_cast<size_t>(r * n + i)] = first ? from[i] : from[i * 9 + tap];
                 }
             }
-            how.kernels->pack(number, tap_rows.data(), n, count, n,
+            how.kernels->pack(type, tap_rows.data(), n, count, n,
                               columns.data() + (g * taps + tap) * steps * block_words);
         }
     }
@@ -150,10 +150,10 @@ std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * k
 }
 
 ggml_tensor * conv_stem(Graph & graph, Compute & compute, const EncoderWeights & w, ggml_tensor * chunks) {
-    const Number  number = compute.arithmetic.number;
-    const int64_t pixel  = step_count(number, w.conv_channels) * block_side;
-    Image         in{chunks->ne[0], chunks->ne[1], 0};
-    ggml_tensor * x = chunks;
+    const ComputeType type  = compute.arithmetic.type;
+    const int64_t     pixel = step_count(type, w.conv_channels) * block_side;
+    Image             in{chunks->ne[0], chunks->ne[1], 0};
+    ggml_tensor *     x = chunks;
     for (int i = 0; i < 3; i++) {
         const Image   out{halved(in.time), halved(in.freq), i < 2 ? pixel : 0};
         const int64_t padded = group_count(out.freq) * block_side, stride = group_count(w.conv_channels) * block_side;

@@ -27,8 +27,8 @@ struct Node {
 };
 
 // Columns [words] of n_rows rows of n values.
-int64_t columns_words(Number number, int64_t n_rows, int64_t n) {
-    return group_count(n_rows) * step_count(number, n) * block_words + 16;
+int64_t columns_words(ComputeType compute_type, int64_t n_rows, int64_t n) {
+    return group_count(n_rows) * step_count(compute_type, n) * block_words + 16;
 }
 
 uint32_t * columns_at(const ggml_tensor * columns) {
@@ -42,20 +42,21 @@ void run_pack(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const ggml_tensor * x      = dst->src[0];
     const int64_t       n      = x->ne[0];
     const int64_t       stride = static_cast<int64_t>(x->nb[1] / sizeof(float));
-    const int64_t       groups = group_count(node.n_rows), words = step_count(how.number, n) * block_words;
+    const int64_t       groups = group_count(node.n_rows), words = step_count(how.type, n) * block_words;
     for (int64_t g = groups * thread / n_threads; g < groups * (thread + 1) / n_threads; g++) {
-        how.kernels->pack(how.number, static_cast<const float *>(x->data) + g * block_side * stride, stride,
+        how.kernels->pack(how.type, static_cast<const float *>(x->data) + g * block_side * stride, stride,
                           std::min(block_side, node.n_rows - g * block_side), n, columns_at(dst) + g * words);
     }
 }
 
 // One panel of a matrix, decoded: rows in groups of 16, the last one filled up with zeros.
-Rows decode_panel(const Arithmetic & how, const ggml_tensor * weight, int64_t first, int64_t count, uint32_t * panel) {
-    const int64_t steps = step_count(how.number, weight->ne[0]);
-    const Rows    rows{panel, steps * block_words, block_side, block_words};
-    const auto *  data = static_cast<const uint8_t *>(weight->data);
+PackedRows unpack_panel(const Arithmetic & how, const ggml_tensor * weight, int64_t first, int64_t count,
+                        uint32_t * panel) {
+    const int64_t    steps = step_count(how.type, weight->ne[0]);
+    const PackedRows rows{panel, steps * block_words, block_side, block_words};
+    const auto *     data = static_cast<const uint8_t *>(weight->data);
     for (int64_t r = 0; r < count; r++) {
-        how.kernels->decode(how.number, weight->type, data + static_cast<size_t>(first + r) * weight->nb[1],
+        how.kernels->unpack(how.type, weight->type, data + static_cast<size_t>(first + r) * weight->nb[1],
                             weight->ne[0], panel + r / block_side * rows.group + r % block_side * rows.row, rows.step);
     }
     for (int64_t r = count; r < group_count(count) * block_side; r++) {
@@ -68,8 +69,8 @@ Rows decode_panel(const Arithmetic & how, const ggml_tensor * weight, int64_t fi
 }
 
 // Words of scratch that a thread needs: panels, and results of all their rows for most_groups groups of columns.
-int64_t scratch_words(Number number, int64_t in, int n_matrices) {
-    return n_matrices * panel_rows * (step_count(number, in) * block_side + most_groups * block_side) + 64;
+int64_t scratch_words(ComputeType compute_type, int64_t in, int n_matrices) {
+    return n_matrices * panel_rows * (step_count(compute_type, in) * block_side + most_groups * block_side) + 64;
 }
 
 // columns -> rows or, for an I32 dst, columns.
@@ -78,7 +79,7 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const Arithmetic &  how    = node.compute->arithmetic;
     const ggml_tensor * weight = node.linear->weight;
     const int64_t       in = weight->ne[0], out = weight->ne[1];
-    const int64_t       steps    = step_count(how.number, in);
+    const int64_t       steps    = step_count(how.type, in);
     const int64_t       groups   = group_count(node.n_rows);
     const int64_t       n_blocks = (groups + most_groups - 1) / most_groups;
     const int64_t       n_panels = (out + panel_rows - 1) / panel_rows;
@@ -90,38 +91,39 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
     uint32_t *    gate_panel = panel + panel_rows * steps * block_side;
     float *       results = reinterpret_cast<float *>(gate_panel + (node.gate ? panel_rows * steps * block_side : 0));
     float *       gate_result = results + panel_rows * most_groups * block_side;
-    const int64_t out_steps   = step_count(how.number, out);
+    const int64_t out_steps   = step_count(how.type, out);
 
     for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
-        const int64_t first = p * panel_rows, count = std::min(panel_rows, out - first);
-        const int64_t padded = group_count(count) * block_side;
-        const Rows    rows   = decode_panel(how, weight, first, count, panel);
-        Rows          gates  = rows;
+        const int64_t    first = p * panel_rows, count = std::min(panel_rows, out - first);
+        const int64_t    padded = group_count(count) * block_side;
+        const PackedRows rows   = unpack_panel(how, weight, first, count, panel);
+        PackedRows       gates  = rows;
         if (node.gate) {
-            gates = decode_panel(how, node.gate->weight, first, count, gate_panel);
+            gates = unpack_panel(how, node.gate->weight, first, count, gate_panel);
         }
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t g = groups * b / n_blocks, n = groups * (b + 1) / n_blocks - g, stride = n * block_side;
             const uint32_t * const block = columns + g * steps * block_words;
-            how.kernels->multiply(how.number, rows, padded, block, steps * block_words, n, steps, false, results,
-                                  stride);
+            how.kernels->gemm(how.type, rows, padded, block, steps * block_words, n, steps, false, results, stride);
             if (node.gate) {
-                how.kernels->multiply(how.number, gates, padded, block, steps * block_words, n, steps, false,
-                                      gate_result, stride);
+                how.kernels->gemm(how.type, gates, padded, block, steps * block_words, n, steps, false, gate_result,
+                                  stride);
             }
             if (dst->type == GGML_TYPE_I32) {
-                how.kernels->put_columns(how.number, results, node.gate ? gate_result : nullptr, stride, count, n,
-                                         bias ? bias + first : nullptr, node.activation,
-                                         columns_at(dst) + g * out_steps * block_words, out_steps * block_words, first);
+                how.kernels->epilogue_panel(how.type, results, node.gate ? gate_result : nullptr, stride, count, n,
+                                            bias ? bias + first : nullptr, node.activation,
+                                            columns_at(dst) + g * out_steps * block_words, out_steps * block_words,
+                                            first);
             } else {
                 const int64_t at = g * block_side * out + first;
-                how.kernels->put_rows(results, stride, count, std::min(stride, node.n_rows - g * block_side),
-                                      bias ? bias + first : nullptr, node.activation,
-                                      residual ? residual + at : nullptr, static_cast<float *>(dst->data) + at, out);
+                how.kernels->epilogue_rows(results, stride, count, std::min(stride, node.n_rows - g * block_side),
+                                           bias ? bias + first : nullptr, node.activation,
+                                           residual ? residual + at : nullptr, static_cast<float *>(dst->data) + at,
+                                           out);
             }
         }
         if (dst->type == GGML_TYPE_I32 && first + count == out) {  // zeros behind the last value
-            const int64_t line = out / word_values(how.number), lines = out_steps * block_side;
+            const int64_t line = out / word_values(how.type), lines = out_steps * block_side;
             for (int64_t g = 0; g < groups; g++) {
                 std::memset(columns_at(dst) + g * out_steps * block_words + line * block_side, 0,
                             static_cast<size_t>((lines - line) * block_side) * sizeof(uint32_t));
@@ -131,7 +133,7 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
 }
 
 bool takes_bytes(const Arithmetic & how, const ggml_tensor * weight) {
-    return !how.exact && how.kernels->takes_bytes && how.kernels->takes_bytes(weight->type, weight->ne[0]);
+    return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(weight->type, weight->ne[0]);
 }
 
 // Each row by itself: quantised matrices with rows in 8-bit integers, others with rows as they are.
@@ -147,16 +149,16 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
     uint8_t * const bytes     = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
     const bool      integers  = takes_bytes(how, weight);
     for (int64_t j = 0; integers && j < node.n_rows; j++) {  // by every thread for itself: cheaper than waiting
-        how.kernels->to_bytes(x + j * in, in, bytes + static_cast<size_t>(j) * column_bytes(in));
+        how.kernels->int8_quantize(x + j * in, in, bytes + static_cast<size_t>(j) * int8_bytes(in));
     }
-    float * const gates    = reinterpret_cast<float *>(bytes + static_cast<size_t>(node.n_rows) * column_bytes(in));
+    float * const gates    = reinterpret_cast<float *>(bytes + static_cast<size_t>(node.n_rows) * int8_bytes(in));
     const float * residual = dst->src[1] ? static_cast<const float *>(dst->src[1]->data) : nullptr;
     const auto    dot      = [&](const ggml_tensor * matrix, int64_t first, int64_t count, float * to, int64_t stride) {
         const auto * rows = static_cast<const uint8_t *>(matrix->data) + static_cast<size_t>(first) * matrix->nb[1];
         if (integers) {
-            how.kernels->dot_bytes(matrix->type, rows, matrix->nb[1], count, in, bytes, node.n_rows, to, stride);
+            how.kernels->int8_gemv(matrix->type, rows, matrix->nb[1], count, in, bytes, node.n_rows, to, stride);
         } else {
-            how.kernels->dot_rows(matrix->type, rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
+            how.kernels->gemv(matrix->type, rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
         }
     };
     for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
@@ -168,7 +170,7 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
         }
         for (int64_t j = 0; j < node.n_rows; j++) {
             if (node.gate) {
-                how.kernels->multiply_gate(to + j * out, gates + j * few_panel, count);
+                how.kernels->silu_multiply(to + j * out, gates + j * few_panel, count);
             }
             if (residual) {
                 how.kernels->add(to + j * out, residual + j * out + first, count);
@@ -223,15 +225,15 @@ ggml_tensor * Products::columns_of(Factor & x) {
     if (!x.columns) {
         Node & node = graph.keep<Node>(&compute, nullptr, nullptr, Activation::none, n_rows);
         x.columns =
-            ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(compute.arithmetic.number, n_rows, x.rows->ne[0]),
-                           1, 1, 1, &x.rows, 1, run_pack, GGML_N_TASKS_MAX, &node);
+            ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(compute.arithmetic.type, n_rows, x.rows->ne[0]), 1,
+                           1, 1, &x.rows, 1, run_pack, GGML_N_TASKS_MAX, &node);
     }
     return x.columns;
 }
 
 ggml_tensor * Products::rows_out(const Linear & l, ggml_tensor * columns, Activation activation,
                                  ggml_tensor * residual) {
-    compute.reserve_scratch(scratch_words(compute.arithmetic.number, l.weight->ne[0], 1));
+    compute.reserve_scratch(scratch_words(compute.arithmetic.type, l.weight->ne[0], 1));
     Node &        node   = graph.keep<Node>(&compute, &l, nullptr, activation, n_rows);
     ggml_tensor * args[] = {columns, residual};
     return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1,
@@ -239,7 +241,7 @@ ggml_tensor * Products::rows_out(const Linear & l, ggml_tensor * columns, Activa
 }
 
 ggml_tensor * Products::each_row(const Linear & l, const Linear * gate, Factor & x, ggml_tensor * residual) {
-    const int64_t bytes = static_cast<int64_t>(column_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
+    const int64_t bytes = static_cast<int64_t>(int8_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
     compute.reserve_scratch(bytes + (gate ? most_few * n_rows : 0));
     Node &        node   = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows);
     ggml_tensor * args[] = {x.rows, residual};
@@ -248,12 +250,12 @@ ggml_tensor * Products::each_row(const Linear & l, const Linear * gate, Factor &
 }
 
 ggml_tensor * Products::hidden(const Linear & l, const Linear * gate, Factor & x, Activation activation) {
-    const Number number = compute.arithmetic.number;
-    compute.reserve_scratch(scratch_words(number, l.weight->ne[0], gate ? 2 : 1));
+    const ComputeType compute_type = compute.arithmetic.type;
+    compute.reserve_scratch(scratch_words(compute_type, l.weight->ne[0], gate ? 2 : 1));
     Node &        node    = graph.keep<Node>(&compute, &l, gate, activation, n_rows);
     ggml_tensor * columns = columns_of(x);
-    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(number, n_rows, l.weight->ne[1]), 1, 1, 1, &columns,
-                          1, run_product, GGML_N_TASKS_MAX, &node);
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(compute_type, n_rows, l.weight->ne[1]), 1, 1, 1,
+                          &columns, 1, run_product, GGML_N_TASKS_MAX, &node);
 }
 
 ggml_tensor * Products::linear(const Linear & l, Factor & x, Activation activation, ggml_tensor * residual) {
