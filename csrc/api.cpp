@@ -3,7 +3,7 @@
 #include "device/cores.h"
 #include "device/graph.h"
 #include "log.h"
-#include "ops/product.h"
+#include "ops/ops_cpu.h"
 #include "quantize.h"
 #include "session.h"
 
@@ -28,7 +28,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 6;
+constexpr int32_t abi_version = 7;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -95,7 +95,7 @@ void require_rows(int64_t n_rows, int64_t most, int64_t out_values, size_t capac
 
 // One or more of the session's sequences, each at most once.
 void require_sequences(const pcr::Session & s, const int32_t * sequences, int32_t count) {
-    require(count > 0 && count <= s.decoder.n_sequences(), "so many sequences the session does not have");
+    require(count > 0 && count <= s.decoder.n_sequences(), "more sequences than the session has");
     for (int32_t i = 0; i < count; i++) {
         require(sequences[i] >= 0 && sequences[i] < s.decoder.n_sequences(), "no such sequence");
         require(std::find(sequences, sequences + i, sequences[i]) == sequences + i, "a sequence stands twice");
@@ -458,9 +458,9 @@ void pcr_session_cancel(pcr_session * session) {
     }
 }
 
-void pcr_session_hurry(pcr_session * session) {
+void pcr_session_finish_early(pcr_session * session) {
     if (session && session->session) {
-        session->session->hurry();
+        session->session->finish_early();
     }
 }
 
@@ -485,9 +485,9 @@ pcr_status pcr_session_attention(pcr_session * session, int32_t sequence, float 
     return in_session(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
         require(n_steps && (weights || capacity == 0), "NULL");
-        require(s.decoder.n_watched() > 0, "the session was made without params.heads");
+        require(s.decoder.n_captured() > 0, "the session was made without params.heads");
         const float * from = s.attention(sequence, n_steps);
-        const size_t  size = static_cast<size_t>(*n_steps * s.result(sequence).n_rows) * s.decoder.n_watched();
+        const size_t  size = static_cast<size_t>(*n_steps * s.result(sequence).n_rows) * s.decoder.n_captured();
         if (capacity > 0 && size > capacity) {
             throw Error(PCR_ERROR_ARGUMENT, format("there are %zu weights, and room for %zu", size, capacity));
         }
@@ -559,9 +559,9 @@ pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * emb
         require_rows(n_rows, d.max_positions - n_past, n_layers < 0 ? d.vocab : d.hidden, capacity);
         s.decoder.rewind(sequence, n_past);
         std::vector<float> row(static_cast<size_t>(s.model.decoder.hidden));
-        s.decoder.append(sequence, embeddings, n_rows, n_layers, n_layers < 0 ? row.data() : out);
+        s.decoder.append(sequence, embeddings, n_rows, n_layers, {n_layers < 0 ? row.data() : out, nullptr});
         if (n_layers < 0) {
-            s.head.logits(row.data(), 1, out);
+            s.decoder.logits(row.data(), 1, out);
         }
         return PCR_OK;
     });
@@ -579,8 +579,8 @@ pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, con
             require(tokens[i] >= 0 && tokens[i] < d.vocab, "a token is outside the vocabulary");
         }
         std::vector<float> rows(static_cast<size_t>(count) * static_cast<size_t>(s.model.decoder.hidden));
-        s.decoder.step(sequences, tokens, count, rows.data());
-        s.head.logits(rows.data(), count, logits);
+        s.decoder.step(sequences, tokens, count, {rows.data(), nullptr});
+        s.decoder.logits(rows.data(), count, logits);
         return PCR_OK;
     });
 }
@@ -625,7 +625,8 @@ pcr_status pcr_product(const char * kernels, const char * precision, int32_t eac
         require(pcr::row_bytes(as, n_in) > 0, "the type's blocks do not divide the matrix's rows");
         pcr::adopt_ggml_log();
         *seconds = pcr::multiply_once(pcr::Arithmetic::choose(pcr::find_devices("cpu").front(), precision, kernels),
-                                      each != 0, as, matrix, n_out, n_in, rows, n_rows, out, threads, repeats);
+                                      each != 0 ? pcr::Path::gemv : pcr::Path::gemm, as, matrix, n_out, n_in, rows,
+                                      n_rows, out, threads, repeats);
         return PCR_OK;
     });
     store_text(error, message, message_capacity);

@@ -222,7 +222,39 @@ float high_of(float x) {
     return x;
 }
 
-}  // namespace
+// LogMel::frames by ggml's operations in F32: the Fourier transform as a product with the window's cosines and sines. A
+// frame's numbers do not depend on how many are asked for.
+class DeviceLogMel final : public FrontEnd {
+public:
+    DeviceLogMel(const LogMel & log_mel, int n_mels, Compute & compute);
+
+    void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) override;
+
+private:
+    Compute &               compute;
+    int                     n_mels;
+    ggml_context_ptr        context;
+    ggml_backend_buffer_ptr buffer;
+    ggml_tensor *           waves   = nullptr;  // F32 [3 n_fft, 2 n_bins]
+    ggml_tensor *           filters = nullptr;  // F32 [n_bins, n_mels]
+    Workspace               workspace;
+    Graph                   graph;
+    ggml_tensor *           input  = nullptr;  // F32 [3 n_fft, frames of a block]
+    ggml_tensor *           output = nullptr;  // F32 [n_mels, frames of a block]
+    std::vector<float>      held;
+};
+
+class HostLogMel final : public FrontEnd {
+public:
+    explicit HostLogMel(const LogMel & log_mel_) : log_mel(log_mel_) {}
+
+    void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) override {
+        log_mel.frames(samples, n_samples, first, count, out);
+    }
+
+private:
+    const LogMel & log_mel;
+};
 
 DeviceLogMel::DeviceLogMel(const LogMel & log_mel, int n_mels_, Compute & compute_)
     : compute(compute_), n_mels(n_mels_), workspace(compute_, 64, nullptr), graph("log-mel", 64) {
@@ -287,6 +319,15 @@ void DeviceLogMel::frames(const float * samples, int64_t n_samples, int64_t firs
             output, out + (t - first) * n_mels, 0,
             static_cast<size_t>(std::min(block_frames, first + count - t) * n_mels) * sizeof(float));
     }
+}
+
+}  // namespace
+
+std::unique_ptr<FrontEnd> make_front_end(const LogMel & log_mel, int n_mels, Compute & compute) {
+    if (compute.arithmetic.kernels) {
+        return std::make_unique<HostLogMel>(log_mel);
+    }
+    return std::make_unique<DeviceLogMel>(log_mel, n_mels, compute);
 }
 
 }  // namespace pcr

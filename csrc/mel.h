@@ -6,6 +6,7 @@
 
 #include <complex>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace pcr {
@@ -31,7 +32,7 @@ public:
     // Frame t reads samples t*160-200 .. t*160+199, reflected where they leave the clip; n_samples >= min_samples.
     void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) const;
 
-    // The same numbers as matrices, for DeviceLogMel. window_of: [n_fft]. filters_of: [n_mels][n_bins].
+    // The same numbers as matrices, for a device. window_of: [n_fft]. filters_of: [n_mels][n_bins].
     const std::vector<double> & window_of() const { return window; }
     std::vector<float>          filters_of() const;
 
@@ -53,26 +54,16 @@ private:
     std::vector<std::complex<double>> roots;       // exp(-2 pi i k / 400), k <= 100
 };
 
-// LogMel::frames on a device, by ggml's operations in F32: the Fourier transform as a product with the window's cosines and
-// sines. A frame's numbers do not depend on how many are asked for.
-class DeviceLogMel {
+// Where a session computes its frames.
+class FrontEnd {
 public:
-    DeviceLogMel(const LogMel & log_mel, int n_mels, Compute & compute);
+    virtual ~FrontEnd() = default;
 
-    void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out);
-
-private:
-    Compute &               compute;
-    int                     n_mels;
-    ggml_context_ptr        context;
-    ggml_backend_buffer_ptr buffer;
-    ggml_tensor *           waves   = nullptr;  // F32 [3 n_fft, 2 n_bins]
-    ggml_tensor *           filters = nullptr;  // F32 [n_bins, n_mels]
-    Workspace               workspace;
-    Graph                   graph;
-    ggml_tensor *           input  = nullptr;  // F32 [3 n_fft, frames of a block]
-    ggml_tensor *           output = nullptr;  // F32 [n_mels, frames of a block]
-    std::vector<float>      held;
+    // As LogMel::frames.
+    virtual void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) = 0;
 };
+
+// In double precision on the CPU; on another device by its own operations.
+std::unique_ptr<FrontEnd> make_front_end(const LogMel & log_mel, int n_mels, Compute & compute);
 
 }  // namespace pcr

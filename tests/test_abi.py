@@ -80,7 +80,7 @@ def test_null_is_refused_and_may_be_freed() -> None:
     lib.pcr_model_free(null)
     lib.pcr_session_free(null)
     lib.pcr_session_cancel(null)
-    lib.pcr_session_hurry(null)
+    lib.pcr_session_finish_early(null)
     assert lib.pcr_model_load(null, null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_model_get_info(null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_session_new(null, null, null) == lib.PCR_ERROR_ARGUMENT

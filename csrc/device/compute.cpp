@@ -89,7 +89,7 @@ void Compute::throw_if_stopped() const {
         throw Error(PCR_ERROR_CANCELLED, "cancelled");
     }
     if (stopped()) {
-        throw Hurried();
+        throw FinishedEarly();
     }
 }
 

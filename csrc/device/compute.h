@@ -13,7 +13,7 @@ namespace pcr {
 
 // Hands out pieces of a node's work to its threads, first come, first served. After each run, and only then, it begins
 // anew by itself: every thread draws until it gets a number beyond the pieces, so a run draws pieces + threads in all.
-class Tickets {
+class WorkCounter {
 public:
     int64_t take(int64_t pieces, int threads) {
         return next.fetch_add(1, std::memory_order_relaxed) % (pieces + threads);
@@ -23,13 +23,13 @@ private:
     std::atomic<int64_t> next{0};
 };
 
-// Behind p, at the next multiple of 64 bytes. Tensors of words are that much larger than their words.
+// Rounds p up to 64 bytes. Tensors of words are that much larger than their words.
 inline uint32_t * align64(uint32_t * p) {
     return reinterpret_cast<uint32_t *>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
 }
 
 // Thrown where work was stopped that can be left undone.
-struct Hurried {};
+struct FinishedEarly {};
 
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {
@@ -44,19 +44,16 @@ public:
     // Where graphs can run: the device, and behind it the CPU for what it cannot compute.
     std::vector<ggml_backend_t> backends() const;
 
-    // True where graphs consist of ggml's operations only, since memory may not be the CPU's.
-    bool on_device() const { return arithmetic.kernels == nullptr; }
-
     // True where the device computes this node, whose tensors need no memory yet.
     bool supports(const ggml_tensor * node) const { return ggml_backend_supports_op(back.get(), node); }
 
     const Device device;
 
     std::atomic<bool> cancelled{false};
-    std::atomic<bool> hurried{false};  // stops what can be left undone ...
+    std::atomic<bool> finishing_early{false};  // stops what can be left undone ...
     std::atomic<bool> interruptible{false};  // ... which is done at the moment
 
-    bool stopped() const { return cancelled.load() || (interruptible.load() && hurried.load()); }
+    bool stopped() const { return cancelled.load() || (interruptible.load() && finishing_early.load()); }
     void throw_if_stopped() const;
 
     const Arithmetic arithmetic;

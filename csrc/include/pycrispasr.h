@@ -16,7 +16,7 @@
  *               returns belong to the handle. Freeing NULL is allowed.
  *   Threads     A model is immutable: any number of threads may read it and make sessions from it. A session belongs
  *               to one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes
- *               nothing. pcr_session_cancel() and pcr_session_hurry() are the exceptions: they may be called from any
+ *               nothing. pcr_session_cancel() and pcr_session_finish_early() are the exceptions: they may be called from any
  *               thread, at any time until pcr_session_free().
  *   Memory      Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
  *               PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
@@ -283,9 +283,9 @@ PCR_API void pcr_session_cancel(pcr_session * session);
 /* Makes a pcr_session_hypothesis() that is running, and every later one, return soon: with what it has decoded so
  * far and what the last one expects behind it. For when the audio has ended and the final text is wanted. Any
  * thread. */
-PCR_API void pcr_session_hurry(pcr_session * session);
+PCR_API void pcr_session_finish_early(pcr_session * session);
 
-/* Forgets every clip, a cancellation and a hurry; keeps the buffers. */
+/* Forgets every clip, a cancellation and an early finish; keeps the buffers. */
 PCR_API pcr_status pcr_session_reset(pcr_session * session);
 
 typedef struct pcr_result {

@@ -91,8 +91,8 @@ void attend(const float * q, const int32_t * counts, int64_t n_rows, ggml_type t
             key_columns<false>(k, row_bytes, count, head_dim, k_columns);
             value_columns<false>(v, row_bytes, count, head_dim, v_columns);
         }
-        gemm_vectors<false>(query_rows, n_rows, reinterpret_cast<const uint32_t *>(k_columns), 16 * width,
-                                key_groups, groups, false, scores, block);
+        gemm_vectors<false>(query_rows, n_rows, reinterpret_cast<const uint32_t *>(k_columns), 16 * width, key_groups,
+                            groups, false, scores, block);
         const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int64_t r = 0; r < n_rows; r++) {
             const int32_t seen =
@@ -119,7 +119,7 @@ void attend(const float * q, const int32_t * counts, int64_t n_rows, ggml_type t
             }
         }
         gemm_vectors<false>(score_rows, n_rows, reinterpret_cast<const uint32_t *>(v_columns), 16 * block, groups,
-                                key_groups, true, out, width);
+                            key_groups, true, out, width);
     }
     for (int64_t r = 0; r < n_rows; r++) {
         const float scale = 1.0f / sum_lanes(sums[r]);

@@ -22,7 +22,7 @@ void pack(ComputeType type, const float * rows, int64_t stride, int64_t n_rows, 
             PCR_UNROLL
             for (int r = 0; r < 16; r++) {
                 const float * row = rows + r * stride + at;
-                v[r]              = type == ComputeType::bf16 ? bf16_words(load<F>(row), load<F>(row + 16)) : load<U>(row);
+                v[r] = type == ComputeType::bf16 ? bf16_words(load<F>(row), load<F>(row + 16)) : load<U>(row);
             }
         } else {
             for (int64_t r = 0; r < 16; r++) {
@@ -138,7 +138,7 @@ PCR_INLINE void tile_column(const PackedRows & rows, const uint32_t * words, int
 
 template <bool bf16>
 void gemm_vectors(const PackedRows & rows, int64_t n_rows, const uint32_t * columns, int64_t column_group,
-                      int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride) {
+                  int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride) {
     constexpr int64_t steps_at_once = tile_groups == 3 ? 8 : 16;  // so that the columns stay in the first cache
     for (int64_t first = 0; first < n_steps; first += steps_at_once) {
         const int64_t    n     = n_steps - first < steps_at_once ? n_steps - first : steps_at_once;
@@ -164,7 +164,7 @@ void gemm_vectors(const PackedRows & rows, int64_t n_rows, const uint32_t * colu
 }
 
 void gemm(ComputeType type, const PackedRows & rows, int64_t n_rows, const uint32_t * columns, int64_t column_group,
-              int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride) {
+          int64_t n_groups, int64_t n_steps, bool add, float * out, int64_t out_stride) {
     if (type == ComputeType::bf16) {
 #if defined(PCR_AMX)
         gemm_amx(rows, n_rows, columns, column_group, n_groups, n_steps, add, out, out_stride);
@@ -181,7 +181,7 @@ PCR_INLINE F activate(Activation activation, F x) {
 }
 
 void epilogue_rows(const float * results, int64_t stride, int64_t n, int64_t n_columns, const float * bias,
-              Activation activation, const float * residual, float * out, int64_t out_stride) {
+                   Activation activation, const float * residual, float * out, int64_t out_stride) {
     for (int64_t i = 0; i < n; i += 16) {
         const int64_t count = n - i < 16 ? n - i : 16;
         const F       b     = bias ? load_some(bias + i, count) : F{};
@@ -209,8 +209,9 @@ void epilogue_rows(const float * results, int64_t stride, int64_t n, int64_t n_c
     }
 }
 
-void epilogue_panel(ComputeType type, const float * results, const float * gate, int64_t stride, int64_t n, int64_t n_groups,
-                 const float * bias, Activation activation, uint32_t * columns, int64_t column_group, int64_t first) {
+void epilogue_panel(ComputeType type, const float * results, const float * gate, int64_t stride, int64_t n,
+                    int64_t n_groups, const float * bias, Activation activation, uint32_t * columns,
+                    int64_t column_group, int64_t first) {
     const auto value = [&](int64_t i, int64_t c) __attribute__((always_inline)) {
         F x = load<F>(results + i * stride + c);
         x   = activate(activation, bias ? x + bias[i] : x);
@@ -228,7 +229,7 @@ void epilogue_panel(ComputeType type, const float * results, const float * gate,
 }
 
 void epilogue_words(ComputeType type, const float * results, int64_t n, const float * bias, Activation activation,
-               uint32_t * words) {
+                    uint32_t * words) {
     const auto value = [&](int64_t i) __attribute__((always_inline)) {
         if (i >= n) {
             return F{};

@@ -60,7 +60,7 @@ PCR_INLINE void amx_tile(const uint32_t * a0, const uint32_t * a1, int64_t row, 
 }
 
 void gemm_amx(const PackedRows & rows, int64_t n_rows, const uint32_t * columns, int64_t column_group, int64_t n_groups,
-                  int64_t n_steps, bool add, float * out, int64_t out_stride) {
+              int64_t n_steps, bool add, float * out, int64_t out_stride) {
     constexpr int64_t steps_at_once = 8;  // two groups of rows and two of columns then fit in the first cache
     const TileConfig  config;
     _tile_loadconfig(&config);

@@ -7,8 +7,8 @@ namespace pcr {
 
 namespace {
 
-void gemv(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
-              int64_t n_x, float * out, int64_t out_stride) {
+void gemv(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x, int64_t n_x,
+          float * out, int64_t out_stride) {
     const size_t bytes = ggml_row_size(type, ggml_blck_size(type)) * static_cast<size_t>(chunk / ggml_blck_size(type));
     for (int64_t i = 0; i < n_rows; i++) {
         const uint8_t * from = static_cast<const uint8_t *>(rows) + static_cast<size_t>(i) * row_bytes;

@@ -23,26 +23,26 @@ constexpr Kernels make_table(const char * name) {
 #if defined(PCR_AMX)
     table.tiles = true;
 #endif
-    table.gemm            = gemm;
-    table.unpack          = unpack;
-    table.unpack_f32      = unpack_f32;
-    table.pack            = pack;
-    table.epilogue_rows   = epilogue_rows;
-    table.epilogue_panel  = epilogue_panel;
-    table.epilogue_words  = epilogue_words;
-    table.gemv            = gemv;
+    table.gemm           = gemm;
+    table.unpack         = unpack;
+    table.unpack_f32     = unpack_f32;
+    table.pack           = pack;
+    table.epilogue_rows  = epilogue_rows;
+    table.epilogue_panel = epilogue_panel;
+    table.epilogue_words = epilogue_words;
+    table.gemv           = gemv;
 #if defined(PCR_INT8)
-    table.int8_takes      = int8_takes;
-    table.int8_quantize   = int8_quantize;
-    table.int8_error      = int8_error;
-    table.int8_gemv       = int8_gemv;
-    table.quantize_q8_0   = quantize_q8_0;
+    table.int8_takes    = int8_takes;
+    table.int8_quantize = int8_quantize;
+    table.int8_error    = int8_error;
+    table.int8_gemv     = int8_gemv;
+    table.quantize_q8_0 = quantize_q8_0;
 #endif
-    table.silu_multiply   = silu_multiply;
-    table.add             = add;
-    table.attend          = attend;
-    table.max             = max_of;
-    table.sum_exp         = sum_exp;
+    table.silu_multiply = silu_multiply;
+    table.add           = add;
+    table.attend        = attend;
+    table.max           = max_of;
+    table.sum_exp       = sum_exp;
     return table;
 }
 

@@ -1,14 +1,14 @@
 // Audio encoder and adapter: log-mel frames -> one row per 80 ms that the language model reads like an embedding.
 #pragma once
 
-#include "device/graph.h"
 #include "nn/model.h"
+#include "ops/ops.h"
 
 namespace pcr {
 
 class Encoder {
 public:
-    Encoder(const Model & model, Compute & compute, Importance * importance);
+    Encoder(const Model & model, Ops & ops, Compute & compute, Importance * importance);
 
     // Rows of frames [n_frames][n_mels], normalized: whole attention windows, of which the clip's last one may be
     // shorter. n_layers < 0: everything, rows of output_dim; otherwise the rows after so many layers, of d_model. A
@@ -23,11 +23,11 @@ private:
     void stem(const float * mel, int64_t n_frames, bool short_clip, float * rows);
 
     const EncoderWeights & weights;
-    Compute &              compute;
+    Ops &                  ops;
     Workspace              workspace;
-    bool                   ggml_only;
     std::vector<float>     chunks;     // input of the conv stem
     std::vector<float>     stem_rows;  // its output
+    std::vector<KvRange>   windows;    // that rows attend to
 };
 
 }  // namespace pcr

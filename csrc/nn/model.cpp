@@ -1,8 +1,7 @@
 #include "nn/model.h"
 
 #include "log.h"
-#include "nn/head.h"
-#include "ops/conv.h"
+#include "ops/ops_cpu.h"
 #include "quantize.h"
 
 #include <algorithm>
@@ -248,9 +247,7 @@ void Model::load_encoder() {
         ggml_tensor *     kernel = weight(conv + ".weight", {3, 3, i == 0 ? 1 : e.conv_channels, e.conv_channels});
         e.conv[i].weight         = placed(kernel);
         e.conv[i].bias           = vector(conv + ".bias", e.conv_channels);
-        if (arithmetic.kernels) {
-            e.conv_columns[i] = conv_columns(arithmetic, kernel);
-        }
+        e.conv[i].packed         = pack_conv(arithmetic, kernel);
     }
     e.conv_out = linear("enc.conv_out", int64_t(e.conv_channels) * e.conv_freq, e.d_model, false);
     e.layers.resize(static_cast<size_t>(e.n_layers));
@@ -328,8 +325,8 @@ void Model::load_log_mel() {
         {"n_mels", n_mels},          {"num_mel_bins", n_mels},      {"sampling_rate", LogMel::sample_rate},
         {"n_mel", n_mels},           {"feature_size", n_mels},
     };
-    for (const auto & [name, value] : front_end) {
-        file.require(key(""), name, value);
+    for (const auto & [suffix, value] : front_end) {
+        file.require(key(""), suffix, value);
     }
     const ggml_tensor * mel     = file.find("audio.mel_filters");
     const ggml_tensor * hann    = file.find("audio.mel_window");

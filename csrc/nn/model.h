@@ -4,6 +4,7 @@
 #include "device/graph.h"
 #include "gguf_file.h"
 #include "mel.h"
+#include "nn/weights.h"
 #include "tokenizer.h"
 
 #include <initializer_list>
@@ -14,62 +15,6 @@
 #include <vector>
 
 namespace pcr {
-
-struct Norm {
-    ggml_tensor * weight = nullptr;  // [n]
-    ggml_tensor * bias   = nullptr;  // [n], or none for RMSNorm
-};
-
-struct Linear {
-    ggml_tensor * weight = nullptr;  // [in, out] in ggml's order: rows of "in" values
-    ggml_tensor * bias   = nullptr;  // [out] or none
-};
-
-struct EncoderLayer {
-    Norm   attn_norm, ffn_norm;
-    Linear q, k, v, o, fc1, fc2;
-};
-
-// "moss_transcribe.enc.*" and "adapter.*": Qwen3-Omni's audio tower and the gated MLP behind it.
-struct EncoderWeights {
-    int32_t n_mels, n_layers, d_model, n_heads, ffn_dim, conv_channels, output_dim, adapter_dim;
-    float   norm_eps;
-    int32_t chunk_frames;    // log-mel frames per chunk of the conv stem
-    int32_t chunk_rows;      // audio rows that a full chunk gives
-    int32_t window_chunks;   // chunks whose rows attend to each other
-    int32_t conv_freq;       // mel bins left after the conv stem
-
-    Linear                    conv[3];      // weight [3, 3, in, out] with time fastest
-    std::vector<uint32_t>     conv_columns[3];  // for our kernels
-    Linear                    conv_out;     // columns (channel, freq), freq fastest
-    ggml_tensor *             positions;    // [d_model, chunk_rows], sinusoidal
-    std::vector<EncoderLayer> layers;
-    Norm                      ln_post;
-    Linear                    proj1, proj2;
-    Linear                    gate, up, down;  // the adapter
-
-    int64_t rows(int64_t n_frames) const;  // audio rows of so many log-mel frames
-    int64_t window_frames() const { return int64_t(chunk_frames) * window_chunks; }
-    int64_t window_rows() const { return int64_t(chunk_rows) * window_chunks; }
-};
-
-struct DecoderLayer {
-    Norm   attn_norm, ffn_norm, q_norm, k_norm;
-    Linear q, k, v, o, gate, up, down;
-};
-
-// "moss_transcribe.llm.*": Qwen3.
-struct DecoderWeights {
-    int32_t hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab, max_positions;
-    float   rope_theta, norm_eps;
-
-    ggml_tensor *             embed;  // [hidden, vocab]
-    Linear                    head;   // [hidden, vocab]: embed when tied
-    std::vector<DecoderLayer> layers;
-    Norm                      final_norm;
-
-    int64_t kv_dim() const { return int64_t(n_kv_heads) * head_dim; }
-};
 
 struct Screen;
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -401,7 +401,7 @@ class NativeSession:
 
     def finish_early(self) -> None:
         """Makes the running hypothesis, and every later one, end soon: what is missing is taken from the last one."""
-        self._handle.use(self._lib.pcr_session_hurry)
+        self._handle.use(self._lib.pcr_session_finish_early)
 
     def decode_clip(self, samples: _Floats) -> Iterator[tuple[int, float]]:
         """Forgets all else, and gives the tokens of one segment of audio, with their probabilities, as they come.

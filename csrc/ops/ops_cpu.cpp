@@ -1,4 +1,6 @@
-#include "ops/product.h"
+#include "ops/ops_cpu.h"
+
+#include "nn/model.h"
 
 #include <algorithm>
 #include <chrono>
@@ -9,9 +11,9 @@ namespace pcr {
 
 namespace {
 
-constexpr int64_t panel_rows  = 128;  // matrix rows that a thread decodes at once
-constexpr int64_t most_few    = 512;  // that it takes at once for few rows
-constexpr int64_t most_groups = 12;   // groups of 16 columns whose results stay in the cache
+constexpr int64_t panel_rows     = 128;  // matrix rows that a thread decodes at once
+constexpr int64_t max_gemv_panel = 512;  // that it takes at once for GEMV
+constexpr int64_t max_groups     = 12;   // groups of 16 results that stay in the cache
 
 bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -23,19 +25,19 @@ struct Node {
     const Linear * gate;  // or null
     Activation     activation;
     int64_t        n_rows;
-    Tickets        tickets{};
+    WorkCounter    work{};
 };
 
-// Columns [words] of n_rows rows of n values.
-int64_t columns_words(ComputeType compute_type, int64_t n_rows, int64_t n) {
+// Words of the packed panels of n_rows rows of n values.
+int64_t panel_words(ComputeType compute_type, int64_t n_rows, int64_t n) {
     return group_count(n_rows) * step_count(compute_type, n) * block_words + 16;
 }
 
-uint32_t * columns_at(const ggml_tensor * columns) {
-    return align64(static_cast<uint32_t *>(columns->data));
+uint32_t * panel_at(const ggml_tensor * packed) {
+    return align64(static_cast<uint32_t *>(packed->data));
 }
 
-// F32 rows -> columns.
+// F32 rows -> packed panels.
 void run_pack(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const Node &        node   = *static_cast<Node *>(user);
     const Arithmetic &  how    = node.compute->arithmetic;
@@ -45,7 +47,7 @@ void run_pack(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const int64_t       groups = group_count(node.n_rows), words = step_count(how.type, n) * block_words;
     for (int64_t g = groups * thread / n_threads; g < groups * (thread + 1) / n_threads; g++) {
         how.kernels->pack(how.type, static_cast<const float *>(x->data) + g * block_side * stride, stride,
-                          std::min(block_side, node.n_rows - g * block_side), n, columns_at(dst) + g * words);
+                          std::min(block_side, node.n_rows - g * block_side), n, panel_at(dst) + g * words);
     }
 }
 
@@ -68,32 +70,32 @@ PackedRows unpack_panel(const Arithmetic & how, const ggml_tensor * weight, int6
     return rows;
 }
 
-// Words of scratch that a thread needs: panels, and results of all their rows for most_groups groups of columns.
+// Words of scratch that a thread needs: panels, and results of all their rows for max_groups groups of columns.
 int64_t scratch_words(ComputeType compute_type, int64_t in, int n_matrices) {
-    return n_matrices * panel_rows * (step_count(compute_type, in) * block_side + most_groups * block_side) + 64;
+    return n_matrices * panel_rows * (step_count(compute_type, in) * block_side + max_groups * block_side) + 64;
 }
 
-// columns -> rows or, for an I32 dst, columns.
-void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
+// Packed panels -> rows or, for an I32 dst, packed panels.
+void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
     Node &              node   = *static_cast<Node *>(user);
     const Arithmetic &  how    = node.compute->arithmetic;
     const ggml_tensor * weight = node.linear->weight;
     const int64_t       in = weight->ne[0], out = weight->ne[1];
     const int64_t       steps    = step_count(how.type, in);
     const int64_t       groups   = group_count(node.n_rows);
-    const int64_t       n_blocks = (groups + most_groups - 1) / most_groups;
+    const int64_t       n_blocks = (groups + max_groups - 1) / max_groups;
     const int64_t       n_panels = (out + panel_rows - 1) / panel_rows;
-    const uint32_t *    columns  = columns_at(dst->src[0]);
+    const uint32_t *    panels   = panel_at(dst->src[0]);
     const float *       bias     = node.linear->bias ? static_cast<const float *>(node.linear->bias->data) : nullptr;
     const float *       residual = dst->src[1] ? static_cast<const float *>(dst->src[1]->data) : nullptr;
 
     uint32_t *    panel      = node.compute->scratch(thread);
     uint32_t *    gate_panel = panel + panel_rows * steps * block_side;
     float *       results = reinterpret_cast<float *>(gate_panel + (node.gate ? panel_rows * steps * block_side : 0));
-    float *       gate_result = results + panel_rows * most_groups * block_side;
+    float *       gate_result = results + panel_rows * max_groups * block_side;
     const int64_t out_steps   = step_count(how.type, out);
 
-    for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
+    for (int64_t p; (p = node.work.take(n_panels, n_threads)) < n_panels;) {
         const int64_t    first = p * panel_rows, count = std::min(panel_rows, out - first);
         const int64_t    padded = group_count(count) * block_side;
         const PackedRows rows   = unpack_panel(how, weight, first, count, panel);
@@ -103,7 +105,7 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
         }
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t g = groups * b / n_blocks, n = groups * (b + 1) / n_blocks - g, stride = n * block_side;
-            const uint32_t * const block = columns + g * steps * block_words;
+            const uint32_t * const block = panels + g * steps * block_words;
             how.kernels->gemm(how.type, rows, padded, block, steps * block_words, n, steps, false, results, stride);
             if (node.gate) {
                 how.kernels->gemm(how.type, gates, padded, block, steps * block_words, n, steps, false, gate_result,
@@ -112,7 +114,7 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
             if (dst->type == GGML_TYPE_I32) {
                 how.kernels->epilogue_panel(how.type, results, node.gate ? gate_result : nullptr, stride, count, n,
                                             bias ? bias + first : nullptr, node.activation,
-                                            columns_at(dst) + g * out_steps * block_words, out_steps * block_words,
+                                            panel_at(dst) + g * out_steps * block_words, out_steps * block_words,
                                             first);
             } else {
                 const int64_t at = g * block_side * out + first;
@@ -125,29 +127,29 @@ void run_product(ggml_tensor * dst, int thread, int n_threads, void * user) {
         if (dst->type == GGML_TYPE_I32 && first + count == out) {  // zeros behind the last value
             const int64_t line = out / word_values(how.type), lines = out_steps * block_side;
             for (int64_t g = 0; g < groups; g++) {
-                std::memset(columns_at(dst) + g * out_steps * block_words + line * block_side, 0,
+                std::memset(panel_at(dst) + g * out_steps * block_words + line * block_side, 0,
                             static_cast<size_t>((lines - line) * block_side) * sizeof(uint32_t));
             }
         }
     }
 }
 
-bool takes_bytes(const Arithmetic & how, const ggml_tensor * weight) {
+bool takes_int8(const Arithmetic & how, const ggml_tensor * weight) {
     return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(weight->type, weight->ne[0]);
 }
 
-// Each row by itself: quantised matrices with rows in 8-bit integers, others with rows as they are.
-void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
+// GEMV: each row by itself, quantised matrices with rows in 8-bit integers, others with rows as they are.
+void run_gemv(ggml_tensor * dst, int thread, int n_threads, void * user) {
     Node &              node   = *static_cast<Node *>(user);
     const Arithmetic &  how    = node.compute->arithmetic;
     const ggml_tensor * weight = node.linear->weight;
     const float *       x      = static_cast<const float *>(dst->src[0]->data);
     const int64_t       in = weight->ne[0], out = weight->ne[1];
     // Long stretches of memory are read faster, but no thread shall wait long for another.
-    const int64_t   few_panel = std::clamp<int64_t>(out / (2 * n_threads), 16, most_few);
-    const int64_t   n_panels  = (out + few_panel - 1) / few_panel;
-    uint8_t * const bytes     = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
-    const bool      integers  = takes_bytes(how, weight);
+    const int64_t   gemv_panel = std::clamp<int64_t>(out / (2 * n_threads), 16, max_gemv_panel);
+    const int64_t   n_panels   = (out + gemv_panel - 1) / gemv_panel;
+    uint8_t * const bytes      = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
+    const bool      integers   = takes_int8(how, weight);
     for (int64_t j = 0; integers && j < node.n_rows; j++) {  // by every thread for itself: cheaper than waiting
         how.kernels->int8_quantize(x + j * in, in, bytes + static_cast<size_t>(j) * int8_bytes(in));
     }
@@ -161,16 +163,16 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
             how.kernels->gemv(matrix->type, rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
         }
     };
-    for (int64_t p; (p = node.tickets.take(n_panels, n_threads)) < n_panels;) {
-        const int64_t first = p * few_panel, count = std::min(few_panel, out - first);
+    for (int64_t p; (p = node.work.take(n_panels, n_threads)) < n_panels;) {
+        const int64_t first = p * gemv_panel, count = std::min(gemv_panel, out - first);
         float * const to = static_cast<float *>(dst->data) + first;
         dot(weight, first, count, to, out);
         if (node.gate) {
-            dot(node.gate->weight, first, count, gates, few_panel);
+            dot(node.gate->weight, first, count, gates, gemv_panel);
         }
         for (int64_t j = 0; j < node.n_rows; j++) {
             if (node.gate) {
-                how.kernels->silu_multiply(to + j * out, gates + j * few_panel, count);
+                how.kernels->silu_multiply(to + j * out, gates + j * gemv_panel, count);
             }
             if (residual) {
                 how.kernels->add(to + j * out, residual + j * out + first, count);
@@ -179,118 +181,129 @@ void run_few(ggml_tensor * dst, int thread, int n_threads, void * user) {
     }
 }
 
-bool ours_for_many(const Arithmetic & how, const Linear & l) {
-    return how.products && (is_float(l.weight->type) || how.quantised);
-}
-
-bool ours_for_few(const Arithmetic & how, const Linear & l) {
-    return how.products && (is_float(l.weight->type) || how.exact || takes_bytes(how, l.weight));
-}
-
 }  // namespace
 
-bool rows_stand_alone(const Model & model, bool each) {
-    const auto ours = [&](std::initializer_list<const Linear *> list) {
-        return std::all_of(list.begin(), list.end(), [&](const Linear * l) {
-            return each ? ours_for_few(model.arithmetic, *l) : ours_for_many(model.arithmetic, *l);
-        });
+CpuOps::CpuOps(const Model * model_, Compute & compute_, Importance * importance)
+    : GgmlOps(compute_, /*asks_for_f32 =*/false),
+      model(model_),
+      ggml_products(importance != nullptr || !compute_.arithmetic.products),
+      head_workspace(compute_, 16, importance) {}
+
+bool CpuOps::ours(const Linear & l, Path path) const {
+    const Arithmetic & how = compute.arithmetic;
+    return !ggml_products &&
+           (is_float(l.weight->type) || (path == Path::gemm ? how.quantised : how.exact || takes_int8(how, l.weight)));
+}
+
+bool CpuOps::batch_invariant(Path path) const {
+    const auto all_ours = [&](std::initializer_list<const Linear *> list) {
+        return std::all_of(list.begin(), list.end(), [&](const Linear * l) { return ours(*l, path); });
     };
-    const EncoderWeights & e = model.encoder;
-    const DecoderWeights & d = model.decoder;
-    return (each ? ours({&d.head})
-                 : ours({&e.conv_out, &e.proj1, &e.proj2, &e.gate, &e.up, &e.down}) &&
-                       std::all_of(
-                           e.layers.begin(), e.layers.end(),
-                           [&](const EncoderLayer & l) { return ours({&l.q, &l.k, &l.v, &l.o, &l.fc1, &l.fc2}); })) &&
-           std::all_of(d.layers.begin(), d.layers.end(),
-                       [&](const DecoderLayer & l) { return ours({&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}); });
+    const EncoderWeights & e = model->encoder;
+    const DecoderWeights & d = model->decoder;
+    return (path == Path::gemv ? all_ours({&d.head})
+                               : all_ours({&e.conv_out, &e.proj1, &e.proj2, &e.gate, &e.up, &e.down}) &&
+                                     std::all_of(e.layers.begin(), e.layers.end(),
+                                                 [&](const EncoderLayer & l) {
+                                                     return all_ours({&l.q, &l.k, &l.v, &l.o, &l.fc1, &l.fc2});
+                                                 })) &&
+           std::all_of(d.layers.begin(), d.layers.end(), [&](const DecoderLayer & l) {
+               return all_ours({&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down});
+           });
 }
 
-Products::Products(Graph & graph_, Compute & compute_, int64_t n_rows_, bool each_, bool ggml_only_)
-    : graph(graph_),
-      compute(compute_),
-      n_rows(n_rows_),
-      each(each_),
-      ggml_only(ggml_only_ || !compute_.arithmetic.products) {}
-
-bool Products::packed(const Linear & l) const {
-    return !ggml_only && !each && ours_for_many(compute.arithmetic, l);
-}
-
-bool Products::few(const Linear & l) const {
-    return !ggml_only && each && ours_for_few(compute.arithmetic, l);
-}
-
-ggml_tensor * Products::columns_of(Factor & x) {
-    if (!x.columns) {
-        Node & node = graph.keep<Node>(&compute, nullptr, nullptr, Activation::none, n_rows);
-        x.columns =
-            ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(compute.arithmetic.type, n_rows, x.rows->ne[0]), 1,
+ggml_tensor * CpuOps::packed(Graph & graph, Input & x) {
+    if (!x.packed) {
+        const int64_t n_rows = x.rows->ne[1];
+        Node &        node   = graph.keep<Node>(&compute, nullptr, nullptr, Activation::none, n_rows);
+        x.packed =
+            ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, panel_words(compute.arithmetic.type, n_rows, x.rows->ne[0]), 1,
                            1, 1, &x.rows, 1, run_pack, GGML_N_TASKS_MAX, &node);
     }
-    return x.columns;
+    return x.packed;
 }
 
-ggml_tensor * Products::rows_out(const Linear & l, ggml_tensor * columns, Activation activation,
-                                 ggml_tensor * residual) {
+ggml_tensor * CpuOps::rows_out(Graph & graph, ggml_tensor * packed_, int64_t n_rows, const Linear & l,
+                               Activation activation, ggml_tensor * residual) {
     compute.reserve_scratch(scratch_words(compute.arithmetic.type, l.weight->ne[0], 1));
     Node &        node   = graph.keep<Node>(&compute, &l, nullptr, activation, n_rows);
-    ggml_tensor * args[] = {columns, residual};
-    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1,
-                          run_product, GGML_N_TASKS_MAX, &node);
-}
-
-ggml_tensor * Products::each_row(const Linear & l, const Linear * gate, Factor & x, ggml_tensor * residual) {
-    const int64_t bytes = static_cast<int64_t>(int8_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
-    compute.reserve_scratch(bytes + (gate ? most_few * n_rows : 0));
-    Node &        node   = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows);
-    ggml_tensor * args[] = {x.rows, residual};
-    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_few,
+    ggml_tensor * args[] = {packed_, residual};
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_gemm,
                           GGML_N_TASKS_MAX, &node);
 }
 
-ggml_tensor * Products::hidden(const Linear & l, const Linear * gate, Factor & x, Activation activation) {
-    const ComputeType compute_type = compute.arithmetic.type;
-    compute.reserve_scratch(scratch_words(compute_type, l.weight->ne[0], gate ? 2 : 1));
-    Node &        node    = graph.keep<Node>(&compute, &l, gate, activation, n_rows);
-    ggml_tensor * columns = columns_of(x);
-    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, columns_words(compute_type, n_rows, l.weight->ne[1]), 1, 1, 1,
-                          &columns, 1, run_product, GGML_N_TASKS_MAX, &node);
+ggml_tensor * CpuOps::each_row(Graph & graph, Input & x, const Linear & l, const Linear * gate,
+                               ggml_tensor * residual) {
+    const int64_t n_rows = x.rows->ne[1];
+    const int64_t bytes  = static_cast<int64_t>(int8_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
+    compute.reserve_scratch(bytes + (gate ? max_gemv_panel * n_rows : 0));
+    Node &        node   = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows);
+    ggml_tensor * args[] = {x.rows, residual};
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_gemv,
+                          GGML_N_TASKS_MAX, &node);
 }
 
-ggml_tensor * Products::linear(const Linear & l, Factor & x, Activation activation, ggml_tensor * residual) {
+// The hidden values of an MLP, packed for its second product.
+ggml_tensor * CpuOps::hidden(Graph & graph, Input & x, const Linear & l, const Linear * gate, Activation activation) {
+    const ComputeType type   = compute.arithmetic.type;
+    const int64_t     n_rows = x.rows->ne[1];
+    compute.reserve_scratch(scratch_words(type, l.weight->ne[0], gate ? 2 : 1));
+    Node &        node   = graph.keep<Node>(&compute, &l, gate, activation, n_rows);
+    ggml_tensor * panels = packed(graph, x);
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, panel_words(type, n_rows, l.weight->ne[1]), 1, 1, 1, &panels, 1,
+                          run_gemm, GGML_N_TASKS_MAX, &node);
+}
+
+ggml_tensor * CpuOps::linear(Graph & graph, Input & x, const Linear & l, Activation activation,
+                             ggml_tensor * residual) {
+    if (!ours(l, x.path)) {
+        return GgmlOps::linear(graph, x, l, activation, residual);
+    }
+    if (x.path == Path::gemm) {
+        return rows_out(graph, packed(graph, x), x.rows->ne[1], l, activation, residual);
+    }
+    if (!l.bias && activation == Activation::none) {
+        return each_row(graph, x, l, nullptr, residual);
+    }
     ggml_context * ctx = graph.ctx();
-    if (packed(l)) {
-        return rows_out(l, columns_of(x), activation, residual);
-    }
-    if (few(l) && !l.bias && activation == Activation::none) {
-        return each_row(l, nullptr, x, residual);
-    }
-    ggml_tensor * y = few(l) ? each_row(l, nullptr, x, nullptr) : ggml_mul_mat(ctx, l.weight, x.rows);
-    y               = l.bias ? ggml_add(ctx, y, l.bias) : y;
-    y               = activation == Activation::gelu ? ggml_gelu_erf(ctx, y) : y;
+    ggml_tensor *  y   = each_row(graph, x, l, nullptr, nullptr);
+    y                  = l.bias ? ggml_add(ctx, y, l.bias) : y;
+    y                  = activation == Activation::gelu ? ggml_gelu_erf(ctx, y) : y;
     return residual ? ggml_add(ctx, residual, y) : y;
 }
 
-ggml_tensor * Products::mlp(const Linear & first, const Linear & second, Factor & x, ggml_tensor * residual) {
-    if (packed(first) && packed(second) && first.weight->ne[1] % 2 == 0) {
-        return rows_out(second, hidden(first, nullptr, x, Activation::gelu), Activation::none, residual);
+ggml_tensor * CpuOps::mlp(Graph & graph, Input & x, const Linear & first, const Linear & second,
+                          ggml_tensor * residual) {
+    const bool fused = x.path == Path::gemm && ours(first, x.path) && ours(second, x.path);
+    if (fused && first.weight->ne[1] % 2 == 0) {
+        ggml_tensor * y = hidden(graph, x, first, nullptr, Activation::gelu);
+        return rows_out(graph, y, x.rows->ne[1], second, Activation::none, residual);
     }
-    Factor y{linear(first, x, Activation::gelu)};
-    return linear(second, y, Activation::none, residual);
+    return GgmlOps::mlp(graph, x, first, second, residual);
 }
 
-ggml_tensor * Products::gated_mlp(const Linear & gate, const Linear & up, const Linear & down, Factor & x,
-                                  ggml_tensor * residual) {
-    if (packed(gate) && packed(up) && packed(down) && up.weight->ne[1] % 2 == 0) {
-        return rows_out(down, hidden(up, &gate, x, Activation::none), Activation::none, residual);
+ggml_tensor * CpuOps::gated_mlp(Graph & graph, Input & x, const Linear & gate, const Linear & up, const Linear & down,
+                                ggml_tensor * residual) {
+    const bool both = ours(gate, x.path) && ours(up, x.path);
+    if (x.path == Path::gemm && both && ours(down, x.path) && up.weight->ne[1] % 2 == 0) {
+        ggml_tensor * y = hidden(graph, x, up, &gate, Activation::none);
+        return rows_out(graph, y, x.rows->ne[1], down, Activation::none, residual);
     }
-    const bool both = few(gate) && few(up) && gate.weight->type == up.weight->type;
-    Factor y{both ? each_row(up, &gate, x, nullptr) : ggml_swiglu_split(graph.ctx(), linear(gate, x), linear(up, x))};
-    return linear(down, y, Activation::none, residual);
+    if (x.path == Path::gemv && both && gate.weight->type == up.weight->type) {
+        Input y{each_row(graph, x, up, &gate, nullptr), x.path};
+        return linear(graph, y, down, Activation::none, residual);
+    }
+    return GgmlOps::gated_mlp(graph, x, gate, up, down, residual);
 }
 
-double multiply_once(const Arithmetic & how, bool each, ggml_type type, const void * matrix, int64_t n_out,
+std::unique_ptr<Ops> make_ops(const Model & model, Compute & compute, Importance * importance) {
+    if (compute.arithmetic.kernels) {
+        return std::make_unique<CpuOps>(&model, compute, importance);
+    }
+    return std::make_unique<GgmlOps>(compute);
+}
+
+double multiply_once(const Arithmetic & how, Path path, ggml_type type, const void * matrix, int64_t n_out,
                      int64_t n_in, const float * rows, int64_t n_rows, float * out, int threads, int repeats) {
     Compute   compute(find_devices("cpu").front(), threads, how);
     Workspace workspace(compute, 16, nullptr);
@@ -312,10 +325,11 @@ double multiply_once(const Arithmetic & how, bool each, ggml_type type, const vo
         throw std::bad_alloc();
     }
 
-    ggml_tensor *    input = graph.input(GGML_TYPE_F32, n_in, n_rows);
-    Products         products(graph, compute, n_rows, each, /*ggml_only =*/false);
-    Products::Factor x{input};
-    ggml_tensor *    y = products.linear(linear, x);
+    const std::unique_ptr<Ops> ops   = how.kernels ? std::unique_ptr<Ops>(new CpuOps(nullptr, compute, nullptr))
+                                                   : std::unique_ptr<Ops>(new GgmlOps(compute));
+    ggml_tensor *              input = graph.input(GGML_TYPE_F32, n_in, n_rows);
+    Input                      x{input, path};
+    ggml_tensor *              y = ops->linear(graph, x, linear);
     graph.output(y);
     workspace.place(graph);
     set(input, rows);

@@ -1,6 +1,7 @@
-#include "nn/head.h"
+// The most probable token: the screen (screen.h) finds the rows of the head that are multiplied exactly.
 
-#include "ops/product.h"
+#include "nn/model.h"
+#include "ops/ops_cpu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,14 +17,14 @@ namespace {
 
 constexpr float  slack     = 1e-5f;  // of a product's rounding in F32, relative to the lengths of its factors
 constexpr float  far       = 7.0f;   // a logit so far below the largest weighs less than 0.1 % of it in the sum
-constexpr size_t some_rows = 64;     // of the largest that are exact in any case, for the sum's sake
-constexpr size_t most_rows = 4096;   // beyond so many, exact products of scattered rows are no gain
+constexpr size_t min_exact = 64;     // of the largest that are exact in any case, for the sum's sake
+constexpr size_t max_exact = 4096;   // beyond so many, exact products of scattered rows are no gain
 
 struct ScreenNode {
     Compute *        compute;
     Screen *         screen;
     const GgufFile * file;
-    Tickets          tickets{};
+    WorkCounter      work{};
 };
 
 constexpr int64_t panel = 256;  // rows that a thread takes at once
@@ -35,7 +36,7 @@ void run_screen(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const size_t        bytes = ggml_row_size(GGML_TYPE_Q8_0, n);
     float * const       row   = reinterpret_cast<float *>(node.compute->scratch(thread));
     const Kernels &     ours  = *node.compute->arithmetic.kernels;
-    for (int64_t p; (p = node.tickets.take(panels, n_threads)) < panels;) {
+    for (int64_t p; (p = node.work.take(panels, n_threads)) < panels;) {
         const int64_t end = std::min(panel * (p + 1), vocab);
         for (int64_t i = panel * p; i < end; i++) {
             const size_t at = static_cast<size_t>(i);
@@ -53,7 +54,7 @@ struct ScoreNode {
     const Screen *      screen;
     const ggml_tensor * head;
     int64_t             count;
-    Tickets             tickets{};
+    WorkCounter         work{};
 };
 
 void run_screened(ggml_tensor * dst, int thread, int n_threads, void * user) {
@@ -65,7 +66,7 @@ void run_screened(ggml_tensor * dst, int thread, int n_threads, void * user) {
     for (int64_t j = 0; j < node.count; j++) {
         ours.int8_quantize(static_cast<const float *>(dst->src[0]->data) + j * n, n, x + size_t(j) * int8_bytes(n));
     }
-    for (int64_t p; (p = node.tickets.take(panels, n_threads)) < panels;) {
+    for (int64_t p; (p = node.work.take(panels, n_threads)) < panels;) {
         const int64_t first = panel * p;
         ours.int8_gemv(GGML_TYPE_Q8_0, node.screen->rows.get() + static_cast<size_t>(first) * bytes, bytes,
                        std::min(panel, vocab - first), n, x, node.count, static_cast<float *>(dst->data) + first,
@@ -84,12 +85,6 @@ uint8_t * allocate_large(size_t bytes) {
     return memory;
 }
 
-Error not_finite() {
-    return Error(PCR_ERROR_INTERNAL,
-                 "the model's logits are not finite: the file's weights are damaged, or its numbers overflow; try "
-                 "precision 'f32', or a bf16, q8_0 or f32 file of the same model");
-}
-
 float length(const float * x, int64_t n) {
     double sum = 0.0;
     for (int64_t i = 0; i < n; i++) {
@@ -97,6 +92,23 @@ float length(const float * x, int64_t n) {
     }
     return static_cast<float>(std::sqrt(sum) * 1.0001);
 }
+
+// The rows that a graph leaves, chosen from on the host.
+class RowsChoosing : public Choosing {
+public:
+    RowsChoosing(CpuOps & ops_, ggml_tensor * rows_) : ops(ops_), rows(rows_) {}
+
+    void read(Choice * out) override {
+        values.resize(static_cast<size_t>(ggml_nelements(rows)));
+        get(rows, values.data());
+        ops.choose_rows(values.data(), rows->ne[1], out);
+    }
+
+private:
+    CpuOps &           ops;
+    ggml_tensor *      rows;  // F32 [hidden, count]
+    std::vector<float> values;
+};
 
 }  // namespace
 
@@ -125,74 +137,30 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
                                 &graph.keep<ScreenNode>(&compute, &screen, &file)));
     workspace.place(graph);
     workspace.run(graph);
-    screen.most_error = *std::max_element(screen.error.begin(), screen.error.end());
-    screen.most_norm  = *std::max_element(screen.norm.begin(), screen.norm.end());
+    screen.max_error = *std::max_element(screen.error.begin(), screen.error.end());
+    screen.max_norm  = *std::max_element(screen.norm.begin(), screen.norm.end());
     return screen;
 }
 
-void choose(Graph & graph, ggml_tensor * logits, ggml_tensor ** ids, ggml_tensor ** probabilities) {
-    ggml_context * ctx   = graph.ctx();
-    const int64_t  count = logits->ne[1];
-    ggml_tensor *  all   = ggml_reshape_3d(ctx, ggml_soft_max(ctx, logits), 1, logits->ne[0], count);
-    *ids                 = ggml_argmax(ctx, logits);
-    *probabilities       = ggml_get_rows(ctx, all, ggml_reshape_2d(ctx, *ids, 1, count));
-    graph.output(*ids);
-    graph.output(*probabilities);
-}
-
-void get_choices(const ggml_tensor * ids, const ggml_tensor * probabilities, Choice * out) {
-    const size_t         count = static_cast<size_t>(ggml_nelements(ids));
-    std::vector<int32_t> tokens(count);
-    std::vector<float>   likely(count);
-    ggml_backend_tensor_get(ids, tokens.data(), 0, count * sizeof(int32_t));
-    ggml_backend_tensor_get(probabilities, likely.data(), 0, count * sizeof(float));
-    for (size_t i = 0; i < count; i++) {
-        if (!(likely[i] > 0.0f && likely[i] <= 1.001f)) {
-            throw not_finite();
-        }
-        out[i] = {tokens[i], std::min(likely[i], 1.0f)};
-    }
-}
-
-Head::Head(const Model & model_, Compute & compute_, Importance * importance)
-    : weights(model_.decoder),
-      model(model_),
-      compute(compute_),
-      ggml_only(importance != nullptr),
-      workspace(compute_, 16, importance) {}
-
-void Head::logits(const float * rows, int64_t count, float * out) {
-    Graph            graph("head", workspace.max_nodes());
-    ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.hidden, count);
-    Products         products(graph, compute, count, /*each =*/true, ggml_only);
-    Products::Factor x{input};
-    ggml_tensor *    y = products.linear(weights.head, x);  // [vocab, count]
+void CpuOps::logits(const float * rows, int64_t count, float * out) {
+    const Linear & head = model->decoder.head;
+    Graph          graph("head", head_workspace.max_nodes());
+    ggml_tensor *  input = graph.input(GGML_TYPE_F32, model->decoder.hidden, count);
+    Input          x{input, Path::gemv};
+    ggml_tensor *  y = linear(graph, x, head, Activation::none, nullptr);  // [vocab, count]
     graph.output(y);
-    workspace.place(graph);
+    head_workspace.place(graph);
     set(input, rows);
-    workspace.run(graph);
+    head_workspace.run(graph);
     get(y, out);
 }
 
-void Head::choose(const float * rows, int64_t count, Choice * out) {
-    if (compute.on_device()) {
-        Graph            graph("head", workspace.max_nodes());
-        ggml_tensor *    input = graph.input(GGML_TYPE_F32, weights.hidden, count);
-        Products         products(graph, compute, count, /*each =*/true, ggml_only);
-        Products::Factor x{input};
-        ggml_tensor *    ids           = nullptr;
-        ggml_tensor *    probabilities = nullptr;
-        pcr::choose(graph, products.linear(weights.head, x), &ids, &probabilities);
-        workspace.place(graph);
-        set(input, rows);
-        workspace.run(graph);
-        get_choices(ids, probabilities, out);
-        return;
-    }
-    const Screen & screen = model.screen(compute);
-    const int64_t  vocab  = weights.vocab;
+void CpuOps::choose_rows(const float * rows, int64_t count, Choice * out) {
+    const DecoderWeights & weights = model->decoder;
+    const Screen &         screen  = model->screen(compute);
+    const int64_t          vocab   = weights.vocab;
     scores.resize(static_cast<size_t>(count * vocab));
-    if (!screen.rows || ggml_only) {
+    if (!screen.rows || ggml_products) {
         logits(rows, count, scores.data());
         for (int64_t j = 0; j < count; j++) {
             out[j] = most_probable(scores.data() + j * vocab);
@@ -200,33 +168,37 @@ void Head::choose(const float * rows, int64_t count, Choice * out) {
         return;
     }
     compute.reserve_scratch(static_cast<int64_t>(int8_bytes(weights.hidden) / sizeof(uint32_t)) * count);
-    Graph         graph("head", workspace.max_nodes());
+    Graph         graph("head", head_workspace.max_nodes());
     ggml_tensor * input = graph.input(GGML_TYPE_F32, weights.hidden, count);
     ggml_tensor * y =
         ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, vocab, count, 1, 1, &input, 1, run_screened, GGML_N_TASKS_MAX,
                        &graph.keep<ScoreNode>(&compute, &screen, weights.head.weight, count));
     graph.output(y);
-    workspace.place(graph);
+    head_workspace.place(graph);
     set(input, rows);
-    workspace.run(graph);
+    head_workspace.run(graph);
     get(y, scores.data());
     chosen += count;
     if (chosen >= 32 && weights.head.weight == weights.embed) {
-        model.release(weights.embed);  // every embedding that is looked up brings its neighbours into memory
+        model->release(weights.embed);  // every embedding that is looked up brings its neighbours into memory
         chosen = 0;
     }
     for (int64_t j = 0; j < count; j++) {
-        out[j] = choose_screened(rows + j * weights.hidden, scores.data() + j * vocab);
+        out[j] = choose_screened(screen, rows + j * weights.hidden, scores.data() + j * vocab);
     }
+}
+
+std::unique_ptr<Choosing> CpuOps::choose(Graph & graph, ggml_tensor * x, const Linear &) {
+    graph.output(x);
+    return std::make_unique<RowsChoosing>(*this, x);
 }
 
 // An exact logit differs from its score by no more than, by Cauchy and Schwarz,
 //   |w x - w' x'| <= |w - w'| |x| + |w'| |x - x'|,
 // where w' and x' are what the 8-bit integers stand for.
-Choice Head::choose_screened(const float * row, float * score) {
-    const Screen &  screen = model.screen(compute);
-    const Kernels & ours   = *compute.arithmetic.kernels;
-    const int64_t   n = weights.hidden, vocab = weights.vocab;
+Choice CpuOps::choose_screened(const Screen & screen, const float * row, float * score) {
+    const Kernels & ours = *compute.arithmetic.kernels;
+    const int64_t   n = model->decoder.hidden, vocab = model->decoder.vocab;
 
     quantized.resize(int8_bytes(n));
     ours.int8_quantize(row, n, quantized.data());
@@ -237,7 +209,7 @@ Choice Head::choose_screened(const float * row, float * score) {
     if (!std::isfinite(size) || !std::isfinite(top)) {
         return most_probable(score);  // which says what is wrong
     }
-    const float lowest = top - std::max(2.0f * bound(screen.most_error, screen.most_norm), far);
+    const float lowest = top - std::max(2.0f * bound(screen.max_error, screen.max_norm), far);
     likely.clear();
     for (int64_t i = 0; i < vocab; i++) {
         if (score[i] >= lowest) {
@@ -249,33 +221,33 @@ Choice Head::choose_screened(const float * row, float * score) {
         const size_t at = static_cast<size_t>(i);
         sure            = std::max(sure, score[at] - bound(screen.error[at], screen.norm[at]));
     }
-    // Those which may be the largest, and some_rows in any case.
+    // Those which may be the largest, and min_exact in any case.
     const auto in_question = std::partition(likely.begin(), likely.end(), [&](int32_t i) {
         const size_t at = static_cast<size_t>(i);
         return score[at] + bound(screen.error[at], screen.norm[at]) >= sure;
     });
     const auto larger      = [&](int32_t a, int32_t b) { return score[a] > score[b]; };
-    const auto wanted      = likely.begin() + static_cast<std::ptrdiff_t>(std::min(some_rows, likely.size()));
+    const auto wanted      = likely.begin() + static_cast<std::ptrdiff_t>(std::min(min_exact, likely.size()));
     if (wanted > in_question) {
         std::partial_sort(in_question, wanted, likely.end(), larger);
     }
     likely.erase(std::max(in_question, wanted), likely.end());
-    if (likely.size() > most_rows) {
+    if (likely.size() > max_exact) {
         logits(row, 1, score);
         return most_probable(score);
     }
-    const ggml_tensor * head = weights.head.weight;
+    const ggml_tensor * head = model->decoder.head.weight;
     matrix_row.resize(head->nb[1]);
     for (const int32_t i : likely) {
-        model.read_row(head, i, matrix_row.data());
+        model->read_row(head, i, matrix_row.data());
         ours.gemv(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
     }
     return most_probable(score);
 }
 
-Choice Head::most_probable(const float * logits_) const {
+Choice CpuOps::most_probable(const float * logits_) const {
     const Kernels & ours  = *compute.arithmetic.kernels;
-    const int64_t   vocab = weights.vocab;
+    const int64_t   vocab = model->decoder.vocab;
     const float     top   = ours.max(logits_, vocab);
     const double    sum   = ours.sum_exp(logits_, vocab, top);
     const auto      best  = std::find(logits_, logits_ + vocab, top) - logits_;

@@ -1,4 +1,7 @@
-#include "ops/conv.h"
+// Convolutions by our GEMM: images of chunks, channels fastest, so that nine taps are nine products of strided rows and no
+// patch is ever copied.
+
+#include "ops/ops_cpu.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +11,7 @@ namespace pcr {
 namespace {
 
 constexpr int64_t strip_positions = 160;  // results of all channels that a thread computes at once
-constexpr int64_t column_groups   = 4;    // of 16 output channels, whose weights stay in the cache meanwhile
+constexpr int64_t channel_groups  = 4;  // of 16 output channels, whose weights stay in the cache meanwhile
 
 int64_t halved(int64_t n) {
     return (n - 1) / 2 + 1;
@@ -26,13 +29,13 @@ struct Image {
 
 struct Node {
     Compute *        compute;
-    const uint32_t * columns;
+    const uint32_t * panels;
     const float *    bias;
     int64_t          channels;  // out
-    Image            in, out;   // in.pixel is 0 for F32 chunks, out.pixel for the last convolution
+    Image            in, out;  // in.pixel is 0 for F32 chunks, out.pixel for the last convolution
     int64_t          n_chunks;
-    int64_t          strip;     // output lines of a piece
-    Tickets          tickets{};
+    int64_t          strip;  // output lines of a piece
+    WorkCounter      work{};
 };
 
 // Nine values around each position of an output line, from a chunk [freq][time] without a border: [freq out][16].
@@ -56,35 +59,35 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const Image &      in     = node.in;
     const Image &      out    = node.out;
     const int64_t      groups = group_count(node.channels), stride = groups * block_side;
-    const int64_t      padded       = group_count(out.freq) * block_side;  // positions of a line that are computed
-    const bool         first        = in.pixel == 0;
-    const int64_t      steps        = first ? 1 : in.pixel / block_side;  // of one tap
-    const int64_t      column_group = (first ? 1 : 9) * steps * block_words;
-    const int64_t      strips       = (out.time + node.strip - 1) / node.strip;
+    const int64_t      padded      = group_count(out.freq) * block_side;  // positions of a line that are computed
+    const bool         first       = in.pixel == 0;
+    const int64_t      steps       = first ? 1 : in.pixel / block_side;  // of one tap
+    const int64_t      panel_group = (first ? 1 : 9) * steps * block_words;
+    const int64_t      strips      = (out.time + node.strip - 1) / node.strip;
 
     float * const results = reinterpret_cast<float *>(node.compute->scratch(thread));
     float * const line    = results + node.strip * padded * stride;  // one line, or its patches
     const auto *  source  = static_cast<const uint8_t *>(dst->src[0]->data);
 
-    for (int64_t piece; (piece = node.tickets.take(node.n_chunks * strips, n_threads)) < node.n_chunks * strips;) {
+    for (int64_t piece; (piece = node.work.take(node.n_chunks * strips, n_threads)) < node.n_chunks * strips;) {
         const int64_t chunk = piece / strips, begin = piece % strips * node.strip;
         const int64_t end = std::min(begin + node.strip, out.time);
         if (first) {
             const PackedRows rows{reinterpret_cast<const uint32_t *>(line), block_words, block_side, block_words};
             for (int64_t t = begin; t < end; t++) {
                 gather(reinterpret_cast<const float *>(source) + chunk * in.time * in.freq, in, out, t, line);
-                how.kernels->gemm(ComputeType::f32, rows, out.freq, node.columns, column_group, groups, 1, false,
+                how.kernels->gemm(ComputeType::f32, rows, out.freq, node.panels, panel_group, groups, 1, false,
                                   results + (t - begin) * padded * stride, stride);
             }
         } else {
             const uint32_t * image = align64(static_cast<uint32_t *>(dst->src[0]->data)) + chunk * in.chunk();
-            for (int64_t g = 0; g < groups; g += column_groups) {
-                const int64_t n = std::min(column_groups, groups - g);
+            for (int64_t g = 0; g < groups; g += channel_groups) {
+                const int64_t n = std::min(channel_groups, groups - g);
                 for (int64_t t = begin; t < end; t++) {
                     for (int64_t tap = 0; tap < 9; tap++) {
                         const uint32_t * from = image + (2 * t + tap % 3) * in.row() + tap / 3 * in.pixel;
                         how.kernels->gemm(how.type, {from, 32 * in.pixel, 2 * in.pixel, block_side}, padded,
-                                          node.columns + g * column_group + tap * steps * block_words, column_group, n,
+                                          node.panels + g * panel_group + tap * steps * block_words, panel_group, n,
                                           steps, tap > 0, results + (t - begin) * padded * stride + g * block_side,
                                           stride);
                     }
@@ -123,7 +126,10 @@ void run(ggml_tensor * dst, int thread, int n_threads, void * user) {
 
 }  // namespace
 
-std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * kernel) {
+std::vector<uint32_t> pack_conv(const Arithmetic & how, const ggml_tensor * kernel) {
+    if (!how.kernels) {
+        return {};
+    }
     const int64_t     in = kernel->ne[2], out = kernel->ne[3];
     const bool        first = in == 1;
     const ComputeType type  = first ? ComputeType::f32 : how.type;
@@ -131,7 +137,7 @@ std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * k
 
     std::vector<float> rows(static_cast<size_t>(out * in * 9));
     how.kernels->unpack_f32(kernel->type, kernel->data, static_cast<int64_t>(rows.size()), rows.data());
-    std::vector<uint32_t> columns(static_cast<size_t>(group_count(out) * taps * steps * block_words));
+    std::vector<uint32_t> panels(static_cast<size_t>(group_count(out) * taps * steps * block_words));
     std::vector<float>    tap_rows(static_cast<size_t>(block_side * n));
     for (int64_t g = 0; g < group_count(out); g++) {
         const int64_t count = std::min(block_side, out - g * block_side);
@@ -143,13 +149,16 @@ std::vector<uint32_t> conv_columns(const Arithmetic & how, const ggml_tensor * k
                 }
             }
             how.kernels->pack(type, tap_rows.data(), n, count, n,
-                              columns.data() + (g * taps + tap) * steps * block_words);
+                              panels.data() + (g * taps + tap) * steps * block_words);
         }
     }
-    return columns;
+    return panels;
 }
 
-ggml_tensor * conv_stem(Graph & graph, Compute & compute, const EncoderWeights & w, ggml_tensor * chunks) {
+ggml_tensor * CpuOps::conv_stem(Graph & graph, const EncoderWeights & w, ggml_tensor * chunks) {
+    if (ggml_products) {
+        return GgmlOps::conv_stem(graph, w, chunks);
+    }
     const ComputeType type  = compute.arithmetic.type;
     const int64_t     pixel = step_count(type, w.conv_channels) * block_side;
     Image             in{chunks->ne[0], chunks->ne[1], 0};
@@ -160,7 +169,7 @@ ggml_tensor * conv_stem(Graph & graph, Compute & compute, const EncoderWeights &
         const int64_t strip = std::min(out.time, std::max<int64_t>(1, strip_positions / padded));
         compute.reserve_scratch(strip * padded * stride + std::max(padded * stride, padded * block_side));
         Node & node =
-            graph.keep<Node>(&compute, w.conv_columns[i].data(), static_cast<const float *>(w.conv[i].bias->data),
+            graph.keep<Node>(&compute, w.conv[i].packed.data(), static_cast<const float *>(w.conv[i].bias->data),
                              w.conv_channels, in, out, chunks->ne[3], strip);
         x  = i < 2 ? ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, out.words(chunks->ne[3]), 1, 1, 1, &x, 1, run,
                                     GGML_N_TASKS_MAX, &node)

@@ -1,0 +1,78 @@
+#include "clip.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pcr {
+
+namespace {
+
+// Frames that end within so many samples: frame t ends at 160 t + 200.
+int64_t complete_frames(int64_t n_samples) {
+    return std::max<int64_t>(0, (n_samples - LogMel::pad) / LogMel::hop);
+}
+
+}  // namespace
+
+bool Text::accept_token(const Choice & choice, int32_t eos_token, int32_t max_new_tokens) {
+    steps++;
+    ended = choice.token == eos_token;
+    done  = ended || tokens.size() == static_cast<size_t>(max_new_tokens);
+    if (done) {
+        return false;
+    }
+    const bool expected = draft.accept(choice.token);
+    tokens.push_back(choice);
+    looped = guard.add(choice.token) || looped;
+    done   = looped;
+    return expected;
+}
+
+void Clip::extend_frames(FrontEnd & front_end, int64_t n_mels, bool last) {
+    const int64_t n     = n_samples();
+    const int64_t first = n_frames(n_mels);
+    const int64_t until = last ? LogMel::frame_count(n) : complete_frames(n);
+    if (until <= first || n < LogMel::min_samples) {
+        return;
+    }
+    frames.resize(static_cast<size_t>(until * n_mels));
+    front_end.frames(samples.data(), n, first, until - first, frames.data() + first * n_mels);
+    largest = std::max(largest, *std::max_element(frames.begin() + first * n_mels, frames.end()));
+}
+
+void Clip::cut(int64_t n, const EncoderWeights & encoder) {
+    samples.resize(static_cast<size_t>(n));
+    const size_t n_mels = static_cast<size_t>(encoder.n_mels);
+    frames.resize(std::min(frames.size(), static_cast<size_t>(complete_frames(n)) * n_mels));
+    largest             = frames.empty() ? -10.0f : *std::max_element(frames.begin(), frames.end());
+    const int64_t whole = (LogMel::frame_count(n) - 1) / encoder.window_frames();  // the last stands apart
+    windows.resize(std::min(windows.size(), static_cast<size_t>(whole)));
+    appended = std::min(appended, whole);
+}
+
+bool Clip::is_current(int64_t k) const {
+    if (k >= static_cast<int64_t>(windows.size())) {
+        return false;
+    }
+    const Window & window = windows[static_cast<size_t>(k)];
+    return window.floor == floor() || window.smallest >= std::max(window.floor, floor());
+}
+
+void check_samples(const float * samples, int64_t n_samples) {
+    for (int64_t i = 0; i < n_samples; i++) {
+        if (!std::isfinite(samples[i])) {
+            throw Error(PCR_ERROR_AUDIO, format("sample %lld is %g: samples must be finite numbers",
+                                                static_cast<long long>(i), double(samples[i])));
+        }
+    }
+}
+
+void check_length(int64_t n_samples) {
+    if (n_samples < LogMel::min_samples) {
+        throw Error(PCR_ERROR_AUDIO, format("%lld samples (%.4f s) are too few: at least %d (%.4f s) are needed",
+                                            static_cast<long long>(n_samples), double(n_samples) / LogMel::sample_rate,
+                                            LogMel::min_samples, double(LogMel::min_samples) / LogMel::sample_rate));
+    }
+}
+
+}  // namespace pcr

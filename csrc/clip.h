@@ -1,0 +1,68 @@
+// What a sequence of a session holds: the audio of one segment, and its text.
+#pragma once
+
+#include "draft.h"
+#include "mel.h"
+#include "ops/ops.h"
+#include "pycrispasr.h"
+
+#include <vector>
+
+namespace pcr {
+
+// Greedy decoding of one text: no beam search, no sampling.
+struct Text {
+    std::vector<Choice> tokens;  // chosen so far, the last of them not yet in the cache
+    Draft               draft;
+    LoopGuard           guard;
+    bool                done = false, ended = false, looped = false;
+    size_t              steps = 0;  // that chose these tokens, and the end
+    std::vector<float>  attention;  // of the captured heads: [steps][heads][audio rows], or more than these
+
+    // Takes the next token, and decides whether the text ends with it. True where the draft had expected it.
+    bool accept_token(const Choice & choice, int32_t eos_token, int32_t max_new_tokens);
+};
+
+struct Clip {
+    // listening -> heard (the audio has ended) -> decoding -> complete; failed from anywhere.
+    enum class State { listening, heard, decoding, complete, failed };
+
+    struct Window {      // a whole attention window, whose rows are in `rows`
+        float smallest;  // of its log10 values
+        float floor;     // that they were raised to
+    };
+
+    State               state   = State::listening;
+    pcr_status          failure = PCR_OK;
+    std::vector<float>  samples;
+    std::vector<float>  frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
+    float               largest = -10.0f;  // of all frames; log10 of the floor
+    std::vector<Window> windows;           // that are encoded
+    std::vector<float>  rows;              // of the adapter: [windows][window_rows][hidden], and the last window's
+    int64_t             appended = 0;      // windows whose rows are in the cache
+    Text                text;
+    size_t              given = 0;  // tokens
+    std::vector<Choice> hypothesis;
+    pcr_result          done{};
+
+    int64_t n_samples() const { return static_cast<int64_t>(samples.size()); }
+    int64_t n_frames(int64_t n_mels) const { return static_cast<int64_t>(frames.size()) / n_mels; }
+
+    // Log-mel frames as far as their samples are known. Only the last call may reflect at the end.
+    void extend_frames(FrontEnd & front_end, int64_t n_mels, bool last);
+
+    // Forgets what lies behind so many samples, as if it had never been fed.
+    void cut(int64_t n_samples, const EncoderWeights & encoder);
+
+    // The values below which nothing is heard.
+    float floor() const { return largest - 8.0f; }
+
+    // True where window k is encoded as all frames so far ask for it.
+    bool is_current(int64_t k) const;
+};
+
+// An Error that says why samples cannot be taken.
+void check_samples(const float * samples, int64_t n_samples);
+void check_length(int64_t n_samples);
+
+}  // namespace pcr
