@@ -186,7 +186,8 @@ void run_gemv(ggml_tensor * dst, int thread, int n_threads, void * user) {
 CpuOps::CpuOps(const Model * model_, Compute & compute_, Importance * importance)
     : GgmlOps(compute_, /*asks_for_f32 =*/false),
       model(model_),
-      ggml_products(importance != nullptr || !compute_.arithmetic.products),
+      collects(importance != nullptr),
+      ggml_products(collects || !compute_.arithmetic.products),
       head_workspace(compute_, 16, importance) {}
 
 bool CpuOps::ours(const Linear & l, Path path) const {

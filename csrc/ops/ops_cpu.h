@@ -57,6 +57,7 @@ private:
     Choice most_probable(const float * logits) const;
 
     const Model * const model;
+    const bool          collects;  // importance, which looks at every product
     const bool          ggml_products;
 
     Workspace            head_workspace;

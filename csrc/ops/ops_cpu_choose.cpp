@@ -160,7 +160,7 @@ void CpuOps::choose_rows(const float * rows, int64_t count, Choice * out) {
     const Screen &         screen  = model->screen(compute);
     const int64_t          vocab   = weights.vocab;
     scores.resize(static_cast<size_t>(count * vocab));
-    if (!screen.rows || ggml_products) {
+    if (!screen.rows || collects) {
         logits(rows, count, scores.data());
         for (int64_t j = 0; j < count; j++) {
             out[j] = most_probable(scores.data() + j * vocab);
