@@ -299,10 +299,10 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         info->llm_vocab               = d.vocab;
         info->llm_max_positions       = d.max_positions;
         info->eos_token               = m.eos_token;
-        info->file_bytes              = m.file_bytes;
-        info->weight_bytes            = m.weight_bytes;
+        info->file_bytes              = m.store.file.size();
+        info->weight_bytes            = m.store.weight_bytes;
         info->kv_bytes_per_token      = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
-        info->parameters              = m.parameters;
+        info->parameters              = m.store.parameters;
         return PCR_OK;
     });
 }

@@ -24,6 +24,14 @@ struct Conv {
     std::vector<uint32_t> packed;            // for our kernels
 };
 
+// Rows that the conv stem makes of frames: three convolutions of kernel 3, stride 2, padding 1.
+constexpr int64_t conv_rows(int64_t n_frames) {
+    for (int i = 0; i < 3; i++) {
+        n_frames = n_frames > 0 ? (n_frames - 1) / 2 + 1 : 0;
+    }
+    return n_frames;
+}
+
 struct EncoderLayer {
     Norm   attn_norm, ffn_norm;
     Linear q, k, v, o, fc1, fc2;
@@ -46,7 +54,10 @@ struct EncoderWeights {
     Linear                    proj1, proj2;
     Linear                    gate, up, down;  // the adapter
 
-    int64_t rows(int64_t n_frames) const;  // audio rows of so many log-mel frames
+    // Audio rows of so many log-mel frames.
+    int64_t rows(int64_t n_frames) const {
+        return n_frames / chunk_frames * chunk_rows + conv_rows(n_frames % chunk_frames);
+    }
     int64_t window_frames() const { return int64_t(chunk_frames) * window_chunks; }
     int64_t window_rows() const { return int64_t(chunk_rows) * window_chunks; }
 };

@@ -180,7 +180,7 @@ void CpuOps::choose_rows(const float * rows, int64_t count, Choice * out) {
     get(y, scores.data());
     chosen += count;
     if (chosen >= 32 && weights.head.weight == weights.embed) {
-        model->release(weights.embed);  // every embedding that is looked up brings its neighbours into memory
+        model->store.release(weights.embed);  // every embedding that is looked up brings its neighbours into memory
         chosen = 0;
     }
     for (int64_t j = 0; j < count; j++) {
@@ -239,7 +239,7 @@ Choice CpuOps::choose_screened(const Screen & screen, const float * row, float *
     const ggml_tensor * head = model->decoder.head.weight;
     matrix_row.resize(head->nb[1]);
     for (const int32_t i : likely) {
-        model->read_row(head, i, matrix_row.data());
+        model->store.read_row(head, i, matrix_row.data());
         ours.gemv(head->type, matrix_row.data(), head->nb[1], 1, n, row, 1, score + i, vocab);
     }
     return most_probable(score);
