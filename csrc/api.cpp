@@ -202,6 +202,7 @@ pcr_status pcr_device_get(int32_t index, pcr_device_info * info) {
 
         static const std::vector<std::string> features = [&] {
             std::vector<std::string> list;
+            list.reserve(devices.size());
             for (const pcr::Device & d : devices) {
                 list.push_back(pcr::device_features(d.handle));
             }

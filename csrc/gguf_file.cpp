@@ -291,11 +291,12 @@ const uint8_t * GgufFile::bytes(const ggml_tensor * tensor) const {
 
 void GgufFile::release(const uint8_t * bytes_, size_t count) const {
 #if !defined(_WIN32)
-    const uintptr_t page  = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes_) + page - 1) / page * page;
-    const uintptr_t end   = (reinterpret_cast<uintptr_t>(bytes_) + count) / page * page;
+    const size_t page  = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t first = static_cast<size_t>(bytes_ - file.data);  // the mapping begins with a page
+    const size_t begin = (first + page - 1) / page * page, end = (first + count) / page * page;
     if (begin < end) {
-        madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);  // advice: a refusal costs memory only
+        madvise(const_cast<uint8_t *>(file.data) + begin, end - begin,
+                MADV_DONTNEED);  // advice: a refusal costs memory
     }
 #else
     (void)bytes_;

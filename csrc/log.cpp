@@ -17,9 +17,13 @@ namespace {
 
 constexpr size_t max_queued = 256;
 
-std::mutex                                        queue_mutex;
-std::deque<std::pair<pcr_log_level, std::string>> queue;
-std::atomic<int>                                  lowest_level{PCR_LOG_WARNING};
+std::mutex       queue_mutex;
+std::atomic<int> lowest_level{PCR_LOG_WARNING};
+
+std::deque<std::pair<pcr_log_level, std::string>> & queue() {
+    static std::deque<std::pair<pcr_log_level, std::string>> messages;
+    return messages;
+}
 
 thread_local CollectErrors * collector      = nullptr;
 thread_local bool            throw_on_abort = false;
@@ -62,20 +66,20 @@ void log(pcr_log_level level, const std::string & text) {
         return;
     }
     const std::lock_guard<std::mutex> lock(queue_mutex);
-    if (queue.size() == max_queued) {
-        queue.pop_front();
+    if (queue().size() == max_queued) {
+        queue().pop_front();
     }
-    queue.emplace_back(level, text);
+    queue().emplace_back(level, text);
 }
 
 bool take_log(pcr_log_level & level, std::string & text) {
     const std::lock_guard<std::mutex> lock(queue_mutex);
-    if (queue.empty()) {
+    if (queue().empty()) {
         return false;
     }
-    level = queue.front().first;
-    text  = std::move(queue.front().second);
-    queue.pop_front();
+    level = queue().front().first;
+    text  = std::move(queue().front().second);
+    queue().pop_front();
     return true;
 }
 

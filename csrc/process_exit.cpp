@@ -4,11 +4,13 @@
 #if !defined(_MSC_VER)
 
 extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier): the name is the point.
 int __cxa_atexit(void (*destroy)(void *), void * object, void * library) noexcept;
 
 int __cxa_atexit(void (*)(void *), void *, void *) noexcept {
     return 0;
 }
+// NOLINTEND(bugprone-reserved-identifier)
 }
 
 #endif

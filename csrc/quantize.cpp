@@ -1,5 +1,7 @@
 #include "quantize.h"
 
+#include "log.h"
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -91,8 +93,8 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
         for (int64_t i = 1; i < std::min<int64_t>(threads, blocks); i++) {
             helpers.emplace_back(work);
         }
-    } catch (const std::exception &) {
-        // Fewer threads than wished do the same work.
+    } catch (const std::exception & error) {  // fewer threads than wished do the same work
+        log(PCR_LOG_DEBUG, std::string("a thread cannot be started: ") + error.what());
     }
     work();
     for (std::thread & helper : helpers) {

@@ -54,6 +54,7 @@ void check_room(const Model & model, int64_t n_samples) {
 
 std::vector<AttentionHead> captured_heads(const pcr_session_params & params) {
     std::vector<AttentionHead> heads;
+    heads.reserve(static_cast<size_t>(params.n_heads));
     for (int32_t i = 0; i < params.n_heads; i++) {
         heads.push_back({params.heads[2 * i], params.heads[2 * i + 1]});
     }
@@ -261,6 +262,7 @@ AttentionCapture Session::capture(int32_t sequence, int64_t n_steps) {
 // The last hypothesis is what the text is expected to be: no draft where verifying it could give other bits.
 void Session::start_draft(Clip & clip) const {
     std::vector<int32_t> expected;
+    expected.reserve(clip.hypothesis.size());
     for (const Choice & choice : clip.hypothesis) {
         expected.push_back(choice.token);
     }
@@ -280,8 +282,11 @@ void Session::follow_draft(int32_t sequence, Text & text) {
     const int64_t count = static_cast<int64_t>(step_tokens.size());
     choices.resize(step_tokens.size());
     decoder.append_tokens(sequence, step_tokens.data(), count, {nullptr, choices.data()}, capture(sequence, count));
-    int64_t taken = 0;  // choice i follows what was put in as token i
-    while (taken < count && accept_token(text, choices[static_cast<size_t>(taken++)]) && !text.done) {
+    int64_t taken    = 0;  // choice i follows what was put in as token i
+    bool    expected = true;
+    while (taken < count && expected && !text.done) {
+        expected = accept_token(text, choices[static_cast<size_t>(taken)]);
+        taken++;
     }
     decoder.rewind(sequence, length + taken);
 }

@@ -6,6 +6,8 @@
 #include "ggml-cpp.h"
 
 #include <atomic>
+#include <cstdint>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -25,11 +27,12 @@ private:
 
 // Rounds p up to 64 bytes. Tensors of words are that much larger than their words.
 inline uint32_t * align64(uint32_t * p) {
-    return reinterpret_cast<uint32_t *>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
+    const uintptr_t over = reinterpret_cast<uintptr_t>(p) % 64;
+    return over == 0 ? p : p + (64 - over) / 4;  // words
 }
 
 // Thrown where work was stopped that can be left undone.
-struct FinishedEarly {};
+struct FinishedEarly : std::exception {};
 
 // A device at work for one session: its threads, parked between graphs, and the flag that stops it.
 class Compute {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <set>
 #include <string>
 #include <thread>
@@ -38,9 +39,14 @@ int usable_cores() {
         cores = std::max(1, siblings.empty() ? threads : static_cast<int>(siblings.size()));
     }
     if (FILE * file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {  // "QUOTA PERIOD" or "max PERIOD", microseconds
-        long long quota = 0, period = 0;
-        if (std::fscanf(file, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
-            cores = std::max(1, std::min(cores, static_cast<int>((quota + period - 1) / period)));
+        char line[64] = "";
+        if (std::fgets(line, sizeof(line), file)) {
+            char *          rest   = nullptr;
+            const long long quota  = std::strtoll(line, &rest, 10);
+            const long long period = std::strtoll(rest, nullptr, 10);
+            if (quota > 0 && period > 0) {
+                cores = static_cast<int>(std::max(1LL, std::min<long long>(cores, (quota + period - 1) / period)));
+            }
         }
         std::fclose(file);
     }

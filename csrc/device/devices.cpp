@@ -140,12 +140,12 @@ std::vector<Device> find_devices(const std::string & name) {
         } else if (device.name == name || device.name == name + ":0") {
             return {device};
         }
-        names += ", '" + device.name + "'";
+        names.append(", '").append(device.name).append("'");
     }
     for (const Backend & backend : backends()) {
         if (found.empty() && name.compare(0, name.find(':'), backend.name) == 0 && !backend.missing.empty()) {
-            throw Error(PCR_ERROR_DEVICE, "there is no device '" + name + "': " + backend.name + " is " +
-                                              backend.missing + "; here are 'auto'" + names);
+            throw Error(PCR_ERROR_DEVICE, format("there is no device '%s': %s is %s; here are 'auto'%s", name.c_str(),
+                                                 backend.name, backend.missing.c_str(), names.c_str()));
         }
     }
     if (found.empty()) {

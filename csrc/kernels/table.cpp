@@ -54,6 +54,6 @@ constexpr Kernels make_table(const char * name) {
 #define PCR_TEXT(a) PCR_TEXT2(a)
 
 extern const Kernels PCR_JOIN(kernels_, PCR_KERNELS);
-const Kernels        PCR_JOIN(kernels_, PCR_KERNELS) = make_table(PCR_TEXT(PCR_KERNELS));
+constexpr Kernels    PCR_JOIN(kernels_, PCR_KERNELS) = make_table(PCR_TEXT(PCR_KERNELS));
 
 }  // namespace pcr

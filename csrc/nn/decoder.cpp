@@ -221,7 +221,7 @@ void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t co
         step_pass.reset();
     }
     if (!step_pass) {
-        step_pass.emplace("step", step_workspace.max_nodes());
+        step_pass = std::make_unique<Pass>("step", step_workspace.max_nodes());
         try {
             build(*step_pass, /*from_tokens =*/true, -1, want);
             step_workspace.place(step_pass->graph);

@@ -7,7 +7,6 @@
 #include "ops/ops.h"
 
 #include <memory>
-#include <optional>
 
 namespace pcr {
 
@@ -84,9 +83,9 @@ private:
     const std::vector<AttentionHead> captured;
     std::vector<AttentionCapture>    captures;  // of the tokens of the pass that runs
 
-    KvCache             cache;
-    Workspace           prefill_workspace, step_workspace;
-    std::optional<Pass> step_pass;  // kept from token to token
+    KvCache               cache;
+    Workspace             prefill_workspace, step_workspace;
+    std::unique_ptr<Pass> step_pass;  // kept from token to token
 
     std::vector<int32_t> positions;  // of the tokens that are planned
     std::vector<int64_t> places;

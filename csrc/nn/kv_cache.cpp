@@ -46,9 +46,10 @@ bool KvCache::reserve(int64_t n_positions) {
     const CollectErrors     errors;
     ggml_backend_buffer_ptr new_buffer(ggml_backend_alloc_ctx_tensors(new_context.get(), compute.backend()));
     if (!new_buffer) {
+        const long long all_rows = wanted * n;
         throw no_memory(compute.device,
-                        format("a KV cache of %lld rows (%.0f MB)", static_cast<long long>(wanted * n),
-                               double(wanted * n * weights.kv_dim()) * 2e-6 * double(ggml_type_size(type)) *
+                        format("a KV cache of %lld rows (%.0f MB)", all_rows,
+                               double(all_rows * weights.kv_dim()) * 2e-6 * double(ggml_type_size(type)) *
                                    double(weights.layers.size())),
                         errors.text);
     }
