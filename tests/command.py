@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -11,12 +13,42 @@ from collections.abc import Callable
 COMMAND = (sys.executable, "-m", "pycrispasr")
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """A command and what it prints."""
-    command = [*COMMAND, *map(str, arguments)]
+def run(*arguments: object, process: bool = False, **options: object) -> subprocess.CompletedProcess[str]:
+    """A command and what it prints.
+
+    Args:
+        arguments: Of the command.
+        process: In a process of its own; with options it always is. Else in this one, which starts no interpreter.
+        options: Of `subprocess.run`.
+    """
+    command = [*map(str, arguments)]
     if arguments[0] == "transcribe" and "-m" in arguments:
         command += ["--threads", "1"]  # quick however busy the machine is
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    if not process and not options:
+        return _run_here(command)
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [*COMMAND, *command], capture_output=True, encoding="utf-8", timeout=120, check=False, **options
+    )
+
+
+def _run_here(command: list[str]) -> subprocess.CompletedProcess[str]:
+    from pycrispasr.cli import main
+
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code = 0
+    before, sys.argv = sys.argv, ["pycrispasr", *command]
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        finally:
+            sys.argv = before
+    written = []
+    for stream in (stdout, stderr):
+        stream.flush()
+        written.append(stream.buffer.getvalue().decode("utf-8"))  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(command, code, *written)
 
 
 def begin(*arguments: object, **options: object) -> subprocess.Popen[bytes]:

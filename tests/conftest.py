@@ -1,8 +1,11 @@
-"""What several test files use: a small random model."""
+"""What several test files use: a small random model; and tests that run alone."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,35 @@ from pycrispasr.models.random_model import generate
 
 from . import hub_server
 
+try:
+    import fcntl
+except ImportError:  # Windows: several workers are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job does not listen to Ctrl-C, and what it starts would not either.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def locked(name: str, *, exclusive: bool) -> Iterator[None]:
+    """Holds a lock that the workers of one user share."""
+    if fcntl is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"pycrispasr-tests-{os.getuid()}-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked `serial` runs while no other worker runs any."""
+    serial = item.get_closest_marker("serial") is not None
+    with contextlib.ExitStack() as stack:
+        with locked("gate", exclusive=True):  # who waits behind this one does not overtake a serial test
+            stack.enter_context(locked("run", exclusive=serial))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,8 @@ from pycrispasr.decoding.word_times import side_file
 from pycrispasr.models import hub
 from pycrispasr.models.align_heads import calibrate
 from pycrispasr.runtimes import native
+
+from .command import run
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 NAMES = ("digits", "long", "spelling")
@@ -87,11 +87,6 @@ def test_what_cannot_be_a_calibration_is_refused_and_nothing_is_written(tmp_path
     with pytest.raises(PycrispasrError, match=r"missing.*cannot be written.*-o"):
         calibrate("tiny", RECORDINGS[:2], tmp_path / "missing" / "heads.json")
     assert {path.name for path in tmp_path.iterdir()} == {"broken.wav", "short.wav"}
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pycrispasr", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
 def test_the_command(tmp_path: Path) -> None:

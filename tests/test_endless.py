@@ -12,6 +12,8 @@ from pycrispasr import Final, Model, Partial, Segment
 
 from .sounds import Composition
 
+pytestmark = pytest.mark.serial
+
 RATE = 16000
 MIB = 1 << 20
 

@@ -77,9 +77,12 @@ def check_stages(path: Path, where: Where, seconds: float, least: float) -> None
     np.testing.assert_allclose(session.log_mel(samples), mel.T, atol=2e-3)
 
     frames = mel.T.astype(np.float32)
-    for n_layers in (0, 1, None):
-        rows = model.encode(reference, mel, n_layers)
-        assert cosines(session.encode(frames, -1 if n_layers is None else n_layers), rows).min() >= least
+    encoder_states: list[np.ndarray] = []
+    rows = model.encode(reference, mel, states=encoder_states)
+    for n_layers, wanted in ((0, encoder_states[0]), (1, encoder_states[1]), (-1, rows)):
+        got = session.encode(frames, n_layers)
+        assert got.shape == wanted.shape
+        assert cosines(got, wanted).min() >= least
     sound = model.adapt(reference, rows)
     assert cosines(session.adapt(rows.astype(np.float32)), sound).min() >= least
 
@@ -87,10 +90,12 @@ def check_stages(path: Path, where: Where, seconds: float, least: float) -> None
     prompt = model.embed(reference, ids, sound)
     text = [token for token in ids if token != model.AUDIO]
     assert cosines(session.embed(text), model.embed(reference, text)).min() >= 0.99999
+    decoder_states: list[np.ndarray] = []
+    last = model.decode(reference, prompt, states=decoder_states)[-1:]
     for n_layers in (0, 1, reference.hparams.llm_num_layers):
-        row = model.decode(reference, prompt, n_layers=n_layers)[-1]
-        assert cosines(session.decode(prompt.astype(np.float32), n_layers=n_layers), row) >= least
-    logits = model.logits(reference, model.decode(reference, prompt)[-1:])[0]
+        got = session.decode(prompt.astype(np.float32), n_layers=n_layers)
+        assert cosines(got, decoder_states[n_layers][-1]) >= least
+    logits = model.logits(reference, last)[0]
     assert np.abs(session.decode(prompt.astype(np.float32)) - logits).max() <= 0.03 * np.ptp(logits)
 
 

@@ -55,7 +55,7 @@ def loud_at(seconds: float, place: float) -> np.ndarray:
 
 def press(session: Session) -> Session:
     """Hypotheses are made as often as they are asked for, whatever they cost."""
-    session._hypothesis_cost = -1e9
+    session._driver._hypothesis_cost = -1e9
     return session
 
 
@@ -67,7 +67,7 @@ def recording(request: pytest.FixtureRequest, nano: Model) -> tuple[np.ndarray, 
 
 
 @pytest.mark.parametrize("partial_every", [None, 0.4])
-@pytest.mark.parametrize("size", [160, 1000, 4096, 16000, 0])
+@pytest.mark.parametrize("size", [1000, 0])  # every size: test_incremental.py
 def test_a_fed_recording_has_the_tokens_of_the_whole(
     nano: Model, recording: tuple[np.ndarray, Transcript], size: int, partial_every: float | None
 ) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from pycrispasr import Model, ModelFormatError
 
 from .sounds import make_tones
+
+pytestmark = pytest.mark.serial
 
 MIB = 1 << 20
 

@@ -80,11 +80,12 @@ def check_stages(pair: Pair, seconds: float, least: float) -> None:
 
     # Each stage on the reference's input, so that no error is counted twice.
     frames = mel.T.astype(np.float32)
-    for n_layers in (0, 1, None):
-        rows = model.encode(reference, mel, n_layers)
-        got = session.encode(frames, -1 if n_layers is None else n_layers)
-        assert got.shape == rows.shape
-        assert cosines(got, rows).min() >= least
+    encoder_states: list[np.ndarray] = []
+    rows = model.encode(reference, mel, states=encoder_states)
+    for n_layers, wanted in ((0, encoder_states[0]), (1, encoder_states[1]), (-1, rows)):
+        got = session.encode(frames, n_layers)
+        assert got.shape == wanted.shape
+        assert cosines(got, wanted).min() >= least
 
     audio = model.adapt(reference, rows)
     assert cosines(session.adapt(rows.astype(np.float32)), audio).min() >= least
@@ -95,10 +96,12 @@ def check_stages(pair: Pair, seconds: float, least: float) -> None:
     text = [token for token in ids if token != model.AUDIO]
     np.testing.assert_allclose(session.embed(text), model.embed(reference, text), rtol=1e-6)
 
+    decoder_states: list[np.ndarray] = []
+    last = model.decode(reference, prompt, states=decoder_states)[-1:]
     for n_layers in (0, 1, reference.hparams.llm_num_layers):
-        row = model.decode(reference, prompt, n_layers=n_layers)[-1]
-        assert cosines(session.decode(prompt.astype(np.float32), n_layers=n_layers), row) >= least
-    logits = model.logits(reference, model.decode(reference, prompt)[-1:])[0]
+        got = session.decode(prompt.astype(np.float32), n_layers=n_layers)
+        assert cosines(got, decoder_states[n_layers][-1]) >= least
+    logits = model.logits(reference, last)[0]
     got = session.decode(prompt.astype(np.float32))
     assert np.abs(got - logits).max() <= (1e-3 if least > 0.9999 else 0.03) * (logits.max() - logits.min())
 

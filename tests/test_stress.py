@@ -7,10 +7,13 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
 from pycrispasr import BusyError, CancelledError, ClosedError, Model, Session, UsageError
 
 from .sounds import make_tones
+
+pytestmark = pytest.mark.serial
 
 SECONDS = float(os.environ.get("PYCRISPASR_STRESS_SECONDS", "3"))
 THREADS = 8

@@ -96,16 +96,24 @@ def encoder_layer(model: Model, i: int, x: np.ndarray) -> np.ndarray:
     return x + linear(model, f"{name}.ffn.fc2", gelu(linear(model, f"{name}.ffn.fc1", h)))
 
 
-def encode(model: Model, mel: np.ndarray, n_layers: int | None = None) -> np.ndarray:
-    """[n_mels, T] -> [A, output_dim]. With `n_layers`, the rows [A, d_model] after so many transformer layers."""
+def encode(
+    model: Model, mel: np.ndarray, n_layers: int | None = None, states: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """[n_mels, T] -> [A, output_dim]. With `n_layers`, the rows [A, d_model] after so many transformer layers.
+
+    `states` takes the rows [A, d_model] after the conv stem, and after each layer.
+    """
     hp = model.hparams
     x = conv_stem(model, mel)
     chunk = 2 * hp.enc_n_window
     window = conv_length(chunk) * (hp.enc_n_window_infer // chunk)  # rows that see each other: 104 in 8 s
     windows = [x[start : start + window] for start in range(0, len(x), window)]
+    states = [] if states is None else states
+    states.append(x)
     for i in range(hp.enc_encoder_layers if n_layers is None else n_layers):
         windows = [encoder_layer(model, i, rows) for rows in windows]
-    x = np.concatenate(windows)
+        states.append(np.concatenate(windows))
+    x = states[-1]
     if n_layers is not None:
         return x
     x = gelu(linear(model, "enc.proj1", layer_norm(model, "enc.ln_post", x)))
@@ -215,14 +223,18 @@ def decode(
     cache: Cache | None = None,
     n_layers: int | None = None,
     seen: list[np.ndarray] | None = None,
+    states: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """[P, hidden] -> [P, hidden] after the final norm. With `n_layers`, the rows after so many layers, no norm.
 
     `cache` is a list, empty before a sequence's first rows; each call adds its rows to it. `seen` takes the attention
-    weights of each layer, [heads, P, keys].
+    weights of each layer, [heads, P, keys], and `states` the rows before the first layer and after each.
     """
+    states = [] if states is None else states
+    states.append(x)
     for i in range(model.hparams.llm_num_layers if n_layers is None else n_layers):
         x = decoder_layer(model, i, x, cache, seen)
+        states.append(x)
     return x if n_layers is not None else rms_norm(x, model["llm.final_norm.weight"], model.hparams.llm_rms_norm_eps)
 
 

@@ -171,7 +171,7 @@ def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(Path(title).name, total=None)  # a long path would leave no room for the bar
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
