@@ -28,6 +28,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: many tests wait for processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 @contextlib.contextmanager
 def locked(name: str, *, exclusive: bool) -> Iterator[None]:
     """Holds a lock that the workers of one user share."""
@@ -67,7 +72,7 @@ def nano(nano_path: Path) -> Iterator[Model]:
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[Model]:
     """The bundled model."""
-    with Model("tiny") as model:
+    with Model("tiny", threads=1) as model:
         yield model
 
 

@@ -27,7 +27,7 @@ from . import spoken
 SAMPLES = Path(__file__).parent.parent / "samples"
 TEXT = (SAMPLES / "long.txt").read_text(encoding="utf-8").strip()
 RAW = (SAMPLES / "long.raw").read_bytes()
-COMMAND = [sys.executable, "-m", "pycrispasr", "live", "-m", "tiny"]
+COMMAND = [sys.executable, "-m", "pycrispasr", "live", "-m", "tiny", "--threads", "1"]
 
 
 def listen(*options: str, data: bytes = RAW) -> subprocess.CompletedProcess[bytes]:

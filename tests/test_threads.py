@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from pycrispasr import Model
 from pycrispasr.models.random_model import generate
 
 from .sounds import make_tones
-
-pytestmark = pytest.mark.serial
 
 
 def test_transcripts_are_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
