@@ -1,4 +1,4 @@
-"""Stretches and recordings that are decoded side by side have the texts that they have alone."""
+"""Segments and recordings that are decoded side by side have the texts that they have alone."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_batch_has_at_least_one_place(nano: Model, batch: int) -> None:
         nano.transcribe(CLIPS[0], sample_rate=16000, batch=batch)
 
 
-def test_cancelling_keeps_what_every_stretch_has_so_far(nano: Model) -> None:
+def test_cancelling_keeps_what_every_segment_has_so_far(nano: Model) -> None:
     with nano.session(batch=3, max_new_tokens=512) as session:
         session.feed(make_tones(100, seed=1))
         steps = 0

@@ -168,10 +168,10 @@ def test_utterances_have_the_tokens_of_their_audio(tiny: Model) -> None:
         for block in blocks(sound, 0):
             session.feed(block)
         got = session.finish()
-    stretches = plan(sound, vad="on", silence=0.5)
-    assert [(round(s.start * RATE), round(s.end * RATE)) for s in got.segments] == stretches
-    assert len(stretches) > 3
-    for segment, (start, end) in zip(got.segments, stretches, strict=True):
+    segments = plan(sound, vad="on", silence=0.5)
+    assert [(round(s.start * RATE), round(s.end * RATE)) for s in got.segments] == segments
+    assert len(segments) > 3
+    for segment, (start, end) in zip(got.segments, segments, strict=True):
         alone = tiny.transcribe(sound[start:end], sample_rate=RATE).segments[0]
         assert [token.id for token in alone.tokens] == [token.id for token in segment.tokens]
 
@@ -350,7 +350,7 @@ def test_options_that_cannot_be_are_refused(nano: Model, option: str, value: obj
         nano.session(**{option: value})  # type: ignore[arg-type]
 
 
-def test_cancelling_keeps_what_was_heard_of_an_unfinished_stretch(tiny: Model) -> None:
+def test_cancelling_keeps_what_was_heard_of_an_unfinished_segment(tiny: Model) -> None:
     with tiny.session() as session:
         session.feed(audio.load(SAMPLES / "long.wav")[: 10 * RATE])
         heard = str(session.text)
@@ -428,7 +428,7 @@ def looping(nano: Model) -> np.ndarray:
     raise AssertionError("this model does not repeat itself")
 
 
-def test_a_stretch_that_loops_is_tried_again_in_two_parts(nano: Model) -> None:
+def test_a_segment_that_loops_is_tried_again_in_two_parts(nano: Model) -> None:
     sound = looping(nano)
     transcript = nano.transcribe(sound, sample_rate=RATE)
     one, other = transcript.segments

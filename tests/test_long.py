@@ -115,12 +115,12 @@ def test_an_hour_is_heard_as_well_as_its_clips_and_in_flat_memory(tiny: Model, t
     assert rate <= clips + 0.005
 
 
-Failure = Callable[[int], bool]  # of a stretch with so many samples
+Failure = Callable[[int], bool]  # of a segment with so many samples
 
 
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Failure], list[list[int]]]:
-    """Lets steps raise an error as long as a stretch of some length takes part; tells who took part in each."""
+    """Lets steps raise an error as long as a segment of some length takes part; tells who took part in each."""
     lengths: dict[tuple[int, int], int] = {}
     end, next_of = native.NativeSession.end, native.NativeSession.next_of
 
@@ -147,7 +147,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Failure], list[list[int]]
 
 
 def sound(*lengths: float) -> np.ndarray:
-    """Speech-like stretches of so many seconds, each of which becomes one of its own."""
+    """Speech-like segments of so many seconds, each of which becomes one of its own."""
     return np.concatenate(
         [part for seed, seconds in enumerate(lengths) for part in (make_tones(seconds, seed), np.zeros(RATE * 3))]
     ).astype(np.float32)
@@ -160,7 +160,7 @@ def places(transcript: Transcript) -> list[tuple[float, float]]:
     return [(segment.start, segment.end) for segment in transcript.segments]
 
 
-def test_a_stretch_that_fails_beside_others_is_tried_alone(
+def test_a_segment_that_fails_beside_others_is_tried_alone(
     nano: Model, fail: Callable[[Failure], list[list[int]]]
 ) -> None:
     samples = sound(*LENGTHS)
@@ -178,7 +178,7 @@ def test_a_stretch_that_fails_beside_others_is_tried_alone(
     assert transcript.complete == wanted.complete
 
 
-def test_a_stretch_that_fails_alone_is_split_and_then_given_up(
+def test_a_segment_that_fails_alone_is_split_and_then_given_up(
     nano: Model, fail: Callable[[Failure], list[list[int]]]
 ) -> None:
     samples = sound(*LENGTHS)

@@ -67,7 +67,7 @@ def test_every_form_of_the_same_audio_gives_the_same_transcript(nano: Model, tmp
     assert nano.transcribe(stereo, sample_rate=16000, max_new_tokens=10).segments == wanted
 
 
-def test_a_long_recording_becomes_one_segment_for_each_stretch(nano: Model) -> None:
+def test_a_long_recording_becomes_one_segment_for_each_segment(nano: Model) -> None:
     sound = make_tones(61)
     transcript = nano.transcribe(sound, sample_rate=16000, max_new_tokens=5)
     segments = transcript.segments
@@ -82,7 +82,7 @@ def test_a_long_recording_becomes_one_segment_for_each_stretch(nano: Model) -> N
         assert alone.text == segment.text
 
 
-def test_progress_tells_seconds_done_after_every_stretch(nano: Model) -> None:
+def test_progress_tells_seconds_done_after_every_segment(nano: Model) -> None:
     seen: list[tuple[float, float]] = []
     transcript = nano.transcribe(
         make_tones(40), sample_rate=16000, max_new_tokens=2, batch=1, progress=lambda *now: seen.append(now)

@@ -1,4 +1,4 @@
-"""Audio is cut into stretches without losing or doubling anything, however it comes in."""
+"""Audio is cut into segments without losing or doubling anything, however it comes in."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def places(marks: Marks) -> list[tuple[int, int]]:
     pauses=st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 40)), max_size=6),
     blocks=st.lists(st.integers(700, 600_000), min_size=1, max_size=4),
 )
-def test_without_a_detector_all_samples_are_covered_once_and_no_stretch_is_too_long_or_too_short(
+def test_without_a_detector_all_samples_are_covered_once_and_no_segment_is_too_long_or_too_short(
     seconds: float, seed: int, pauses: list[tuple[float, float]], blocks: list[int]
 ) -> None:
     samples = np.random.default_rng(seed).uniform(-1, 1, round(seconds * RATE)).astype(np.float32)
     for place, length in pauses:
         start = round(place * len(samples))
         samples[start : start + round(length * RATE)] = 0
-    stretches = plan(samples)
-    assert [start for start, _ in stretches] == [0, *[end for _, end in stretches[:-1]]][: len(stretches)]
-    assert (stretches[-1][1] if stretches else 0) == len(samples)
-    lengths = [end - start for start, end in stretches]
+    segments = plan(samples)
+    assert [start for start, _ in segments] == [0, *[end for _, end in segments[:-1]]][: len(segments)]
+    assert (segments[-1][1] if segments else 0) == len(samples)
+    lengths = [end - start for start, end in segments]
     assert all(0 < length <= 30 * RATE for length in lengths)
     assert len(lengths) <= 1 or min(lengths) >= RATE
-    assert places(cut(samples, blocks)) == stretches
+    assert places(cut(samples, blocks)) == segments
 
 
 @pytest.mark.parametrize("pause", [20.5, 24, 29.3])
@@ -91,11 +91,11 @@ def test_a_long_recording_is_cut_in_its_pause(pause: float) -> None:
     assert abs(end - middle) < 4000
 
 
-def test_the_longest_clip_that_is_one_stretch_has_thirty_seconds() -> None:
+def test_the_longest_clip_that_is_one_segment_has_thirty_seconds() -> None:
     assert plan(make_tones(30)) == [(0, 480000)]
-    stretches = plan(make_tones(30 + 1 / RATE))
-    assert len(stretches) == 2
-    assert stretches[1][1] - stretches[1][0] >= RATE
+    segments = plan(make_tones(30 + 1 / RATE))
+    assert len(segments) == 2
+    assert segments[1][1] - segments[1][0] >= RATE
 
 
 @settings(max_examples=200, deadline=None)
@@ -111,20 +111,20 @@ def test_with_a_detector_all_speech_is_covered_once(
     told = [probability for probability, count in runs for _ in range(count)]
     samples = np.arange(len(told) * FRAME + rest, dtype=np.float32)
     marks = cut(samples, blocks, told, silence)
-    stretches = places(marks)
-    assert all(0 < end - start <= 30 * RATE for start, end in stretches)
-    assert all(before[1] <= after[0] for before, after in pairwise(stretches))
+    segments = places(marks)
+    assert all(0 < end - start <= 30 * RATE for start, end in segments)
+    assert all(before[1] <= after[0] for before, after in pairwise(segments))
     for mark in marks:
         if isinstance(mark, AudioSegment):
             np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
     covered = np.zeros(len(samples), bool)
-    for start, end in stretches:
+    for start, end in segments:
         covered[start:end] = True
     for i, (one, other) in enumerate(pairwise(told)):
         if min(one, other) >= 0.5:
             assert covered[i * FRAME : (i + 2) * FRAME].all(), i
     whole = cut(samples, [max(1, len(samples))], told, silence)
-    assert places(whole) == stretches
+    assert places(whole) == segments
     assert [m for m in whole if not isinstance(m, AudioSegment)] == [
         m for m in marks if not isinstance(m, AudioSegment)
     ]
@@ -133,10 +133,10 @@ def test_with_a_detector_all_speech_is_covered_once(
 def test_an_utterance_has_a_little_on_both_sides_and_its_times_are_told() -> None:
     told = [0.0] * 100 + [0.9] * 50 + [0.0] * 100
     samples = np.zeros(len(told) * FRAME, np.float32)
-    started, stretch, silence = cut(samples, [1000], told)
+    started, segment, silence = cut(samples, [1000], told)
     assert started == SpeechStart(100 * FRAME)
-    assert isinstance(stretch, AudioSegment)
-    assert (stretch.start, len(stretch.samples)) == (100 * FRAME - 4800, 50 * FRAME + 2 * 4800)
+    assert isinstance(segment, AudioSegment)
+    assert (segment.start, len(segment.samples)) == (100 * FRAME - 4800, 50 * FRAME + 2 * 4800)
     assert silence == SpeechEnd(150 * FRAME)
 
 
@@ -180,17 +180,17 @@ def test_by_itself_all_that_is_spoken_or_loud_is_covered_once(
     samples = np.concatenate([loudness, np.zeros(rest, np.float32)])
     samples[1::2] *= -1
     marks = cut(samples, blocks, told, silence, "auto")
-    stretches = places(marks)
+    segments = places(marks)
     if len(samples) <= 30 * RATE:
-        assert stretches == [(0, len(samples))]
+        assert segments == [(0, len(samples))]
         return
-    assert all(0 < end - start <= 30 * RATE for start, end in stretches)
-    assert all(before[1] <= after[0] for before, after in pairwise(stretches))
+    assert all(0 < end - start <= 30 * RATE for start, end in segments)
+    assert all(before[1] <= after[0] for before, after in pairwise(segments))
     for mark in marks:
         if isinstance(mark, AudioSegment):
             np.testing.assert_array_equal(mark.samples, samples[mark.start : mark.start + len(mark.samples)])
     covered = np.zeros(len(samples), bool)
-    for start, end in stretches:
+    for start, end in segments:
         covered[start:end] = True
     heard = [kind in ("speech", "doubt", "music") for kind in frames]
     for i in range(len(frames) - 1):
@@ -202,7 +202,7 @@ def test_by_itself_all_that_is_spoken_or_loud_is_covered_once(
         if not is_heard and (end - place) * FRAME > silence * RATE + 2 * 4800 + 4 * FRAME:
             assert not covered[place * FRAME : end * FRAME].all(), place
         place = end
-    assert places(cut(samples, [len(samples)], told, silence, "auto")) == stretches
+    assert places(cut(samples, [len(samples)], told, silence, "auto")) == segments
 
 
 @settings(max_examples=200, deadline=None)
@@ -211,14 +211,14 @@ def test_by_itself_all_that_is_spoken_or_loud_is_covered_once(
     vad=st.sampled_from(["on", "auto"]),
 )
 def test_speech_is_cut_only_where_no_pause_is_long_enough(runs: list[tuple[int, int]], vad: Vad) -> None:
-    """A cut without a gap lies in a pause, or else there is none in the second half of the longest stretch."""
+    """A cut without a gap lies in a pause, or else there is none in the second half of the longest segment."""
     told = [probability for speech, pause in runs for probability in [0.9] * speech + [0.1] * pause]
     samples = np.repeat([0.1 if probability > 0.5 else 0.0 for probability in told], FRAME).astype(np.float32)
     if len(samples) <= 30 * RATE:
         return
-    stretches = places(cut(samples, [50_000], told, 0.8, vad))
+    segments = places(cut(samples, [50_000], told, 0.8, vad))
     quiet = np.repeat(np.array(told) < 0.5, FRAME)
-    for (start, end), (following, until) in pairwise(stretches):
+    for (start, end), (following, until) in pairwise(segments):
         if end == following and not quiet[end - 1]:
             last = min(start + 30 * RATE, until - RATE)  # a shorter rest is not cut off
             window = quiet[start + 15 * RATE : last].astype(int)
@@ -234,13 +234,13 @@ def test_silence_that_is_kept_behind_speech_does_not_make_a_cut() -> None:
     assert places(cut(samples, [50_000], told, 0.8, "on")) == [(0, 30 * RATE)]
 
 
-def test_a_long_silence_that_has_not_ended_the_stretch_does_not_make_a_cut_either() -> None:
+def test_a_long_silence_that_has_not_ended_the_segment_does_not_make_a_cut_either() -> None:
     told = [0.9] * 600 + [0.1] * 10 + [0.9] * 300 + [0.1] * 100
     samples = np.repeat([0.1 if speech > 0.5 else 0.0 for speech in told], FRAME).astype(np.float32)
     assert places(cut(samples, [50_000], told, 2.5, "on")) == [(0, 30 * RATE)]
 
 
-def test_by_itself_thirty_seconds_are_one_stretch_and_more_are_not() -> None:
+def test_by_itself_thirty_seconds_are_one_segment_and_more_are_not() -> None:
     silent = np.zeros(30 * RATE, np.float32)
     assert plan(silent, vad="auto") == [(0, 30 * RATE)]
     assert plan(np.zeros(30 * RATE + 1, np.float32), vad="auto") == []
@@ -283,10 +283,10 @@ def test_the_recorded_utterances_are_found() -> None:
     clips = [audio.load(SAMPLES / f"{name}.wav") for name in names]
     gap = np.zeros(3 * RATE, np.float32)
     sound = np.concatenate([part for clip in clips for part in (gap, clip)] + [gap])
-    stretches = plan(sound, vad="on", silence=2)
-    assert len(stretches) == len(names)
+    segments = plan(sound, vad="on", silence=2)
+    assert len(segments) == len(names)
     begin = 0
-    for (start, end), clip in zip(stretches, clips, strict=True):
+    for (start, end), clip in zip(segments, clips, strict=True):
         begin += len(gap)
         assert abs(start - begin) < RATE
         assert abs(end - begin - len(clip)) < RATE

@@ -195,7 +195,7 @@ def test_cancelling_from_another_thread_stops_a_running_call_soon(nano_path: obj
         assert time.perf_counter() - started < 1
 
 
-def test_a_cancellation_between_two_stretches_is_not_lost(nano: Model) -> None:
+def test_a_cancellation_between_two_segments_is_not_lost(nano: Model) -> None:
     with nano.session(max_new_tokens=1) as session:
         session.feed(make_tones(61))
         with pytest.raises(CancelledError) as caught:

@@ -12,15 +12,15 @@ from pycrispasr.live.stabilizer import Stabilizer
 from pycrispasr.text import pieces
 
 WORDS = st.lists(st.sampled_from(["a", "b", "no", "b,", "你好", "世", "x。y"]), max_size=8).map(" ".join)
-STRETCHES = st.lists(st.tuples(st.lists(WORDS, max_size=6), WORDS), min_size=1, max_size=4)
+SEGMENTS = st.lists(st.tuples(st.lists(WORDS, max_size=6), WORDS), min_size=1, max_size=4)
 
 
 @settings(max_examples=500, deadline=None)
-@given(stretches=STRETCHES)
-def test_committed_text_is_never_retracted(stretches: list[tuple[list[str], str]]) -> None:
+@given(segments=SEGMENTS)
+def test_committed_text_is_never_retracted(segments: list[tuple[list[str], str]]) -> None:
     caption = Stabilizer()
     shown = [caption.text.committed]
-    for hypotheses, final in stretches:
+    for hypotheses, final in segments:
         committed = ""
         for hypothesis in hypotheses:
             now, _ = caption.hear(hypothesis)

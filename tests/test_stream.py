@@ -55,11 +55,11 @@ def test_a_stream_may_never_be_started(nano: Model) -> None:
 
 
 def texts_of(contents: list[bytes]) -> tuple[list[str], str]:
-    """The tokens' texts, and the stretch's."""
-    stretch = Task(0, np.zeros(16000, np.float32))
+    """The tokens' texts, and the task's."""
+    task = Task(0, np.zeros(16000, np.float32))
     for index, content in enumerate(contents):
-        stretch.add(index, 1.0, content)
-    return [token.text for token in stretch.tokens], stretch.segment("").text
+        task.add(index, 1.0, content)
+    return [token.text for token in task.tokens], task.segment("").text
 
 
 def test_a_character_is_given_with_the_token_that_completes_it() -> None:
@@ -95,10 +95,10 @@ def test_texts_are_joined_as_they_are_written(before: str, after: str, separator
     assert separator_between(before, after) == separator
 
 
-def test_the_first_text_of_a_later_stretch_begins_with_the_separator() -> None:
-    stretch = Task(480000, np.zeros(16000, np.float32))
+def test_the_first_text_of_a_later_segment_begins_with_the_separator() -> None:
+    task = Task(480000, np.zeros(16000, np.float32))
     for content in (b"", b"world", b"again"):
-        stretch.add(1, 1.0, content)
-    segment = stretch.segment("hello")
+        task.add(1, 1.0, content)
+    segment = task.segment("hello")
     assert [token.text for token in segment.tokens] == ["", " world", "again"]
     assert (segment.text, segment.start, segment.end) == ("worldagain", 30, 31)

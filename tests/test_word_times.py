@@ -150,7 +150,7 @@ def test_nothing_else_changes_when_times_are_asked_for(tiny: Model) -> None:
         assert all(token.start is None and token.end is None for token in one.tokens)
 
 
-def test_a_stretch_that_loops_and_is_split_has_times_in_its_parts(nano: Model) -> None:
+def test_a_segment_that_loops_and_is_split_has_times_in_its_parts(nano: Model) -> None:
     """The random model loops sooner or later."""
     split = 0
     for seed in range(4):

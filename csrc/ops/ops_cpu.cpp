@@ -145,7 +145,7 @@ void run_gemv(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const ggml_tensor * weight = node.linear->weight;
     const float *       x      = static_cast<const float *>(dst->src[0]->data);
     const int64_t       in = weight->ne[0], out = weight->ne[1];
-    // Long stretches of memory are read faster, but no thread shall wait long for another.
+    // Long runs of memory are read faster, but no thread shall wait long for another.
     const int64_t   gemv_panel = std::clamp<int64_t>(out / (2 * n_threads), 16, max_gemv_panel);
     const int64_t   n_panels   = (out + gemv_panel - 1) / gemv_panel;
     uint8_t * const bytes      = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));

@@ -161,11 +161,11 @@ def transcribe(
     if not isinstance(recordings, data.Dataset):
         paths = [recordings] if isinstance(recordings, (str, os.PathLike)) else recordings
         recordings = data.from_items([{"audio": path} for path in _everywhere(paths)])
-    least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
+    min_size, max_size = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     return recordings.map_batches(
         Transcriber,
         fn_constructor_kwargs=arguments,
-        compute=data.ActorPoolStrategy(min_size=least, max_size=most),
+        compute=data.ActorPoolStrategy(min_size=min_size, max_size=max_size),
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=num_cpus,

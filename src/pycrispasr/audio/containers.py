@@ -24,7 +24,7 @@ Order = Literal["little", "big"]
 Kind = Literal["mp3", "ogg", "unknown mpeg", "other"]
 
 _BLOCK = 1 << 20  # bytes that are looked at at once
-_MOST = 1 << 30  # bytes of samples that one header tells of here: fields of 32 bits hold four times as many
+_MAX_PART = 1 << 30  # bytes of samples that one header tells of here: fields of 32 bits hold four times as many
 _GOES_ON = 0.1  # seconds of samples behind the end that a header tells: less may be padding
 STREAMED = 0x7FFFF000
 """Sizes from here on are what writers to a pipe put where they cannot know."""
@@ -184,20 +184,20 @@ class _Header:
 
     def parts(self, told: int, length: int, stop: int) -> list[Part]:
         """The file with another length of its samples: several parts, where one header cannot tell of so many."""
-        most = _MOST // self.frame * self.frame
+        longest = _MAX_PART // self.frame * self.frame
         warnings = (
             f"its header tells of {told / self.per_second:.2f} s, but the samples go on: "
             f"{length / self.per_second:.2f} s are read",
         )
         ranges: list[tuple[Range, ...]]
-        if length <= most:
+        if length <= longest:
             ranges = [((self.begin, stop),)]
         else:
-            cuts = [*range(self.samples, self.samples + length, most), self.samples + length]
+            cuts = [*range(self.samples, self.samples + length, longest), self.samples + length]
             ranges = [((self.begin, self.samples), piece) for piece in itertools.pairwise(cuts)]
         found = []
         for each in ranges:
-            count = min(length, most, each[-1][1] - max(each[-1][0], self.samples))
+            count = min(length, longest, each[-1][1] - max(each[-1][0], self.samples))
             patches = [(at, (count + more).to_bytes(width, self.order)) for at, width, more in self.fields]
             if self.frames_at is not None:
                 patches.append((self.frames_at, (count // self.frame).to_bytes(4, self.order)))
@@ -241,7 +241,7 @@ def _sized(file: BinaryIO, header: _Header, told: int, size: int) -> tuple[list[
     content, whole = header.samples, [Part(((header.begin, size),))]
     if told == 0 or told >= STREAMED:  # a pipe's writer never filled it in
         is_empty = content >= size or (told == 0 and _is_chunk(file, content, size, header.order))
-        if is_empty or (told and size - content <= _MOST):
+        if is_empty or (told and size - content <= _MAX_PART):
             return whole, size
         return header.parts(told, size - content, size), size
     if content + told >= size or header.per_second <= 0:

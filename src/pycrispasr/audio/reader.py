@@ -23,7 +23,7 @@ SAMPLE_RATE = 16000
 """Samples per second that the model takes."""
 
 CHUNK_SECONDS = 30.0
-"""The longest stretch of audio that is transcribed at once: the model was trained on clips of about this length."""
+"""The longest segment, which is transcribed at once: the model was trained on clips of about this length."""
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 NOTHING: Samples = np.empty(0, np.float32)
@@ -58,8 +58,7 @@ def open(  # noqa: A001  audio.open, as in wave.open
             Arrays are float32 or float64, nominally in [-1, 1], or int16 or int32 over their full range. Files are
             whatever libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and more; with PyAV installed (`pip install
             'pycrispasr[av]'`) also what FFmpeg reads: M4A, MP4, WebM, MKV and more, of which one stream of
-            sound is taken. What cannot be sought in, and what comes from the web, is kept in a temporary file beyond
-            16 MiB.
+            sound is taken. Non-seekable input, and what comes from the web, is kept in a temporary file beyond 16 MiB.
         sample_rate: Samples per second of an array. A file tells its own rate; where it is given as well, the two must
             agree.
         channel: Which channel to take, from 0. By default the mean of all.

@@ -240,7 +240,7 @@ def microphones() -> list[dict[str, Any]]:
 
 
 def draw(events: Iterable[Event], console: Console) -> Iterator[Event]:
-    """Draws the text on a terminal: what is final stays, one paragraph a stretch; what may change is drawn in place.
+    """Draws the text on a terminal: what is final stays, one paragraph a segment; what may change is drawn in place.
 
     Returns:
         The events, as they come.

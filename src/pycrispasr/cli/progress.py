@@ -173,5 +173,5 @@ def _speed(times: float) -> str:
     return f"{times:.1f}" if times < 10 else f"{times:.0f}"
 
 
-def _tail(text: str, most: int) -> str:
-    return text if len(text) <= most else "…" + text[1 - most :]
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[1 - width :]

@@ -1,7 +1,7 @@
 """When each token and word was said, from how the decoder attended to the audio while it wrote them.
 
 The model writes no times. But some heads of its decoder look at the audio rows of the word that is written next. Their
-weights make a picture of tokens by rows, through which dynamic time warping finds the best path that never goes back
+weights make a attention of tokens by rows, through which dynamic time warping finds the best path that never goes back
 (as Whisper's word timestamps do, https://github.com/openai/whisper/blob/main/whisper/timing.py). Rows are 80 ms long,
 and pauses belong to nobody there; so the edges of words are then set to where the sound begins and ends.
 """
@@ -110,7 +110,7 @@ def row_edges(n_frames: int, chunk_frames: int) -> _Floats:
 
 
 def warp(gain: _Floats) -> npt.NDArray[np.int64]:
-    """The best path through a picture of tokens by rows: the first and the last row of each token, `[tokens, 2]`.
+    """The best path through a attention of tokens by rows: the first and the last row of each token, `[tokens, 2]`.
 
     A path goes on by a row, by a token, or by both: tokens may share a row. It begins and ends at whichever rows it
     likes; those before and behind it belong to no token.
@@ -149,15 +149,15 @@ def warp(gain: _Floats) -> npt.NDArray[np.int64]:
     return spans
 
 
-def score(picture: _Floats) -> float:
+def score(attention: _Floats) -> float:
     """How well a head aligns, 0 to 1, from its attention `[steps, rows]`.
 
     A head that aligns looks at few rows at a time, at which it looks in no other step, and never goes back. So its
     score is the share of a step's attention on the five rows that have most of it, less the share that other steps have
     there; times the share of pairs of steps in order, less that of those out of order.
     """
-    steps, rows = picture.shape
-    near = np.pad(_shares(picture), ((0, 0), (3, 2))).cumsum(axis=1)
+    steps, rows = attention.shape
+    near = np.pad(_shares(attention), ((0, 0), (3, 2))).cumsum(axis=1)
     near = near[:, 5:] - near[:, :-5]
     peaks = near.argmax(axis=1)
     own = near[np.arange(steps), peaks]
@@ -167,10 +167,10 @@ def score(picture: _Floats) -> float:
     return float(np.maximum(own - others / steps, 0).mean() * max((order + 1) / (pairs + 1), 0))
 
 
-def best(merit: _Floats) -> npt.NDArray[np.int64]:
+def best(scores: _Floats) -> npt.NDArray[np.int64]:
     """The indices of the heads with the best scores, the best first: at most eight, none much worse than the first."""
-    order = np.argsort(-merit, kind="stable")[:_BEST]
-    return np.asarray(order[merit[order] >= _SHARE * merit[order[0]]])
+    order = np.argsort(-scores, kind="stable")[:_BEST]
+    return np.asarray(order[scores[order] >= _SHARE * scores[order[0]]])
 
 
 def _shares(attention: _Floats) -> _Floats:
@@ -186,9 +186,9 @@ def token_spans(attention: _Floats, weights: _Floats, edges: _Floats) -> _Floats
         weights: Of the heads, `[heads]`.
         edges: See `row_edges`.
     """
-    picture = np.einsum("thr,h->tr", _shares(attention), weights / weights.sum())
-    others = (picture.sum(axis=0) + 1 / picture.shape[1]) / (len(picture) + 1)  # and one that looks everywhere
-    path = warp(picture - others)
+    attention = np.einsum("thr,h->tr", _shares(attention), weights / weights.sum())
+    others = (attention.sum(axis=0) + 1 / attention.shape[1]) / (len(attention) + 1)  # and one that looks everywhere
+    path = warp(attention - others)
     places = np.arange(len(path))
     spans = np.empty((len(path), 3))
     for place, (first, last) in enumerate(path):
@@ -198,7 +198,7 @@ def token_spans(attention: _Floats, weights: _Floats, edges: _Floats) -> _Floats
             part = (place - sharing[0] + end) / len(sharing)
             own[-end] = edges[row] + part * (edges[row + 1] - edges[row])
         # Quantiles of the attention on these rows, as if it were even inside each.
-        total = np.append(0.0, picture[place, first : last + 1].cumsum())
+        total = np.append(0.0, attention[place, first : last + 1].cumsum())
         if total[-1] <= 0:
             total = np.arange(len(total), dtype=float)
         spans[place] = np.interp(np.array([_TAIL, 0.5, 1 - _TAIL]) * total[-1], total, own)
@@ -244,8 +244,8 @@ def word_spans(attended: _Floats, quiet: _Floats, seconds: float) -> _Floats:
         if len(runs):
             lengths = np.minimum(runs[:, 1] - runs[:, 0], _LONGEST * _FRAME)
             outside = np.maximum(0, np.maximum(low - runs[:, 1], runs[:, 0] - high))
-            merit = lengths - 0.5 * outside
-            pick = len(merit) - 1 - merit[::-1].argmax() if left is None else merit.argmax()
+            scores = lengths - 0.5 * outside
+            pick = len(scores) - 1 - scores[::-1].argmax() if left is None else scores.argmax()
             stop, start = runs[pick]
         elif left is None:
             stop = start = 0.0
@@ -277,13 +277,13 @@ class Aligner:
     def align(
         self, tokens: Sequence[Token], text: str, attention: _Floats, samples: Samples, first: int = 0
     ) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
-        """The tokens of a stretch of audio with their times, and the words that they make.
+        """The tokens of a segment with their times, and the words that they make.
 
         Args:
             tokens: All that were given.
             text: What they say.
             attention: Of the steps that chose them, and perhaps more, `[steps, heads, rows]`.
-            samples: The stretch, mono at 16 kHz, `[n]`.
+            samples: The segment, mono at 16 kHz, `[n]`.
             first: Where it begins, in samples from the beginning of the audio.
         """
         if not tokens:
@@ -291,9 +291,9 @@ class Aligner:
         attention = attention[: len(tokens)]
         weights = np.ones(attention.shape[1])
         if self.kind == "approximate":
-            merit = np.array([score(attention[:, head]) for head in range(len(weights))]) + 1e-9
-            chosen = best(merit)
-            attention, weights = attention[:, chosen], merit[chosen]
+            scores = np.array([score(attention[:, head]) for head in range(len(weights))]) + 1e-9
+            chosen = best(scores)
+            attention, weights = attention[:, chosen], scores[chosen]
         seconds = len(samples) / SAMPLE_RATE
         edges = row_edges(len(samples) * 100 // SAMPLE_RATE, self._chunk_frames)
         attended = token_spans(attention, weights, edges)

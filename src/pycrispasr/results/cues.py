@@ -159,14 +159,14 @@ def _cut(unit: Word, limit: int) -> list[Word]:
     ]
 
 
-def _lines(units: list[Word], limit: int, most: int, seconds: float) -> list[list[Word]]:
+def _lines(units: list[Word], limit: int, max_lines: int, seconds: float) -> list[list[Word]]:
     """The first units, as the lines of one cue."""
     end = 1  # of what there is room for
     while (
         end < len(units)
         and units[end].start - units[end - 1].end < _PAUSE
         and units[end].end - units[0].start <= seconds
-        and len(_wrap(units[: end + 1], limit)) <= most
+        and len(_wrap(units[: end + 1], limit)) <= max_lines
     ):
         end += 1
     if end < len(units) and units[end].start - units[end - 1].end < _PAUSE:
@@ -182,11 +182,11 @@ def _lines(units: list[Word], limit: int, most: int, seconds: float) -> list[lis
 def _balanced(units: list[Word], limit: int) -> list[list[Word]]:
     """As few lines as there can be, as long as each other as can be."""
     lines = _wrap(units, limit)
-    most = len(lines)
+    max_lines = len(lines)
     while True:
         limit = max(map(_width_of_line, lines)) - 1
         tried = _wrap(units, limit)
-        if len(tried) > most or max(map(_width_of_line, tried)) > limit:
+        if len(tried) > max_lines or max(map(_width_of_line, tried)) > limit:
             return lines
         lines = tried
 

@@ -58,9 +58,9 @@ class VoiceDetector:
             x = np.maximum(windows @ kernel + bias, 0)
 
         gates = network.lstm @ np.concatenate([x[0], self._hidden]) + network.lstm_bias
-        allow, keep, _, show = _sigmoid(gates).reshape(4, _WIDTH)
-        self._cell = keep * self._cell + allow * np.tanh(gates[2 * _WIDTH : 3 * _WIDTH])
-        self._hidden = show * np.tanh(self._cell)
+        input_gate, forget_gate, _, output_gate = _sigmoid(gates).reshape(4, _WIDTH)
+        self._cell = forget_gate * self._cell + input_gate * np.tanh(gates[2 * _WIDTH : 3 * _WIDTH])
+        self._hidden = output_gate * np.tanh(self._cell)
         return float(_sigmoid(np.maximum(self._hidden, 0) @ network.score + network.score_bias))
 
 

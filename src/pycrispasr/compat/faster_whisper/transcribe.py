@@ -49,7 +49,7 @@ class Word:
 
 @dataclasses.dataclass
 class Segment:
-    """The text of one stretch of audio.
+    """The text of one segment of audio.
 
     Attributes:
         id: Counts from 1.
@@ -273,7 +273,7 @@ class WhisperModel:
             vad_filter: Leave out what the voice activity detector takes for silence.
             vad_parameters: Of these `min_silence_duration_ms` counts: how long speech must pause for a cut.
             max_new_tokens: Where the text of 30 seconds is cut.
-            batch_size: How many segments are decoded side by side; the text does not depend on it.
+            batch_size: How many segments are decoded at once; the text does not depend on it.
             more: Options of openai-whisper.
 
         Returns:
@@ -358,7 +358,7 @@ class WhisperModel:
 
 
 class BatchedInferencePipeline:
-    """What faster-whisper wraps around a model to decode segments side by side: here every model does.
+    """What faster-whisper wraps around a model to decode segments at once: here every model does.
 
     Args:
         model: A `WhisperModel`.

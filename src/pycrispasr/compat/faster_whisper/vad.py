@@ -74,7 +74,7 @@ def get_speech_timestamps(
 
 
 def _speech(probabilities: Sequence[float], size: int, options: VadOptions) -> list[tuple[int, int]]:
-    """Stretches of speech, in samples, before padding."""
+    """Runs of speech, in samples, before padding."""
     below = options.neg_threshold
     below = max(options.threshold - _HYSTERESIS, 0.01) if below is None else below
     pause = options.min_silence_duration_ms * SAMPLE_RATE / 1000
