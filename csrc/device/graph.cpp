@@ -79,7 +79,7 @@ void Workspace::run(Graph & graph) {
     const auto  start  = std::chrono::steady_clock::now();
     ggml_status status = GGML_STATUS_SUCCESS;
     if (!compute.device.is_cpu()) {
-        status = run_on_device(graph);
+        status = run_elsewhere(graph);
     } else {
         const ThrowOnAbort off(false);
         status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
@@ -100,7 +100,7 @@ void Workspace::run(Graph & graph) {
 
 // A device is driven by this thread alone, so that what its library throws, and a check of ggml's that fails, such as
 // CUDA's for memory, can be an error here.
-ggml_status Workspace::run_on_device(Graph & graph) {
+ggml_status Workspace::run_elsewhere(Graph & graph) {
     const CollectErrors errors;
     std::string         why;
     try {

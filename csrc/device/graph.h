@@ -55,7 +55,7 @@ public:
     size_t max_nodes() const { return nodes; }
 
 private:
-    ggml_status run_on_device(Graph & graph);
+    ggml_status run_elsewhere(Graph & graph);
 
     Compute &              compute;
     size_t                 nodes;

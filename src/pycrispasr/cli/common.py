@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from pycrispasr.errors import AudioError
+from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.results.segment import Token
 from pycrispasr.terminal import is_terminal as is_terminal
 from pycrispasr.text import bytes_text as bytes_text
@@ -66,6 +67,10 @@ class Precision(str, enum.Enum):
 Device = Annotated[str, typer.Option(help='"auto", or a name that `pycrispasr devices` lists.')]
 ComputedIn = Annotated[
     Precision, typer.Option("--precision", help="f32: nothing is rounded; bf16; auto: the fastest with the same texts.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")]
+TokenLimit = Annotated[
+    int | None, typer.Option(min=1, help=f"Where the text of a segment is cut. Default: {MAX_NEW_TOKENS}.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

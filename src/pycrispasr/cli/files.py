@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pycrispasr import audio
-from pycrispasr.cli.common import MAKE, MEASURE, AsJson, app, bar, bytes_text, writing
+from pycrispasr.cli.common import MAKE, MEASURE, AsJson, Threads, TokenLimit, app, bar, bytes_text, writing
 from pycrispasr.decoding import word_times
 from pycrispasr.model import Model, ModelInfo
 from pycrispasr.models import gguf_file, hub
@@ -136,8 +136,8 @@ def imatrix(
     model: Annotated[str, typer.Argument(help="The model to be quantised, as for `transcribe -m`.")],
     files: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Speech like that which it will hear.")],
     out: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+    threads: Threads = None,
+    max_new_tokens: TokenLimit = None,
 ) -> None:
     """Measure on real audio which columns of a model's matrices matter most, for `quantize --imatrix`."""
     from pycrispasr.models.imatrix import collect
@@ -155,8 +155,8 @@ def align_heads(
     out: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write: MODEL.heads.json.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where the text of 30 s of audio is cut.")] = 512,
+    threads: Threads = None,
+    max_new_tokens: TokenLimit = None,
 ) -> None:
     """Find which of a model's heads tell when words are said, for `transcribe --word-timestamps`."""
     from pycrispasr.models.align_heads import calibrate

@@ -14,6 +14,7 @@ from pycrispasr.cli.common import (
     TRANSCRIBE,
     ComputedIn,
     Precision,
+    Threads,
     app,
     complain,
     is_terminal,
@@ -75,7 +76,7 @@ def live(
         str, typer.Option("--compute-device", help="What the model runs on: as `transcribe --device`.")
     ] = ("auto"),
     precision: ComputedIn = Precision.auto,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    threads: Threads = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of 30 s is cut. Default: 512, tried again in parts.")
     ] = None,

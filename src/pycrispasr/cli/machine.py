@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import MEASURE, AsJson, ComputedIn, Precision, app, bytes_text, is_terminal, tell
+from pycrispasr.cli.common import MEASURE, AsJson, ComputedIn, Precision, Threads, app, bytes_text, is_terminal, tell
 from pycrispasr.model import backends
 from pycrispasr.model import devices as list_devices
 
@@ -82,7 +82,7 @@ def bench(
     ] = None,
     recording: Annotated[str | None, typer.Argument(metavar="AUDIO", help="By default 30 s of noise.")] = None,
     against: Annotated[str | None, typer.Option(help='"crispasr": time CrispASR\'s library on the same file.')] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    threads: Threads = None,
     precision: ComputedIn = Precision.auto,
     runs: Annotated[int, typer.Option(min=1, help="Of each stage: medians are shown.")] = 3,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that the line of the whole clip counts.")] = 100,

@@ -26,6 +26,7 @@ from pycrispasr.cli.common import (
     Device,
     Precision,
     Runtime,
+    Threads,
     app,
     complain,
     is_terminal,
@@ -115,7 +116,7 @@ def transcribe(
         Runtime, typer.Option("--runtime", "-r", help="crispasr: CrispASR's library, which runs other models too.")
     ] = Runtime.auto,
     precision: ComputedIn = Precision.auto,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one for each physical core.")] = None,
+    threads: Threads = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of a segment is cut. Default: 512, tried again in parts.")
     ] = None,

@@ -126,10 +126,7 @@ class _Ours(_Runtime):
         decoding = native.NativeSession(self.model, threads=threads, max_new_tokens=2**20)
 
         def prefill() -> float:
-            decoding.reset()
-            decoding.feed(samples)
-            decoding.end()
-            decoding.next()
+            next(decoding.decode_clip(samples), None)
             result = decoding.result()
             return float(result["prefill"] + result["decode"])
 

@@ -21,6 +21,7 @@ from pycrispasr.decoding import word_times
 from pycrispasr.decoding.recording import Task
 from pycrispasr.errors import AudioError, PycrispasrError, UsageError
 from pycrispasr.models import hub
+from pycrispasr.options import DecodingOptions
 from pycrispasr.runtimes import native
 from pycrispasr.segmentation import segmenter
 from pycrispasr.text import pieces
@@ -51,7 +52,7 @@ def calibrate(
     out: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     progress: Callable[[float, float], object] | None = None,
 ) -> Calibration:
     """Transcribes recordings, finds the heads that align, and writes them into a file where `Model` finds them.
@@ -61,7 +62,7 @@ def calibrate(
         recordings: Audio files, each with its text; some minutes of clear speech are enough.
         out: The file to write; by default `word_times.side_file` of the model.
         threads: Threads for computing; by default one for each physical core.
-        max_new_tokens: Where the text of a segment of at most 30 seconds is cut.
+        max_new_tokens: As for `DecodingOptions`; nothing is tried again.
         progress: Called with the seconds of audio done and their total after each segment.
 
     Raises:
@@ -70,11 +71,12 @@ def calibrate(
         UsageError: The model understood too few of the words.
         PycrispasrError: What `Model` raises, or `out` cannot be written.
     """
+    limit = DecodingOptions(max_new_tokens=max_new_tokens).token_limit
     path = hub.resolve(model)
     opened = native.NativeModel(path, "cpu")  # nothing else gives attention out
     info = opened.info()
     heads = [(layer, head) for layer in range(info["llm_layers"]) for head in range(info["llm_heads"])]
-    session = native.NativeSession(opened, threads=threads or 0, max_new_tokens=max_new_tokens, heads=heads)
+    session = native.NativeSession(opened, threads=threads or 0, max_new_tokens=limit, heads=heads)
 
     clips = [(audio.load(recording), recording, text) for recording, text in recordings]
     total, done = sum(len(samples) for samples, _, _ in clips) / audio.SAMPLE_RATE, 0.0

@@ -24,6 +24,7 @@ from pycrispasr.errors import AudioError, ModelFormatError, UsageError
 from pycrispasr.models import gguf_file, hub
 from pycrispasr.models.families import ARCHITECTURE
 from pycrispasr.models.gguf_file import Value, from_array
+from pycrispasr.options import DecodingOptions
 from pycrispasr.runtimes import native
 from pycrispasr.segmentation import segmenter
 
@@ -37,7 +38,7 @@ def collect(
     out: str | os.PathLike[str],
     *,
     threads: int | None = None,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     progress: Callable[[float, float], object] | None = None,
 ) -> None:
     """Transcribes recordings, and writes what went through each matrix meanwhile.
@@ -47,7 +48,7 @@ def collect(
         recordings: Audio files like those that the model will hear; some minutes are enough.
         out: The file to write.
         threads: Threads for computing; by default one for each physical core.
-        max_new_tokens: Where the text of a segment of at most 30 seconds is cut.
+        max_new_tokens: As for `DecodingOptions`; nothing is tried again.
         progress: Called with the seconds of audio done and their total after each segment.
 
     Raises:
@@ -63,7 +64,7 @@ def collect(
     session = native.NativeSession(
         native.NativeModel(hub.resolve(model), "cpu"),
         threads=threads or 0,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=DecodingOptions(max_new_tokens=max_new_tokens).token_limit,
         importance=True,
     )
     clips = [audio.load(recording) for recording in recordings]

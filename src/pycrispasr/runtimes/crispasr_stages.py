@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycrispasr.errors import InstallationError, UnsupportedModelError
+from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.runtimes import crispasr
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Stages:
         last: Samples = self._take(data, count[0], vocab[0])[-1]
         return last
 
-    def transcribe(self, samples: Samples, max_new_tokens: int = 512) -> list[int]:
+    def transcribe(self, samples: Samples, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int]:
         """Token ids of samples `[n]`, as the library's own loop decodes them."""
         ids: list[int] = []
         self._lib.moss_transcribe_set_max_new_tokens(self._context, max_new_tokens)

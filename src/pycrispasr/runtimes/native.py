@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import errors
+from pycrispasr.options import MAX_NEW_TOKENS
 
 ABI_VERSION = 7
 """The `pcr_abi_version` this module is written for."""
@@ -342,7 +343,7 @@ class NativeSession:
         model: NativeModel,
         *,
         threads: int = 0,
-        max_new_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         sequences: int = 1,
         importance: bool = False,
         heads: Sequence[tuple[int, int]] = (),
