@@ -135,6 +135,7 @@ class ModelInfo:
     parameters: int
 
 
+@takes(LoadingKeywords)
 class Model:
     """A speech recognition model, ready to use.
 
@@ -159,7 +160,6 @@ class Model:
         UnsupportedOperationError: The runtime offers no choice of precision.
     """
 
-    @takes(LoadingKeywords)
     def __init__(self, name: str | os.PathLike[str] = hub.DEFAULT, **options: Unpack[LoadingKeywords]) -> None:
         self._native: native.NativeModel | None = None
         self._crispasr: crispasr.CrispasrModel | None = None

@@ -213,7 +213,7 @@ class WorkerKeywords(OwnLoadingKeywords, FileKeywords, DecodingKeywords, total=F
 
 
 def takes(keywords: type, **defaults: object) -> Callable[[_Function], _Function]:
-    """Writes options into the signature and the docstring of a function, which takes them as `**options`.
+    """Writes options into the signature and the docstring of a function or class, which takes them as `**options`.
 
     Args:
         keywords: One of the typed dictionaries above: the options' names.
@@ -222,7 +222,8 @@ def takes(keywords: type, **defaults: object) -> Callable[[_Function], _Function
     found = _declared()
     names = list(_names(keywords))
 
-    def decorate(function: _Function) -> _Function:
+    def decorate(taker: _Function) -> _Function:
+        function: Any = vars(taker)["__init__"] if isinstance(taker, type) else taker
         signature = inspect.signature(function)
         kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         added = [
@@ -234,12 +235,12 @@ def takes(keywords: type, **defaults: object) -> Callable[[_Function], _Function
             )
             for name in names
         ]
-        function.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-        entry = re.search(r"^( *)\*\*options: .*(?:\n\1 +.*)*", function.__doc__ or "", re.MULTILINE)
-        if entry is not None:
+        function.__signature__ = signature.replace(parameters=[*kept, *added])
+        entry = re.search(r"^( *)\*\*options: .*(?:\n\1 +.*)*", taker.__doc__ or "", re.MULTILINE)
+        if entry is not None:  # not with `python -OO`, which takes docstrings away
             lines = [entry[1] + line for name in names for line in found[name].lines]
-            function.__doc__ = (function.__doc__ or "").replace(entry[0], "\n".join(lines))
-        return function
+            taker.__doc__ = (taker.__doc__ or "").replace(entry[0], "\n".join(lines))
+        return taker
 
     return decorate
 
@@ -311,7 +312,7 @@ def _declared() -> dict[str, _Declared]:
                            .replace("\n    ", "\n").removeprefix("    "), flags=re.MULTILINE)  # fmt: skip
         texts = dict(zip(entries[1::2], entries[2::2], strict=True))
         for field in dataclasses.fields(options):
-            lines = f"{field.name}: {texts[field.name].rstrip()}".splitlines()
+            lines = f"{field.name}: {texts.get(field.name, '').rstrip()}".splitlines()
             found[field.name] = _Declared(field.default, str(field.type), lines)
     return found
 

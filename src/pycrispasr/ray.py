@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("bytes", *manifest.AUDIO)  # what may hold the recordings, the first of them that is there
 
 
+@takes(WorkerKeywords)
 class Transcriber:
     """A worker of Ray Data, for `map_batches`. It opens its model once.
 
@@ -50,9 +51,10 @@ class Transcriber:
         model: As for `Model`. A path must be there on every machine.
         column: Which column holds the recordings: paths, addresses, or the bytes of audio files. None: the first there
             is of "bytes", "audio", "audio_filepath", "path" and "file".
-        **options: See `LoadingOptions`, `ReadingOptions` and `DecodingOptions`. Where Ray lends a part of a GPU, the
-            process sees that GPU only. `threads` are by default as many as the worker has of Ray's CPUs, and at least
-            one.
+        **options: See `LoadingOptions`, `ReadingOptions` and `DecodingOptions`.
+
+    Where Ray lends a part of a GPU, the process sees that GPU only. `threads` are by default as many as the worker has
+    of Ray's CPUs, and at least one.
 
     Raises:
         PycrispasrError: What `Model` raises. It ends the work: where rows are asked for, Ray raises an error of its own
@@ -61,7 +63,6 @@ class Transcriber:
         UnsupportedOperationError: CrispASR's library runs the model.
     """
 
-    @takes(WorkerKeywords)
     def __init__(
         self,
         model: str | os.PathLike[str] = hub.DEFAULT,
