@@ -1,4 +1,4 @@
-"""Behind `pycrispasr live`: where its audio comes from, and how its text is shown."""
+"""Behind `pycrispasr live`: a microphone or a pipe that goes into a session, and how its text is shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATIENCE = 5.0  # seconds without samples after which a microphone is taken to 
 _TRY_EVERY = 1.0
 
 
-class Recording:
+class Capture:
     """Audio on its way into a session, from a thread of its own. A context manager: leaving it ends the recording.
 
     Attributes:
@@ -49,7 +49,7 @@ class Recording:
         self._session.end()
 
 
-class Pipe(Recording):
+class Pipe(Capture):
     """Reads a stream as fast as the session takes it, until it ends.
 
     Args:
@@ -99,7 +99,7 @@ def microphone_rate(device: int | str | None = None) -> int:
         return int(sounddevice.query_devices(device, "input")["default_samplerate"])
 
 
-class Microphone(Recording):
+class Microphone(Capture):
     """Records into a session.
 
     A microphone that goes away (pulled out, taken by the system, silent for 5 seconds where not even silence comes)

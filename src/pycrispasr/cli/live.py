@@ -121,7 +121,7 @@ def live(
             max_new_tokens=max_new_tokens,
         ) as session,
     ):
-        recording: listening.Recording
+        recording: listening.Capture
         if from_pipe:
             # Its first bytes may be long in coming: they are looked at in the thread that reads.
             recording = listening.Pipe(
