@@ -130,14 +130,14 @@ class Picture:
 def way() -> None:
     picture = Picture("way", 252, "The data's way from a recording to text")
     steps = [
-        ("Recording", "file, bytes, array,", "microphone, address", "fetch.py, decoders.py"),
-        ("Samples", "mono, 16,000 a second", "float32", "audio.py"),
+        ("Recording", "file, bytes, array,", "microphone, address", "audio/decoders.py"),
+        ("Samples", "mono, 16,000 a second", "float32", "audio/reader.py"),
         ("Log-mel", "100 frames a second", "of 128 values", "csrc/mel.cpp"),
         ("Encoder", "13 rows a second", "of 2048 values", "csrc/nn/encoder.cpp"),
         ("Adapter, prompt", "13 positions a second", "and 10 around them", "csrc/session.cpp"),
         ("Decoder", "one token after the other", "until the last", "csrc/nn/decoder.cpp"),
-        ("Segments", "text, status, tokens,", "times of words", "result.py"),
-        ("Output", "text, subtitles,", "tables, JSON", "formats.py"),
+        ("Segments", "text, status, tokens,", "times of words", "results/segment.py"),
+        ("Output", "text, subtitles,", "tables, JSON", "results/formats.py"),
     ]
     width, height, gap = 160.0, 84.0, 36.0
     for place, (name, first, second, file) in enumerate(steps):
