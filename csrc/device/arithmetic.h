@@ -17,7 +17,7 @@ struct Arithmetic {
     bool            exact     = false;        // no factor is rounded below F32
 
     // precision: "auto", "f32" or "bf16". kernels: "auto", or one of usable_kernels(), or "ggml" for its products, or
-    // "operations" for graphs of nothing but ggml's operations. A device other than the CPU has only these.
+    // "operations" for graphs of ggml's operations only. A device other than the CPU has only these.
     static Arithmetic choose(const Device & device, const std::string & precision, const std::string & kernels);
 };
 

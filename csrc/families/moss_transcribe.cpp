@@ -7,7 +7,7 @@ namespace pcr::moss_transcribe {
 namespace {
 
 // Bounds on what metadata may claim. Far above any model of this kind, low enough that products of two fit in 63 bits
-// and that a broken file is told by name.
+// and that a broken file is refused by name.
 constexpr int32_t max_width  = 1 << 16;
 constexpr int32_t max_layers = 1 << 10;
 constexpr int32_t max_vocab  = 1 << 22;
@@ -143,7 +143,7 @@ DecoderWeights load_decoder(WeightStore & store, EncoderWeights & encoder) {
 
 LogMel load_front_end(WeightStore & store, const EncoderWeights & encoder) {
     const int64_t n_mels = encoder.n_mels;
-    // Converters tell of the front end by keys of several names, or not at all. What is told must be what is computed.
+    // Converters describe the front end by keys of several names, or not at all. What they say must be what is computed.
     const std::pair<const char *, int64_t> front_end[] = {
         {"n_fft", LogMel::n_fft},    {"win_length", LogMel::n_fft}, {"window_size", LogMel::n_fft},
         {"hop_length", LogMel::hop}, {"hop", LogMel::hop},          {"sample_rate", LogMel::sample_rate},

@@ -16,12 +16,12 @@
  *               returns belong to the handle. Freeing NULL is allowed.
  *   Threads     A model is immutable: any number of threads may read it and make sessions from it. A session belongs
  *               to one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes
- *               nothing. pcr_session_cancel() and pcr_session_finish_early() are the exceptions: they may be called from any
- *               thread, at any time until pcr_session_free().
+ *               nothing. The exceptions are pcr_session_cancel() and pcr_session_finish_early(): any thread may call
+ *               them, at any time until pcr_session_free().
  *   Memory      Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
  *               PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
  *   Structs     The first member of a params struct is its size, set by its *_default() function. A struct of another
- *               size is refused, so that a caller built against another version is told instead of misread.
+ *               size is refused, so that a caller built against another version gets an error instead of being misread.
  *   Layout      Matrices are row-major float32: [rows][columns], columns fastest, without padding.
  */
 #ifndef PYCRISPASR_H

@@ -2,7 +2,7 @@
 //
 // GEMM reads packed panels: blocks of 16 x 16 words, a word being one F32 or two BF16 of neighbouring columns.
 //   packed rows:  16 rows of 16 words each, so a block covers 16 (F32) or 32 (BF16) columns of 16 rows: a "step"
-//   packed panel: the same block transposed, word k of all 16 rows behind each other
+//   packed panel: the same block transposed, the k-th words of all 16 rows side by side
 // Fixed k-order: a result depends on its own row and column only, so results do not depend on the batch.
 #pragma once
 

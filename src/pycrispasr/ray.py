@@ -58,7 +58,7 @@ class Transcriber:
 
     Raises:
         PycrispasrError: What `Model` raises. It ends the work: where rows are asked for, Ray raises an error of its own
-            that tells of it.
+            that names it.
         UsageError: There is no such column, or it holds something else.
         UnsupportedOperationError: CrispASR's library runs the model.
     """

@@ -2,7 +2,7 @@
 
 Recordings are joined by putting one file behind another. Decoders stop at the first one's end, or run its clock on
 into the second one. So a file is taken apart here, and each part is decoded by itself: MP3 frames with tags or rubbish
-between them, links of a chained OGG file, WAV, AIFF, AU and FLAC files behind each other. Every other file is one part.
+between them, links of a chained OGG file, WAV, AIFF, AU and FLAC files, concatenated. Every other file is one part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Order = Literal["little", "big"]
 Kind = Literal["mp3", "ogg", "unknown mpeg", "other"]
 
 _BLOCK = 1 << 20  # bytes that are looked at at once
-_MAX_PART = 1 << 30  # bytes of samples that one header tells of here: fields of 32 bits hold four times as many
+_MAX_PART = 1 << 30  # bytes of samples that one header describes here: fields of 32 bits hold four times as many
 _GOES_ON = 0.1  # seconds of samples behind the end that a header tells: less may be padding
 STREAMED = 0x7FFFF000
 """Sizes from here on are what writers to a pipe put where they cannot know."""
@@ -158,7 +158,7 @@ def _is_aiff(head: bytes) -> bool:
 
 
 def _samples(file: BinaryIO, begin: int, size: int) -> list[Part]:
-    """Files of samples behind each other. A size that is plainly too small is corrected."""
+    """Concatenated files of samples. A size that is plainly too small is corrected."""
     found: list[Part] = []
     while begin < size:
         head = _read(file, begin, 12)
@@ -237,7 +237,7 @@ def _chunked(file: BinaryIO, begin: int, size: int, order: Order) -> tuple[list[
 
 
 def _sized(file: BinaryIO, header: _Header, told: int, size: int) -> tuple[list[Part], int]:
-    """A file whose header tells of so many bytes of samples, and where it ends."""
+    """A file whose header announces so many bytes of samples, and where it ends."""
     content, whole = header.samples, [Part(((header.begin, size),))]
     if told == 0 or told >= STREAMED:  # a pipe's writer never filled it in
         is_empty = content >= size or (told == 0 and _is_chunk(file, content, size, header.order))
@@ -305,7 +305,7 @@ def _extended(content: bytes) -> float:
 
 
 def _flac(file: BinaryIO, begin: int, size: int) -> list[Part]:
-    """FLAC files behind each other: each begins with its marker and the block that describes it."""
+    """Concatenated FLAC files: each begins with its marker and the block that describes it."""
     starts = [begin]
     markers = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
     for place in range(begin + 4, size, _BLOCK):
@@ -372,7 +372,7 @@ _KBPS = {  # by layer, in MPEG 1 and in MPEG 2
     (2, False): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (3, False): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_CHAIN = 3  # frames behind each other that are no accident
+_CHAIN = 3  # consecutive frames that are no accident
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -445,7 +445,7 @@ class _Run:
     rate: int
     ranges: list[Range]
     samples: int = 0
-    told: int | None = None  # samples that its description tells of, with those that an encoder adds
+    told: int | None = None  # samples that its description announces, with those that an encoder adds
     promised: float | None = None
     patches: tuple[tuple[int, bytes], ...] = ()
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -552,7 +552,7 @@ def _behind_tags(file: BinaryIO, place: int, size: int) -> int:
 
 
 def _described(content: _Bytes, place: int, frame: _Frame) -> tuple[int | None, float | None] | None:
-    """For a frame that describes its recording instead of holding sound: the samples and the seconds that it tells of.
+    """For a frame that describes its recording instead of holding sound: the samples and the seconds that it announces.
 
     The seconds are without what an encoder has added. None for any other frame.
     """

@@ -28,7 +28,7 @@ Block = npt.NDArray[Any]
 
 _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fails are lost
 _HOLE = 0.05  # seconds: silence stands for longer holes between packets; times of packets are rounded
-_TOLD = 0.2  # seconds: longer holes are told of
+_TOLD = 0.2  # seconds: longer gaps get a warning
 _BEGUN = 0.1  # seconds: sound that has not gone on for so long begins behind a hole
 _LONGEST_GAP = 3600.0  # seconds that silence stands for; a file's clock that jumps further is wrong
 _BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings were cut and joined
@@ -57,7 +57,7 @@ class Decoder(Protocol):
     Attributes:
         rate: Samples per second.
         channels: Channels.
-        duration: Seconds that the header tells of, or None.
+        duration: Seconds that the header announces, or None.
         warnings: What is odd, in sentences; complete when `blocks` has ended.
         start: Seconds before it, for what the warnings tell.
     """

@@ -252,7 +252,7 @@ class _Wav(_Samples):
                 seconds += len(block) / rate
                 yield rate, block
             self._pass(0 if self._size is None else self._size % 2)
-            # Behind the samples: chunks that describe them, another file, or more samples than the header tells of.
+            # Behind the samples: chunks that describe them, another file, or more samples than the header announces.
             while (head := self._pipe.peek(12)) and (length := _described(head)):
                 self._pass(length)
             if head[:4] == b"RIFF":

@@ -204,7 +204,7 @@ class AudioReader:
 
         Raises:
             AudioError: The audio is empty, cannot be decoded at all, or holds values that cannot be right. A file that
-                ends too early or is damaged further on is no error: `warnings` tells of it.
+                ends too early or is damaged further on is no error: `warnings` has a sentence about it.
             UsageError: The audio has been read before, or is closed.
         """
         if self._source is None:
@@ -477,7 +477,7 @@ def _mono(block: decoders.Block, channel: int | None) -> Samples:
 
 
 def _check_values(mono: Samples, start: float | None = None, rate: int = SAMPLE_RATE) -> None:
-    """Refuses what cannot be right, and tells where it is if the samples' beginning is given in seconds."""
+    """Refuses impossible values, with their time if the samples' beginning is given in seconds."""
     if not mono.size:
         return
     low, high = float(mono.min()), float(mono.max())  # both are nan if any sample is

@@ -134,7 +134,7 @@ def transcribe(
         raise typer.BadParameter("there is nothing to go on with: name -o DIR or --results FILE", param_hint="--resume")
     if resume and overwrite:
         raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
-    ReadingOptions(vad=vad.value, silence=silence)  # tells before any work what cannot be
+    ReadingOptions(vad=vad.value, silence=silence)  # before any work
     passed_over = collections.Counter[str]()
     found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
     entries = [manifest.Entry(path, addresses.shown(path)) for path in found]
@@ -349,7 +349,7 @@ class _Work:
 
 
 def _passed_over(endings: collections.Counter[str]) -> str:
-    """What is told of files in folders that are no recordings by their names: "3 files passed over: 2 .txt, 1 .jpg"."""
+    """Files in folders that are no recordings by their names: "3 files passed over: 2 .txt, 1 .jpg"."""
     total = sum(endings.values())
     if not total:
         return ""

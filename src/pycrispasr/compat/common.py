@@ -145,7 +145,7 @@ def find_device(device: str, index: int = 0) -> str:
 
 
 def check(options: Mapping[str, object], language: object = None, task: object = "transcribe") -> None:
-    """Refuses what cannot be done, and warns of what is not done.
+    """Refuses options that cannot be honoured, and warns about those without effect.
 
     Raises:
         UnsupportedOperationError: Another language or task is asked for, or another part of the audio.
@@ -190,7 +190,7 @@ def load(recording: Any) -> Samples:
 
 
 class Numbers(TypedDict):
-    """What Whisper tells of a segment."""
+    """Whisper's statistics of a segment."""
 
     tokens: list[int]
     avg_logprob: float
@@ -200,7 +200,7 @@ class Numbers(TypedDict):
 
 
 def numbers(segment: Segment) -> Numbers:
-    """What Whisper tells of a segment; this model has no probability of silence, which is 0 therefore."""
+    """Whisper's statistics of a segment; this model has no probability of silence, so it is 0."""
     logs = [math.log(max(token.probability, 1e-10)) for token in segment.tokens]
     return {
         "tokens": [token.id for token in segment.tokens],

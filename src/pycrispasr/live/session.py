@@ -75,7 +75,7 @@ class Session:
         self._driver.feed(samples, sample_rate)
 
     def push(self, samples: npt.NDArray[Any], *, sample_rate: float = audio.SAMPLE_RATE, wait: bool = False) -> bool:
-        """Appends samples to a queue, from which `events` takes them. Never waits for work, unless it is told to.
+        """Appends samples to a queue, from which `events` takes them. Never waits for work, unless `wait` is set.
 
         For threads that must not be stopped, such as the callback of a sound card. The queue holds `buffer` seconds;
         what does not fit is lost, is replaced by silence, and becomes an `Overrun` event; the transcript is then not

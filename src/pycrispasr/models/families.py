@@ -33,7 +33,7 @@ Metadata = dict[str, int | float | bool]
 FLOAT_KEYS = {"enc.layer_norm_eps", "llm.rope_theta", "llm.rms_norm_eps"}
 
 
-# The decoder's matrices, the only ones that a quantised file quantises unless it is told to quantise them all.
+# The decoder's matrices, the only ones that a quantised file quantises unless all matrices are asked for.
 _DECODER_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 

@@ -1,6 +1,6 @@
 """From a model's name to its file: in this package, on this disk, in the Hugging Face hub's cache, or on the hub.
 
-What the names stand for is told in `models.json`.
+`models.json` says what the names stand for.
 """
 
 from __future__ import annotations

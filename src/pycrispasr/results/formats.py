@@ -40,7 +40,7 @@ def to_vtt(
 ) -> str:
     """WebVTT subtitles, see `cues`. Where words have times, these stand before them, for players that follow the voice.
 
-    A note tells of each segment that failed.
+    A note names each segment that failed.
     """
     found = cues(transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
     blocks = [f"NOTE {_failure(segment).replace('-->', '->')}\n" for segment in _failed(transcript)]

@@ -86,7 +86,7 @@ class Transcript:
     def to_vtt(self, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0) -> str:
         """WebVTT subtitles: the content of a .vtt file.
 
-        Where words have times, these stand before them, for players that follow the voice. A note tells of each segment
+        Where words have times, these stand before them, for players that follow the voice. A note names each segment
         that failed.
 
         Args:

@@ -193,7 +193,7 @@ class CrispasrModel:
 
         Args:
             samples: Mono at 16 kHz, shape `[n]`, at most 30 seconds.
-            language: What the library told of the segment before, or None.
+            language: The language of the segment before, as the library told it, or None.
             max_new_tokens: For models that heed it.
 
         Returns:

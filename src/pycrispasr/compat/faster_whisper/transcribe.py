@@ -219,7 +219,7 @@ class WhisperModel:
         """False."""
         return False
 
-    def transcribe(  # noqa: D417  the others are told of in docs/drop-in.md
+    def transcribe(  # noqa: D417  the others are in docs/drop-in.md
         self,
         audio: str | os.PathLike[str] | BinaryIO | npt.NDArray[np.floating[Any]],
         language: str | None = None,
@@ -263,7 +263,7 @@ class WhisperModel:
         """Transcribes a recording while its segments are asked for.
 
         Options that are not listed here ask for what cannot be done: values other than their defaults warn or raise, as
-        `docs/drop-in.md` tells of each.
+        `docs/drop-in.md` lists.
 
         Args:
             audio: A path, a binary file object, or samples at 16 kHz.
@@ -367,7 +367,7 @@ class BatchedInferencePipeline:
     def __init__(self, model: WhisperModel) -> None:
         self.model = model
 
-    def transcribe(  # noqa: D417  the others are told of in docs/drop-in.md
+    def transcribe(  # noqa: D417  the others are in docs/drop-in.md
         self,
         audio: str | os.PathLike[str] | BinaryIO | npt.NDArray[np.floating[Any]],
         language: str | None = None,
@@ -407,7 +407,7 @@ class BatchedInferencePipeline:
         language_detection_segments: int = 1,
         **more: object,
     ) -> tuple[Iterator[Segment], TranscriptionInfo]:
-        """As `WhisperModel.transcribe`, with the voice activity detector unless it is told not to use it.
+        """As `WhisperModel.transcribe`, with the voice activity detector unless `vad_filter` is False.
 
         Args:
             audio: As there.

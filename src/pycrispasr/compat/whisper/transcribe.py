@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pycrispasr.compat.whisper.model import Whisper
 
 
-def transcribe(  # noqa: D417  the others are told of in docs/drop-in.md
+def transcribe(  # noqa: D417  the others are in docs/drop-in.md
     model: Whisper,
     audio: Any,
     *,
@@ -38,7 +38,7 @@ def transcribe(  # noqa: D417  the others are told of in docs/drop-in.md
     """Transcribes a whole recording.
 
     Options that are not listed here ask for what cannot be done: values other than their defaults warn or raise, as
-    `docs/drop-in.md` tells of each.
+    `docs/drop-in.md` lists.
 
     Args:
         model: What `load_model` gave.
