@@ -10,11 +10,9 @@ namespace {
 
 // 16 of n values of a cache's row.
 template <bool f16> PCR_INLINE F cached(const uint8_t * row, int64_t at, int64_t n) {
-#if defined(PCR_F16)
     if (f16 && n - at >= 16) {
         return from_f16(row + 2 * at);
     }
-#endif
     if (f16) {
         float values[16] = {};
         for (int64_t i = 0; i < 16 && at + i < n; i++) {
@@ -93,14 +91,15 @@ void attend(const float * q, const int32_t * counts, int64_t n_rows, ggml_type t
         }
         gemm_vectors<false>(query_rows, n_rows, reinterpret_cast<const uint32_t *>(k_columns), 16 * width, key_groups,
                             groups, false, scores, block);
-        const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const I lane = widened<uint8_t>(lane_numbers);
         for (int64_t r = 0; r < n_rows; r++) {
             const int32_t seen =
                 counts[r] - static_cast<int32_t>(first);  // of this block; may be beyond it or negative
             F s[4];
             F top = all(-3.4e38f);
             for (int g = 0; g < key_groups; g++) {
-                s[g] = select(lane + 16 * g < seen, load<F>(scores + r * block + 16 * g), all(-3.4e38f));
+                s[g] = select(lane + static_cast<int32_t>(16 * g) < seen, load<F>(scores + r * block + 16 * g),
+                              all(-3.4e38f));
                 top  = max(top, s[g]);
             }
             const float now = largest_lane(top) > highest[r] ? largest_lane(top) : highest[r];

@@ -46,18 +46,17 @@ void pack(ComputeType type, const float * rows, int64_t stride, int64_t n_rows, 
     }
 }
 
-// One register, and as many rows and groups of columns as leave the sums in registers.
+// As many rows and groups of columns as leave the sums in registers.
 #if defined(__AVX512F__)
-constexpr int lanes = 16, tile_rows = 8, tile_groups = 3;
+constexpr int tile_rows = 8, tile_groups = 3;
 #elif defined(__AVX2__)
-constexpr int lanes = 8, tile_rows = 4, tile_groups = 1;
+constexpr int tile_rows = 6, tile_groups = 1;
 #elif defined(__aarch64__)
-constexpr int lanes = 4, tile_rows = 4, tile_groups = 1;
+constexpr int tile_rows = 4, tile_groups = 1;
 #else
-constexpr int lanes = 4, tile_rows = 2, tile_groups = 1;
+constexpr int tile_rows = 2, tile_groups = 1;
 #endif
-constexpr int parts = 16 / lanes;  // registers that a group of columns takes
-typedef float R __attribute__((vector_size(4 * lanes)));
+using R = FloatRegister;
 
 template <bool bf16> PCR_INLINE R multiply_add(R sum, const uint32_t * word, R column) {
 #if defined(__AVX512BF16__)
@@ -118,7 +117,7 @@ PCR_INLINE void tile_column(const PackedRows & rows, const uint32_t * words, int
     while (r < n_rows) {
         const uint32_t * a    = words + r / 16 * rows.group + r % 16 * rows.row;
         float * const    to   = out + r * out_stride;
-        const int64_t    left = n_rows - r;
+        const int64_t    left = n_rows - r < 16 - r % 16 ? n_rows - r : 16 - r % 16;  // of these 16
         if (left >= tile_rows) {
             tile<tile_rows, n_groups, bf16>(a, rows.row, rows.step, columns, column_group, n_steps, add, to,
                                             out_stride);

@@ -116,9 +116,9 @@ struct Kernels {
     double (*sum_exp)(const float * x, int64_t n, float minus) = nullptr;
 };
 
-// Bytes of a row of n values in 8-bit integers with what int8_gemv needs beside them; n a multiple of 64.
+// Bytes of a row of n values in 8-bit integers with what int8_gemv needs beside them; n a multiple of 32.
 constexpr size_t int8_bytes(int64_t n) {
-    return static_cast<size_t>(3 * n + (n + 255) / 256 * 64);
+    return static_cast<size_t>((n + 511) / 512 * 768);
 }
 
 constexpr int64_t attention_rows = 64;

@@ -2,13 +2,9 @@
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
+#include "kernels/int8.h"
 #include "kernels/reduce.h"
 #include "kernels/unpack.h"
-
-#if defined(__AVX512VNNI__)
-#  define PCR_INT8 1
-#  include "kernels/int8_avx512vnni.h"
-#endif
 
 namespace pcr {
 
@@ -31,18 +27,16 @@ constexpr Kernels make_table(const char * name) {
     table.epilogue_panel = epilogue_panel;
     table.epilogue_words = epilogue_words;
     table.gemv           = gemv;
-#if defined(PCR_INT8)
-    table.int8_takes    = int8_takes;
-    table.int8_quantize = int8_quantize;
-    table.int8_error    = int8_error;
-    table.int8_gemv     = int8_gemv;
-    table.quantize_q8_0 = quantize_q8_0;
-#endif
-    table.silu_multiply = silu_multiply;
-    table.add           = add;
-    table.attend        = attend;
-    table.max           = max_of;
-    table.sum_exp       = sum_exp;
+    table.int8_takes     = int8_takes;
+    table.int8_quantize  = int8_quantize;
+    table.int8_error     = int8_error;
+    table.int8_gemv      = int8_gemv;
+    table.quantize_q8_0  = quantize_q8_0;
+    table.silu_multiply  = silu_multiply;
+    table.add            = add;
+    table.attend         = attend;
+    table.max            = max_of;
+    table.sum_exp        = sum_exp;
     return table;
 }
 

@@ -8,30 +8,36 @@ namespace pcr {
 namespace {
 
 PCR_INLINE F from_bf16(const uint8_t * from) {
-    typedef uint16_t H __attribute__((vector_size(32)));
-    return (F)(__builtin_convertvector(load<H>(from), U) << 16);
+    return (F)(widened<uint16_t>(from) << 16);
 }
 
+// 16 F16.
+PCR_INLINE F from_f16(const uint8_t * from) {
 #if defined(__AVX512F__)
-#  define PCR_F16 1
-PCR_INLINE F from_f16(const uint8_t * from) {
-    return (F)_mm512_cvtph_ps((__m256i)_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
-}
+    return by_parts<FloatRegister>(
+        [&](int) PCR_LAMBDA { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))); });
 #elif defined(__F16C__)
-#  define PCR_F16 1
-PCR_INLINE F from_f16(const uint8_t * from) {
-    const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))),
-                              _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 16)))};
-    return load<F>(halves);
-}
+    return by_parts<FloatRegister>([&](int p) PCR_LAMBDA {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 16 * p)));
+    });
+#elif defined(__aarch64__)
+    return by_parts<FloatRegister>([&](int p)
+                                       PCR_LAMBDA { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from + 8 * p))); });
+#else
+    const U bits     = (U)widened<uint16_t>(from);
+    const U size     = (bits & 0x7fffu) << 13;  // exponent and fraction in their places, the exponent 112 too small
+    const F value    = (F)size * 0x1p112f;
+    const I infinite = (I)size >= 0x0f800000;  // or no number
+    return (F)((U)select(infinite, (F)(size | 0x7f800000u), value) | ((bits & 0x8000u) << 16));
 #endif
+}
 
 PCR_INLINE F from_u8(B bytes) {
-    return __builtin_convertvector(__builtin_convertvector(bytes, I), F);
+    return to_float(widened<uint8_t>(&bytes));
 }
 
 PCR_INLINE F from_i8(const uint8_t * from) {
-    return __builtin_convertvector(__builtin_convertvector(load<S>(from), I), F);
+    return to_float(widened<int8_t>(from));
 }
 
 PCR_INLINE float half(const uint8_t * from) {
@@ -43,6 +49,24 @@ PCR_INLINE float half(const uint8_t * from) {
     return ggml_fp16_to_fp32(bits);
 #endif
 }
+
+PCR_INLINE uint16_t half_of(float x) {
+#if defined(__F16C__)
+    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    return ggml_fp32_to_fp16(x);
+#endif
+}
+
+PCR_INLINE float square_root(float x) {
+#if defined(__SSE__)
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+#else
+    return __builtin_sqrtf(x);
+#endif
+}
+
+constexpr uint8_t lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 constexpr int64_t chunk = 256;  // values that are decoded at once: a block of every type
 
@@ -116,11 +140,9 @@ PCR_INLINE void unpack_chunk(ggml_type type, const uint8_t * from, int64_t n, fl
         }
         case GGML_TYPE_F16: {
             int64_t i = 0;
-#if defined(PCR_F16)
             for (; i + 16 <= n; i += 16) {
                 store(out + i, from_f16(from + 2 * i));
             }
-#endif
             for (; i < n; i++) {
                 out[i] = half(from + 2 * i);
             }
@@ -193,7 +215,7 @@ PCR_INLINE bool unpack_bf16(ggml_type type, const uint8_t * from, int64_t n, uin
     }
     if (type == GGML_TYPE_Q4_K) {
         // 32 values of a block have one scale and one minimum, so they are one of 16 numbers: a table's entries.
-        const F count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const F count = to_float(widened<uint8_t>(lane_numbers));
         for (int64_t b = 0; b < n / 256; b++, from += 144) {
             fetch_ahead(from, 144);
             alignas(64) float scales[16];
@@ -203,7 +225,7 @@ PCR_INLINE bool unpack_bf16(ggml_type type, const uint8_t * from, int64_t n, uin
                 const __m512i words = _mm512_cvtepu8_epi16(bytes);
                 for (int h = 0; h < 2; h++, out += out_step) {
                     const F       numbers = count * scales[2 * j + h] - scales[8 + 2 * j + h];
-                    const __m512i table   = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)numbers));
+                    const __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)numbers.part[0]));
                     const __m512i which =
                         h ? _mm512_srli_epi16(words, 4) : _mm512_and_si512(words, _mm512_set1_epi16(15));
                     _mm512_storeu_si512(out, _mm512_permutexvar_epi16(which, table));

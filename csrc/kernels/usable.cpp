@@ -32,6 +32,10 @@ bool has_avx2() {  // with FMA and F16C
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_bits(1, 0, 0, 1u << 29, 0);
 }
 
+bool has_avx2_vnni() {
+    return has_avx2() && has_bits(7, 1, 1u << 4, 0, 0);
+}
+
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -71,6 +75,7 @@ const std::vector<const Kernels *> & usable_kernels() {
         PCR_TAKE(generic, true)
 #if defined(PCR_KERNELS_X86)
         PCR_TAKE(avx2, has_avx2())
+        PCR_TAKE(avx2_vnni, has_avx2_vnni())
         PCR_TAKE(avx512, has_avx512())
         PCR_TAKE(avx512_bf16, has_avx512_bf16())
         PCR_TAKE(amx, has_amx())
