@@ -201,22 +201,27 @@ void epilogue_rows(const float * results, int64_t stride, int64_t n, int64_t n_c
                 if (count == 16) {
                     store(out + at, x);
                 } else {
-                    std::memcpy(out + at, &x, static_cast<size_t>(count) * sizeof(float));
+                    store_some(out + at, x, count);
                 }
             }
         }
     }
 }
 
+// Results i of 16 columns from c on, or silu(gate) * results.
+PCR_INLINE F result_at(const float * results, const float * gate, int64_t stride, int64_t i, int64_t c,
+                       const float * bias, Activation activation) {
+    F x = load<F>(results + i * stride + c);
+    x   = activate(activation, bias ? x + bias[i] : x);
+    return gate ? x * silu(load<F>(gate + i * stride + c)) : x;
+}
+
 void epilogue_panel(ComputeType type, const float * results, const float * gate, int64_t stride, int64_t n,
                     int64_t n_groups, const float * bias, Activation activation, uint32_t * columns,
                     int64_t column_group, int64_t first) {
-    const auto value = [&](int64_t i, int64_t c) __attribute__((always_inline)) {
-        F x = load<F>(results + i * stride + c);
-        x   = activate(activation, bias ? x + bias[i] : x);
-        return gate ? x * silu(load<F>(gate + i * stride + c)) : x;
-    };
-    const int64_t step = type == ComputeType::bf16 ? 32 : 16;
+    const auto    value = [&](int64_t i, int64_t c)
+                              PCR_LAMBDA { return result_at(results, gate, stride, i, c, bias, activation); };
+    const int64_t step  = type == ComputeType::bf16 ? 32 : 16;
     for (int64_t i = 0; i < n; i += step / 16) {
         const int64_t at = (first + i) / step * block_words + (first + i) % step / (step / 16) * 16;
         for (int64_t g = 0; g < n_groups; g++) {

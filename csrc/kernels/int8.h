@@ -12,7 +12,7 @@
 // 512 bits hold half h of the sub-blocks k and k + 4 of a pair, 128 bits each; a narrower register takes several turns.
 #pragma once
 
-#include "kernels/unpack.h"
+#include "kernels/gemv.h"
 
 namespace pcr {
 
@@ -356,11 +356,16 @@ PCR_INLINE void int8_gemv_row(int64_t count, const uint8_t * row, int64_t n, con
 template <ggml_type type>
 void int8_gemv_type(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x, int64_t n_x,
                     float * out, int64_t out_stride) {
-    constexpr int most = int8_width == 64 ? 8 : 4;  // whose sums stay in registers
-    for (int64_t i = 0; i < n_rows; i++) {
+    constexpr int most  = int8_width == 64 ? 8 : 4;  // whose sums stay in registers
+    const int64_t block = n_x > most ? rows_in_cache(row_bytes) : n_rows;
+    for (int64_t first = 0; first < n_rows; first += block) {
+        const int64_t end = n_rows - first < block ? n_rows : first + block;
         for (int64_t j = 0; j < n_x; j += most) {
-            int8_gemv_row<type, most>(n_x - j < most ? n_x - j : most, rows + static_cast<size_t>(i) * row_bytes, n,
-                                      x + static_cast<size_t>(j) * int8_bytes(n), out + j * out_stride + i, out_stride);
+            for (int64_t i = first; i < end; i++) {
+                int8_gemv_row<type, most>(n_x - j < most ? n_x - j : most, rows + static_cast<size_t>(i) * row_bytes, n,
+                                          x + static_cast<size_t>(j) * int8_bytes(n), out + j * out_stride + i,
+                                          out_stride);
+            }
         }
     }
 }

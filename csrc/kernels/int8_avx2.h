@@ -93,6 +93,36 @@ PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLa
     return dot_small_codes(codes, x0, x1);
 }
 
+// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
+// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
+// any signed byte; else -32..31.
+template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
+PCR_INLINE void int8_products(Word word, Start start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
+    PCR_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            sums[r][v] = (IntLanes)_mm256_set1_epi32(start(r));
+        }
+    }
+    PCR_UNROLL
+    for (int q = 0; q < n_quads; q++) {
+        CodeLanes values[n_vectors];
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            values[v] = x(v, q);
+        }
+        PCR_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            const __m256i codes = _mm256_set1_epi32(word(r, q));
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                sums[r][v] = (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sums[r][v], (__m256i)values[v], codes);
+            }
+        }
+    }
+}
+
 #else
 
 PCR_INLINE IntLanes sums_of_pairs(__m256i pairs) {
@@ -118,7 +148,46 @@ PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLa
     return sums_of_pairs(pairs(codes[0], x0)) + sums_of_pairs(pairs(codes[1], x1));
 }
 
+// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
+// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
+// any signed byte; else -32..31.
+template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
+PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
+    constexpr int together = bytes ? 1 : 4;  // pairs whose sum stays within 16 bits
+    for (int first = 0; first < n_quads; first += together) {
+        __m256i pairs[n_rows][n_vectors];
+        PCR_UNROLL
+        for (int q = 0; q < together; q++) {
+            __m256i values[n_vectors];
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                values[v] = (__m256i)x(v, first + q);
+            }
+            PCR_UNROLL
+            for (int r = 0; r < n_rows; r++) {
+                const __m256i codes = _mm256_set1_epi32(word(r, first + q));
+                const __m256i size  = small ? codes : _mm256_abs_epi8(codes);
+                PCR_UNROLL
+                for (int v = 0; v < n_vectors; v++) {
+                    const __m256i products =
+                        _mm256_maddubs_epi16(size, small ? values[v] : _mm256_sign_epi8(values[v], codes));
+                    pairs[r][v] = q == 0 ? products : _mm256_add_epi16(pairs[r][v], products);
+                }
+            }
+        }
+        PCR_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                sums[r][v] = first == 0 ? sums_of_pairs(pairs[r][v]) : sums[r][v] + sums_of_pairs(pairs[r][v]);
+            }
+        }
+    }
+}
+
 #endif
+
+#define PCR_INT8_GEMM 1
 
 }  // namespace
 

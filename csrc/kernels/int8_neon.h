@@ -101,6 +101,34 @@ PCR_INLINE IntLanes dot_small_codes(const CodeLanes (&codes)[2], CodeLanes x0, C
     return dot_signed(codes, x0, x1);
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+#  define PCR_INT8_GEMM 1
+// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
+// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
+// any signed byte; else -32..31.
+template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
+PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
+    PCR_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            sums[r][v] = IntLanes{};
+        }
+    }
+    PCR_UNROLL
+    for (int q = 0; q < n_quads; q++) {
+        PCR_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            const CodeLanes codes = (CodeLanes)vdupq_n_s32(word(r, q));
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                sums[r][v] = add_dot(sums[r][v], codes, x(v, q));
+            }
+        }
+    }
+}
+#endif
+
 }  // namespace
 
 }  // namespace pcr

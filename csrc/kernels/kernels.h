@@ -13,8 +13,8 @@
 
 namespace pcr {
 
-// What GEMM holds its factors in; sums are F32.
-enum class ComputeType { f32, bf16 };
+// What GEMM holds its factors in; sums are F32. 8-bit integers: of quantised matrices only, with a layout of their own.
+enum class ComputeType { f32, bf16, int8 };
 
 constexpr int64_t block_side  = 16;
 constexpr int64_t block_words = block_side * block_side;
@@ -32,6 +32,31 @@ constexpr int64_t step_count(ComputeType type, int64_t n) {
 
 constexpr int64_t group_count(int64_t n) {
     return (n + block_side - 1) / block_side;
+}
+
+// In 8-bit integers a step is 32 values, of a row of the matrix or of 16 rows x; in words. Blocks of 256 values have 8 of
+// them: the first of all even blocks come first, then those of the odd ones, then the second ...
+constexpr int64_t int8_row_step   = 12;
+constexpr int64_t int8_panel_step = 160;
+
+constexpr int64_t int8_steps(int64_t n) {
+    return (n + 255) / 256 * 8;
+}
+
+// The step of value i, a multiple of 32.
+constexpr int64_t int8_step(int64_t n, int64_t i) {
+    const int64_t blocks = (n + 255) / 256, block = i / 256;
+    return i / 32 % 8 * blocks + (block % 2 == 0 ? 0 : (blocks + 1) / 2) + block / 2;
+}
+
+// Words of a row of n values of the matrix, unpacked.
+constexpr int64_t row_words(ComputeType type, int64_t n) {
+    return type == ComputeType::int8 ? int8_steps(n) * int8_row_step : step_count(type, n) * block_side;
+}
+
+// Words of a packed panel of n values.
+constexpr int64_t panel_words(ComputeType type, int64_t n) {
+    return type == ComputeType::int8 ? int8_steps(n) * int8_panel_step : step_count(type, n) * block_words;
 }
 
 // Packed rows, wherever they lie; strides in words.
@@ -100,6 +125,17 @@ struct Kernels {
                       int64_t n_x, float * out, int64_t out_stride)        = nullptr;
     // A row of n values as Q8_0, with at least the lengths |row - what it stands for| and |what it stands for|.
     void (*quantize_q8_0)(const float * row, int64_t n, uint8_t * out, float * error, float * norm) = nullptr;
+
+    // GEMM in 8-bit integers, of the types that int8_takes, with int8_gemv's results to the last bit; null where there is
+    // none. A row of the matrix -> its steps; n_rows (<= 16) rows x -> a panel; and their products, out[r * out_stride + c].
+    void (*int8_unpack)(ggml_type type, const void * row, int64_t n, uint32_t * out)                   = nullptr;
+    void (*int8_pack)(const float * rows, int64_t stride, int64_t n_rows, int64_t n, uint32_t * panel) = nullptr;
+    void (*int8_gemm)(ggml_type type, const uint32_t * rows, int64_t n_rows, const uint32_t * panel, int64_t n_groups,
+                      int64_t n, float * out, int64_t out_stride)                                      = nullptr;
+    // epilogue_panel for a panel of n values, count of them from its value "first"; both are multiples of 32.
+    void (*int8_epilogue_panel)(const float * results, const float * gate, int64_t stride, int64_t count,
+                                int64_t n_groups, const float * bias, Activation activation, uint32_t * panel,
+                                int64_t first, int64_t n) = nullptr;
 
     // x = x * silu(gate) and x = x + y, n values each.
     void (*silu_multiply)(float * x, const float * gate, int64_t n) = nullptr;

@@ -11,7 +11,7 @@ void silu_multiply(float * x, const float * gate, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {
         const int64_t some = n - i < 16 ? n - i : 16;
         const F       y    = load_some(x + i, some) * silu(load_some(gate + i, some));
-        std::memcpy(x + i, &y, static_cast<size_t>(some) * sizeof(float));
+        store_some(x + i, y, some);
     }
 }
 

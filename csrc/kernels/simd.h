@@ -44,15 +44,17 @@ typedef int32_t  IntRegister __attribute__((vector_size(4 * lanes)));
 typedef uint32_t UintRegister __attribute__((vector_size(4 * lanes)));
 typedef uint8_t  B __attribute__((vector_size(16)));
 
-// Memory need not be aligned.
-template <typename V> PCR_INLINE V load(const void * from) {
-    V v;
-    std::memcpy(&v, from, sizeof(v));
-    return v;
-}
-
-template <typename V> PCR_INLINE void store(void * to, const V & v) {
-    std::memcpy(to, &v, sizeof(v));
+// Calls with 0, 1 ... parts - 1. Written out, not as a loop: compilers keep arrays in registers whose indices are constants
+// from the beginning.
+template <typename Call> PCR_INLINE void each_part(Call call) {
+    call(0);
+    if constexpr (parts > 1) {
+        call(1);
+    }
+    if constexpr (parts > 2) {
+        call(2);
+        call(3);
+    }
 }
 
 // 16 lanes in as many registers as they take: with vectors longer than a register, compilers go lane by lane.
@@ -62,10 +64,7 @@ template <typename Register> struct Lanes {
     Lanes() = default;
     // Takes the bits of other lanes.
     template <typename Other> inline __attribute__((always_inline)) explicit Lanes(const Lanes<Other> & bits) {
-        PCR_UNROLL
-        for (int p = 0; p < parts; p++) {
-            part[p] = (Register)bits.part[p];
-        }
+        each_part([&](int p) PCR_LAMBDA { part[p] = (Register)bits.part[p]; });
     }
 };
 
@@ -75,11 +74,36 @@ using U = Lanes<UintRegister>;
 
 template <typename Register, typename Call> PCR_INLINE Lanes<Register> by_parts(Call call) {
     Lanes<Register> result;
-    PCR_UNROLL
-    for (int p = 0; p < parts; p++) {
-        result.part[p] = (Register)call(p);
-    }
+    each_part([&](int p) PCR_LAMBDA { result.part[p] = (Register)call(p); });
     return result;
+}
+
+// Memory need not be aligned.
+template <typename V> struct Memory {
+    static inline __attribute__((always_inline)) V load(const void * from) {
+        V v;
+        std::memcpy(&v, from, sizeof(v));
+        return v;
+    }
+    static inline __attribute__((always_inline)) void store(void * to, const V & v) { std::memcpy(to, &v, sizeof(v)); }
+};
+
+template <typename Register> struct Memory<Lanes<Register>> {
+    static inline __attribute__((always_inline)) Lanes<Register> load(const void * from) {
+        return by_parts<Register>(
+            [&](int p) PCR_LAMBDA { return Memory<Register>::load(static_cast<const Register *>(from) + p); });
+    }
+    static inline __attribute__((always_inline)) void store(void * to, const Lanes<Register> & v) {
+        each_part([&](int p) PCR_LAMBDA { Memory<Register>::store(static_cast<Register *>(to) + p, v.part[p]); });
+    }
+};
+
+template <typename V> PCR_INLINE V load(const void * from) {
+    return Memory<V>::load(from);
+}
+
+template <typename V> PCR_INLINE void store(void * to, const V & v) {
+    Memory<V>::store(to, v);
 }
 
 template <typename Register> struct LaneOf;
@@ -111,6 +135,7 @@ PCR_OPERATOR(*, V)
 PCR_OPERATOR(/, V)
 PCR_OPERATOR(&, V)
 PCR_OPERATOR(|, V)
+PCR_OPERATOR(^, V)
 PCR_OPERATOR(<<, V)
 PCR_OPERATOR(>>, V)
 PCR_OPERATOR(<, IntRegister)
@@ -131,9 +156,15 @@ PCR_INLINE F all(float x) {
 }
 
 PCR_INLINE F load_some(const float * from, int64_t n) {
-    F v = {};
-    std::memcpy(&v, from, static_cast<size_t>(n) * sizeof(float));
-    return v;
+    float some[16] = {};
+    std::memcpy(some, from, static_cast<size_t>(n) * sizeof(float));
+    return load<F>(some);
+}
+
+PCR_INLINE void store_some(float * to, const F & v, int64_t n) {
+    float some[16];
+    store(some, v);
+    std::memcpy(to, some, static_cast<size_t>(n) * sizeof(float));
 }
 
 PCR_INLINE I to_int(const F & x) {  // rounds towards 0
@@ -191,11 +222,12 @@ typedef float F4 __attribute__((vector_size(16)));
 
 // Folds the upper half onto the lower one until one lane is left.
 template <typename Fold> PCR_INLINE float fold_lanes(const F & v, Fold fold) {
-    F4 quarter[4];
-    std::memcpy(quarter, &v, sizeof(v));
-    F4 four = fold(fold(quarter[0], quarter[2]), fold(quarter[1], quarter[3]));
-    four    = fold(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
-    four    = fold(four, __builtin_shufflevector(four, four, 1, 1, 1, 1));
+    float lane[16];
+    store(lane, v);
+    const F4 quarter[4] = {load<F4>(lane), load<F4>(lane + 4), load<F4>(lane + 8), load<F4>(lane + 12)};
+    F4       four       = fold(fold(quarter[0], quarter[2]), fold(quarter[1], quarter[3]));
+    four                = fold(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+    four                = fold(four, __builtin_shufflevector(four, four, 1, 1, 1, 1));
     return four[0];
 }
 

@@ -3,6 +3,7 @@
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
 #include "kernels/int8.h"
+#include "kernels/int8_gemm.h"
 #include "kernels/reduce.h"
 #include "kernels/unpack.h"
 
@@ -32,7 +33,13 @@ constexpr Kernels make_table(const char * name) {
     table.int8_error     = int8_error;
     table.int8_gemv      = int8_gemv;
     table.quantize_q8_0  = quantize_q8_0;
-    table.silu_multiply  = silu_multiply;
+#if PCR_INT8_GEMM
+    table.int8_unpack         = int8_unpack;
+    table.int8_pack           = int8_pack;
+    table.int8_gemm           = int8_gemm;
+    table.int8_epilogue_panel = int8_epilogue_panel;
+#endif
+    table.silu_multiply = silu_multiply;
     table.add            = add;
     table.attend         = attend;
     table.max            = max_of;

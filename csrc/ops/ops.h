@@ -20,11 +20,12 @@ enum class Path {
     gemv,  // each row by itself, which is fast for one or a few
 };
 
-// Rows F32 [n, n_rows] on their way into products, and their packed form, made when it is first needed.
+// Rows F32 [n, n_rows] on their way into products, and their packed forms, made when they are first needed.
 struct Input {
     ggml_tensor * rows;
     Path          path;
-    ggml_tensor * packed = nullptr;
+    ggml_tensor * packed      = nullptr;
+    ggml_tensor * packed_int8 = nullptr;
 };
 
 // The rows of keys and values that one token attends to: first .. first + count - 1.

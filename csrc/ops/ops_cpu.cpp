@@ -11,9 +11,10 @@ namespace pcr {
 
 namespace {
 
-constexpr int64_t panel_rows     = 128;  // matrix rows that a thread decodes at once
-constexpr int64_t max_gemv_panel = 512;  // that it takes at once for GEMV
-constexpr int64_t max_groups     = 12;   // groups of 16 results that stay in the cache
+constexpr int64_t panel_rows         = 128;  // matrix rows that a thread decodes at once
+constexpr int64_t max_gemv_panel     = 512;  // that it takes at once for GEMV
+constexpr int64_t max_groups         = 12;   // groups of 16 results that stay in the cache
+constexpr int64_t min_int8_gemm_rows = 48;  // from which on unpacking the matrix pays
 
 bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -25,12 +26,13 @@ struct Node {
     const Linear * gate;  // or null
     Activation     activation;
     int64_t        n_rows;
+    ComputeType    in, out;  // of panels
     WorkCounter    work{};
 };
 
-// Words of the packed panels of n_rows rows of n values.
-int64_t panel_words(ComputeType compute_type, int64_t n_rows, int64_t n) {
-    return group_count(n_rows) * step_count(compute_type, n) * block_words + 16;
+// Words of the packed panels of n_rows rows of n values, in a tensor.
+int64_t tensor_words(ComputeType type, int64_t n_rows, int64_t n) {
+    return group_count(n_rows) * panel_words(type, n) + 16;
 }
 
 uint32_t * panel_at(const ggml_tensor * packed) {
@@ -39,49 +41,92 @@ uint32_t * panel_at(const ggml_tensor * packed) {
 
 // F32 rows -> packed panels.
 void run_pack(ggml_tensor * dst, int thread, int n_threads, void * user) {
-    const Node &        node   = *static_cast<Node *>(user);
-    const Arithmetic &  how    = node.compute->arithmetic;
-    const ggml_tensor * x      = dst->src[0];
-    const int64_t       n      = x->ne[0];
-    const int64_t       stride = static_cast<int64_t>(x->nb[1] / sizeof(float));
-    const int64_t       groups = group_count(node.n_rows), words = step_count(how.type, n) * block_words;
+    const Node &        node    = *static_cast<Node *>(user);
+    const Kernels &     kernels = *node.compute->arithmetic.kernels;
+    const ggml_tensor * x       = dst->src[0];
+    const int64_t       n       = x->ne[0];
+    const int64_t       stride  = static_cast<int64_t>(x->nb[1] / sizeof(float));
+    const int64_t       groups = group_count(node.n_rows), words = panel_words(node.in, n);
     for (int64_t g = groups * thread / n_threads; g < groups * (thread + 1) / n_threads; g++) {
-        how.kernels->pack(how.type, static_cast<const float *>(x->data) + g * block_side * stride, stride,
-                          std::min(block_side, node.n_rows - g * block_side), n, panel_at(dst) + g * words);
+        const float * const rows   = static_cast<const float *>(x->data) + g * block_side * stride;
+        const int64_t       n_rows = std::min(block_side, node.n_rows - g * block_side);
+        uint32_t * const    panel  = panel_at(dst) + g * words;
+        if (node.in == ComputeType::int8) {
+            kernels.int8_pack(rows, stride, n_rows, n, panel);
+        } else {
+            kernels.pack(node.in, rows, stride, n_rows, n, panel);
+        }
     }
 }
 
-// One panel of a matrix, decoded: rows in groups of 16, the last one filled up with zeros.
-PackedRows unpack_panel(const Arithmetic & how, const ggml_tensor * weight, int64_t first, int64_t count,
-                        uint32_t * panel) {
-    const int64_t    steps = step_count(how.type, weight->ne[0]);
-    const PackedRows rows{panel, steps * block_words, block_side, block_words};
-    const auto *     data = static_cast<const uint8_t *>(weight->data);
+// One panel of a matrix, decoded: rows in groups of 16, the last one filled up with zeros; in 8-bit integers row by row.
+PackedRows unpack_panel(const Kernels & kernels, ComputeType type, const ggml_tensor * weight, int64_t first,
+                        int64_t count, uint32_t * panel) {
+    const auto *  data   = static_cast<const uint8_t *>(weight->data);
+    const auto    row_at = [&](int64_t r) { return data + static_cast<size_t>(first + r) * weight->nb[1]; };
+    const int64_t n = weight->ne[0], words = row_words(type, n);
+    if (type == ComputeType::int8) {
+        for (int64_t r = 0; r < count; r++) {
+            kernels.int8_unpack(weight->type, row_at(r), n, panel + r * words);
+        }
+        return {panel, 0, words, 0};
+    }
+    const PackedRows rows{panel, words * block_side, block_side, block_words};
     for (int64_t r = 0; r < count; r++) {
-        how.kernels->unpack(how.type, weight->type, data + static_cast<size_t>(first + r) * weight->nb[1],
-                            weight->ne[0], panel + r / block_side * rows.group + r % block_side * rows.row, rows.step);
+        kernels.unpack(type, weight->type, row_at(r), n,
+                       panel + r / block_side * rows.group + r % block_side * rows.row, rows.step);
     }
     for (int64_t r = count; r < group_count(count) * block_side; r++) {
         uint32_t * row = panel + r / block_side * rows.group + r % block_side * rows.row;
-        for (int64_t s = 0; s < steps; s++) {
+        for (int64_t s = 0; s < step_count(type, n); s++) {
             std::memset(row + s * rows.step, 0, block_side * sizeof(uint32_t));
         }
     }
     return rows;
 }
 
+// results [count][stride] of n groups of columns.
+void multiply(const Kernels & kernels, ComputeType type, const ggml_tensor * weight, const PackedRows & rows,
+              int64_t count, const uint32_t * panels, int64_t n, float * results) {
+    const int64_t in = weight->ne[0];
+    if (type == ComputeType::int8) {
+        kernels.int8_gemm(weight->type, rows.words, count, panels, n, in, results, n * block_side);
+    } else {
+        kernels.gemm(type, rows, group_count(count) * block_side, panels, panel_words(type, in), n,
+                     step_count(type, in), false, results, n * block_side);
+    }
+}
+
 // Words of scratch that a thread needs: panels, and results of all their rows for max_groups groups of columns.
-int64_t scratch_words(ComputeType compute_type, int64_t in, int n_matrices) {
-    return n_matrices * panel_rows * (step_count(compute_type, in) * block_side + max_groups * block_side) + 64;
+int64_t scratch_words(ComputeType type, int64_t in, int n_matrices) {
+    return n_matrices * panel_rows * (row_words(type, in) + max_groups * block_side) + 64;
+}
+
+// Zeros behind the last of n values.
+void clear_rest(ComputeType type, uint32_t * panels, int64_t groups, int64_t n) {
+    const int64_t words = panel_words(type, n);
+    if (type == ComputeType::int8) {
+        for (int64_t i = n; i < (n + 255) / 256 * 256; i += 32) {
+            for (int64_t g = 0; g < groups; g++) {
+                std::memset(panels + g * words + int8_step(n, i) * int8_panel_step, 0,
+                            int8_panel_step * sizeof(uint32_t));
+            }
+        }
+        return;
+    }
+    const int64_t used = n / word_values(type) * block_side;
+    for (int64_t g = 0; g < groups; g++) {
+        std::memset(panels + g * words + used, 0, static_cast<size_t>(words - used) * sizeof(uint32_t));
+    }
 }
 
 // Packed panels -> rows or, for an I32 dst, packed panels.
 void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
-    Node &              node   = *static_cast<Node *>(user);
-    const Arithmetic &  how    = node.compute->arithmetic;
-    const ggml_tensor * weight = node.linear->weight;
+    Node &              node    = *static_cast<Node *>(user);
+    const Kernels &     kernels = *node.compute->arithmetic.kernels;
+    const ggml_tensor * weight  = node.linear->weight;
     const int64_t       in = weight->ne[0], out = weight->ne[1];
-    const int64_t       steps    = step_count(how.type, in);
+    const int64_t       words    = panel_words(node.in, in);
     const int64_t       groups   = group_count(node.n_rows);
     const int64_t       n_blocks = (groups + max_groups - 1) / max_groups;
     const int64_t       n_panels = (out + panel_rows - 1) / panel_rows;
@@ -89,47 +134,43 @@ void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const float *       bias     = node.linear->bias ? static_cast<const float *>(node.linear->bias->data) : nullptr;
     const float *       residual = dst->src[1] ? static_cast<const float *>(dst->src[1]->data) : nullptr;
 
-    uint32_t *    panel      = node.compute->scratch(thread);
-    uint32_t *    gate_panel = panel + panel_rows * steps * block_side;
-    float *       results = reinterpret_cast<float *>(gate_panel + (node.gate ? panel_rows * steps * block_side : 0));
+    uint32_t *    panel       = node.compute->scratch(thread);
+    uint32_t *    gate_panel  = panel + panel_rows * row_words(node.in, in);
+    float *       results     = reinterpret_cast<float *>(node.gate ? gate_panel + (gate_panel - panel) : gate_panel);
     float *       gate_result = results + panel_rows * max_groups * block_side;
-    const int64_t out_steps   = step_count(how.type, out);
+    const int64_t out_words   = panel_words(node.out, out);
 
     for (int64_t p; (p = node.work.take(n_panels, n_threads)) < n_panels;) {
         const int64_t    first = p * panel_rows, count = std::min(panel_rows, out - first);
-        const int64_t    padded = group_count(count) * block_side;
-        const PackedRows rows   = unpack_panel(how, weight, first, count, panel);
-        PackedRows       gates  = rows;
+        const PackedRows rows  = unpack_panel(kernels, node.in, weight, first, count, panel);
+        PackedRows       gates = rows;
         if (node.gate) {
-            gates = unpack_panel(how, node.gate->weight, first, count, gate_panel);
+            gates = unpack_panel(kernels, node.in, node.gate->weight, first, count, gate_panel);
         }
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t g = groups * b / n_blocks, n = groups * (b + 1) / n_blocks - g, stride = n * block_side;
-            const uint32_t * const block = panels + g * steps * block_words;
-            how.kernels->gemm(how.type, rows, padded, block, steps * block_words, n, steps, false, results, stride);
+            const uint32_t * const block = panels + g * words;
+            multiply(kernels, node.in, weight, rows, count, block, n, results);
             if (node.gate) {
-                how.kernels->gemm(how.type, gates, padded, block, steps * block_words, n, steps, false, gate_result,
-                                  stride);
+                multiply(kernels, node.in, node.gate->weight, gates, count, block, n, gate_result);
             }
-            if (dst->type == GGML_TYPE_I32) {
-                how.kernels->epilogue_panel(how.type, results, node.gate ? gate_result : nullptr, stride, count, n,
-                                            bias ? bias + first : nullptr, node.activation,
-                                            panel_at(dst) + g * out_steps * block_words, out_steps * block_words,
-                                            first);
-            } else {
+            const float * const some_bias = bias ? bias + first : nullptr;
+            const float * const factor    = node.gate ? gate_result : nullptr;
+            if (dst->type != GGML_TYPE_I32) {
                 const int64_t at = g * block_side * out + first;
-                how.kernels->epilogue_rows(results, stride, count, std::min(stride, node.n_rows - g * block_side),
-                                           bias ? bias + first : nullptr, node.activation,
-                                           residual ? residual + at : nullptr, static_cast<float *>(dst->data) + at,
-                                           out);
+                kernels.epilogue_rows(results, stride, count, std::min(stride, node.n_rows - g * block_side), some_bias,
+                                      node.activation, residual ? residual + at : nullptr,
+                                      static_cast<float *>(dst->data) + at, out);
+            } else if (node.out == ComputeType::int8) {
+                kernels.int8_epilogue_panel(results, factor, stride, count, n, some_bias, node.activation,
+                                            panel_at(dst) + g * out_words, first, out);
+            } else {
+                kernels.epilogue_panel(node.out, results, factor, stride, count, n, some_bias, node.activation,
+                                       panel_at(dst) + g * out_words, out_words, first);
             }
         }
-        if (dst->type == GGML_TYPE_I32 && first + count == out) {  // zeros behind the last value
-            const int64_t line = out / word_values(how.type), lines = out_steps * block_side;
-            for (int64_t g = 0; g < groups; g++) {
-                std::memset(panel_at(dst) + g * out_steps * block_words + line * block_side, 0,
-                            static_cast<size_t>((lines - line) * block_side) * sizeof(uint32_t));
-            }
+        if (dst->type == GGML_TYPE_I32 && first + count == out) {
+            clear_rest(node.out, panel_at(dst), groups, out);
         }
     }
 }
@@ -192,8 +233,19 @@ CpuOps::CpuOps(const Model * model_, Compute & compute_, Importance * importance
 
 bool CpuOps::ours(const Linear & l, Path path) const {
     const Arithmetic & how = compute.arithmetic;
-    return !ggml_products &&
-           (is_float(l.weight->type) || (path == Path::gemm ? how.quantised : how.exact || takes_int8(how, l.weight)));
+    if (ggml_products) {
+        return false;
+    }
+    if (is_float(l.weight->type) || how.exact) {
+        return true;
+    }
+    return path == Path::gemv ? takes_int8(how, l.weight) : how.quantised || factors(l) == ComputeType::int8;
+}
+
+// What GEMM holds the factors of a product of ours in.
+ComputeType CpuOps::factors(const Linear & l) const {
+    const Arithmetic & how = compute.arithmetic;
+    return !how.quantised && how.kernels->int8_gemm && takes_int8(how, l.weight) ? ComputeType::int8 : how.type;
 }
 
 bool CpuOps::batch_invariant(Path path) const {
@@ -213,22 +265,31 @@ bool CpuOps::batch_invariant(Path path) const {
            });
 }
 
-ggml_tensor * CpuOps::packed(Graph & graph, Input & x) {
-    if (!x.packed) {
-        const int64_t n_rows = x.rows->ne[1];
-        Node &        node   = graph.keep<Node>(&compute, nullptr, nullptr, Activation::none, n_rows);
-        x.packed =
-            ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, panel_words(compute.arithmetic.type, n_rows, x.rows->ne[0]), 1,
-                           1, 1, &x.rows, 1, run_pack, GGML_N_TASKS_MAX, &node);
-    }
-    return x.packed;
+// Products in 8-bit integers have the same results either way: many rows take GEMM.
+Path CpuOps::path_of(const Input & x, std::initializer_list<const Linear *> list) const {
+    const bool free_to_choose = std::all_of(list.begin(), list.end(), [&](const Linear * l) {
+        return ours(*l, x.path) && !l->bias && factors(*l) == ComputeType::int8;
+    });
+    return free_to_choose && x.rows->ne[1] >= min_int8_gemm_rows ? Path::gemm : x.path;
 }
 
-ggml_tensor * CpuOps::rows_out(Graph & graph, ggml_tensor * packed_, int64_t n_rows, const Linear & l,
+ggml_tensor * CpuOps::packed(Graph & graph, Input & x, ComputeType type) {
+    ggml_tensor *& panels = type == ComputeType::int8 ? x.packed_int8 : x.packed;
+    if (!panels) {
+        const int64_t n_rows = x.rows->ne[1];
+        Node &        node   = graph.keep<Node>(&compute, nullptr, nullptr, Activation::none, n_rows, type, type);
+        panels = ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, tensor_words(type, n_rows, x.rows->ne[0]), 1, 1, 1, &x.rows,
+                                1, run_pack, GGML_N_TASKS_MAX, &node);
+    }
+    return panels;
+}
+
+ggml_tensor * CpuOps::rows_out(Graph & graph, ggml_tensor * panels, int64_t n_rows, const Linear & l,
                                Activation activation, ggml_tensor * residual) {
-    compute.reserve_scratch(scratch_words(compute.arithmetic.type, l.weight->ne[0], 1));
-    Node &        node   = graph.keep<Node>(&compute, &l, nullptr, activation, n_rows);
-    ggml_tensor * args[] = {packed_, residual};
+    const ComputeType type = factors(l);
+    compute.reserve_scratch(scratch_words(type, l.weight->ne[0], 1));
+    Node &        node   = graph.keep<Node>(&compute, &l, nullptr, activation, n_rows, type, type);
+    ggml_tensor * args[] = {panels, residual};
     return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_gemm,
                           GGML_N_TASKS_MAX, &node);
 }
@@ -238,20 +299,21 @@ ggml_tensor * CpuOps::each_row(Graph & graph, Input & x, const Linear & l, const
     const int64_t n_rows = x.rows->ne[1];
     const int64_t bytes  = static_cast<int64_t>(int8_bytes(l.weight->ne[0]) / sizeof(uint32_t)) * n_rows;
     compute.reserve_scratch(bytes + (gate ? max_gemv_panel * n_rows : 0));
-    Node &        node   = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows);
+    Node & node = graph.keep<Node>(&compute, &l, gate, Activation::none, n_rows, ComputeType::f32, ComputeType::f32);
     ggml_tensor * args[] = {x.rows, residual};
     return ggml_custom_4d(graph.ctx(), GGML_TYPE_F32, l.weight->ne[1], n_rows, 1, 1, args, residual ? 2 : 1, run_gemv,
                           GGML_N_TASKS_MAX, &node);
 }
 
 // The hidden values of an MLP, packed for its second product.
-ggml_tensor * CpuOps::hidden(Graph & graph, Input & x, const Linear & l, const Linear * gate, Activation activation) {
-    const ComputeType type   = compute.arithmetic.type;
+ggml_tensor * CpuOps::hidden(Graph & graph, Input & x, const Linear & l, const Linear * gate, Activation activation,
+                             const Linear & second) {
+    const ComputeType type = factors(l), next = factors(second);
     const int64_t     n_rows = x.rows->ne[1];
     compute.reserve_scratch(scratch_words(type, l.weight->ne[0], gate ? 2 : 1));
-    Node &        node   = graph.keep<Node>(&compute, &l, gate, activation, n_rows);
-    ggml_tensor * panels = packed(graph, x);
-    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, panel_words(type, n_rows, l.weight->ne[1]), 1, 1, 1, &panels, 1,
+    Node &        node   = graph.keep<Node>(&compute, &l, gate, activation, n_rows, type, next);
+    ggml_tensor * panels = packed(graph, x, type);
+    return ggml_custom_4d(graph.ctx(), GGML_TYPE_I32, tensor_words(next, n_rows, l.weight->ne[1]), 1, 1, 1, &panels, 1,
                           run_gemm, GGML_N_TASKS_MAX, &node);
 }
 
@@ -260,8 +322,8 @@ ggml_tensor * CpuOps::linear(Graph & graph, Input & x, const Linear & l, Activat
     if (!ours(l, x.path)) {
         return GgmlOps::linear(graph, x, l, activation, residual);
     }
-    if (x.path == Path::gemm) {
-        return rows_out(graph, packed(graph, x), x.rows->ne[1], l, activation, residual);
+    if (path_of(x, {&l}) == Path::gemm) {
+        return rows_out(graph, packed(graph, x, factors(l)), x.rows->ne[1], l, activation, residual);
     }
     if (!l.bias && activation == Activation::none) {
         return each_row(graph, x, l, nullptr, residual);
@@ -277,7 +339,7 @@ ggml_tensor * CpuOps::mlp(Graph & graph, Input & x, const Linear & first, const 
                           ggml_tensor * residual) {
     const bool fused = x.path == Path::gemm && ours(first, x.path) && ours(second, x.path);
     if (fused && first.weight->ne[1] % 2 == 0) {
-        ggml_tensor * y = hidden(graph, x, first, nullptr, Activation::gelu);
+        ggml_tensor * y = hidden(graph, x, first, nullptr, Activation::gelu, second);
         return rows_out(graph, y, x.rows->ne[1], second, Activation::none, residual);
     }
     return GgmlOps::mlp(graph, x, first, second, residual);
@@ -286,8 +348,9 @@ ggml_tensor * CpuOps::mlp(Graph & graph, Input & x, const Linear & first, const 
 ggml_tensor * CpuOps::gated_mlp(Graph & graph, Input & x, const Linear & gate, const Linear & up, const Linear & down,
                                 ggml_tensor * residual) {
     const bool both = ours(gate, x.path) && ours(up, x.path);
-    if (x.path == Path::gemm && both && ours(down, x.path) && up.weight->ne[1] % 2 == 0) {
-        ggml_tensor * y = hidden(graph, x, up, &gate, Activation::none);
+    if (path_of(x, {&gate, &up, &down}) == Path::gemm && both && ours(down, x.path) && factors(gate) == factors(up) &&
+        up.weight->ne[1] % 2 == 0) {
+        ggml_tensor * y = hidden(graph, x, up, &gate, Activation::none, down);
         return rows_out(graph, y, x.rows->ne[1], down, Activation::none, residual);
     }
     if (x.path == Path::gemv && both && gate.weight->type == up.weight->type) {

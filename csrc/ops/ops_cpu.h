@@ -46,8 +46,11 @@ public:
 
 private:
     bool          ours(const Linear & l, Path path) const;  // by our kernels
-    ggml_tensor * packed(Graph & graph, Input & x);
-    ggml_tensor * hidden(Graph & graph, Input & x, const Linear & l, const Linear * gate, Activation activation);
+    ComputeType   factors(const Linear & l) const;
+    Path          path_of(const Input & x, std::initializer_list<const Linear *> list) const;
+    ggml_tensor * packed(Graph & graph, Input & x, ComputeType type);
+    ggml_tensor * hidden(Graph & graph, Input & x, const Linear & l, const Linear * gate, Activation activation,
+                         const Linear & second);
     ggml_tensor * rows_out(Graph & graph, ggml_tensor * packed, int64_t n_rows, const Linear & l, Activation activation,
                            ggml_tensor * residual);
     ggml_tensor * each_row(Graph & graph, Input & x, const Linear & l, const Linear * gate, ggml_tensor * residual);

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pycrispasr.options import Precision
 
 Floats = npt.NDArray[np.float32]
+Times = dict[str, list[list[float]]]
 
 STAGES = ("log-mel", "encoder", "adapter", "prefill", "token")
 """What is timed; "token" is one decoded token."""
@@ -102,8 +103,8 @@ class Report:
         return values
 
 
-class _Runtime:
-    """The stages of one side. Each call does the whole stage again, and tells its seconds where it does more."""
+class Side:
+    """The stages of one runtime. Each call does the whole stage again, and tells its seconds where it does more."""
 
     log_mel: Callable[[], object]
     encoder: Callable[[], object]
@@ -112,9 +113,13 @@ class _Runtime:
     token: Callable[[], object]
 
 
-class _Ours(_Runtime):
-    def __init__(self, path: Path, samples: Floats, threads: int, precision: str) -> None:
-        self.model = native.NativeModel(path, precision=precision)
+class Ours(Side):
+    """This runtime's. `kernels`: see `pcr_model_params`."""
+
+    def __init__(
+        self, path: Path, samples: Floats, threads: int, *, precision: str = "auto", kernels: str = "auto"
+    ) -> None:
+        self.model = native.NativeModel(path, precision=precision, kernels=kernels)
         session = native.NativeSession(self.model, threads=threads, max_new_tokens=2**20)
         mel = session.log_mel(samples)
         rows = session.encode(mel)
@@ -150,7 +155,9 @@ class _Ours(_Runtime):
         self.token = next_token
 
 
-class _Crispasr(_Runtime):
+class Crispasr(Side):
+    """CrispASR's library, which takes so many tokens at most."""
+
     def __init__(self, path: Path, samples: Floats, threads: int, tokens: int) -> None:
         from pycrispasr.runtimes.crispasr_stages import Stages
 
@@ -226,21 +233,13 @@ def bench(
         native.NativeModel(path, precision=precision)
         loads.append(time.perf_counter() - start)
     tell("this runtime, once before it counts")
-    ours = _Ours(path, samples, threads, precision)
+    ours = Ours(path, samples, threads, precision=precision)
     peak = _peak_bytes()
-    sides: list[_Runtime] = [ours]
+    sides: list[Side] = [ours]
     if against:
         tell(f"{against}, once before it counts: this takes a while")
-        sides.append(_Crispasr(path, samples, threads, (tokens + 8) * runs))
-    times: dict[str, list[list[float]]] = {stage: [[] for _ in sides] for stage in STAGES}
-    for run in range(runs):
-        for stage in STAGES:
-            tell(f"run {run + 1} of {runs}: {stage}")
-            for side, kept in zip(sides, times[stage], strict=True):
-                call = getattr(side, stage.replace("-", "_"))
-                many = {"token": 8, "log-mel": 5}.get(stage, 1)
-                each = [_time(call) for _ in range(many)]
-                kept.append(statistics.median(each))
+        sides.append(Crispasr(path, samples, threads, (tokens + 8) * runs))
+    times = measure(sides, runs, tell)
     rows = [Row(stage, *map(tuple, times[stage])) for stage in STAGES]
     whole = [
         tuple(
@@ -269,6 +268,19 @@ def bench(
         peak_bytes=peak,
         file_bytes=path.stat().st_size,
     )
+
+
+def measure(sides: list[Side], runs: int, tell: Callable[[str], object] = lambda _: None) -> Times:
+    """Seconds of each stage, by side and run; runs take turns."""
+    times: Times = {stage: [[] for _ in sides] for stage in STAGES}
+    for run in range(runs):
+        for stage in STAGES:
+            tell(f"run {run + 1} of {runs}: {stage}")
+            for side, kept in zip(sides, times[stage], strict=True):
+                call = getattr(side, stage.replace("-", "_"))
+                many = {"token": 8, "log-mel": 5}.get(stage, 1)
+                kept.append(statistics.median(_time(call) for _ in range(many)))
+    return times
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+/* How ggml's threads wait for each other at the end of a node: included before ggml-cpu's C sources (cmake/ggml.cmake),
+ * whose barrier is rewritten to call it.
+ *
+ * They spin for some microseconds, which is all that a node's last thread takes on a machine of its own; then they sleep. On a
+ * machine with more runnable threads than cores the last one may not be running at all, and spinning would take from it the
+ * core that it needs.
+ */
+#ifndef PCR_GGML_WAIT_H
+#define PCR_GGML_WAIT_H
+
+#include <stdatomic.h>
+
+#if defined(_WIN32)
+#  define WIN32_LEAN_AND_MEAN
+#  ifndef NOMINMAX
+#    define NOMINMAX
+#  endif
+#  include <windows.h>
+/* What ggml-cpu uses of a newer SDK than MinGW's older headers know. */
+#  if defined(__MINGW32__) && !defined(THREAD_POWER_THROTTLING_CURRENT_VERSION)
+#    define THREAD_POWER_THROTTLING_CURRENT_VERSION 1
+#    define THREAD_POWER_THROTTLING_EXECUTION_SPEED 1
+typedef struct {
+    ULONG Version, ControlMask, StateMask;
+} THREAD_POWER_THROTTLING_STATE;
+#  endif
+#elif defined(__linux__)
+#  include <linux/futex.h>
+#  include <sys/syscall.h>
+#  include <unistd.h>
+#else
+#  include <time.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#  include <immintrin.h>
+#  define PCR_PAUSE() _mm_pause()
+#elif defined(__aarch64__) && (defined(__clang__) || defined(__GNUC__))
+#  define PCR_PAUSE() __asm__ volatile("yield" ::: "memory")
+#else
+#  define PCR_PAUSE() ((void)0)
+#endif
+
+enum { PCR_SPINS = 2000 }; /* 20 to 80 microseconds */
+
+/* Returns once *value is no longer `old`. sleeping: how many threads do not look at it. */
+static inline void pcr_wait(atomic_int * value, int old, atomic_int * sleeping) {
+    for (int i = 0; i < PCR_SPINS; i++) {
+        if (atomic_load_explicit(value, memory_order_relaxed) != old) {
+            return;
+        }
+        PCR_PAUSE();
+    }
+    /* Whoever changes the value looks at `sleeping` afterwards, and whoever sleeps at the value after this. */
+    atomic_fetch_add_explicit(sleeping, 1, memory_order_seq_cst);
+    while (atomic_load_explicit(value, memory_order_seq_cst) == old) {
+#if defined(_WIN32)
+        WaitOnAddress(value, &old, sizeof(old), INFINITE);
+#elif defined(__linux__)
+        syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, old, (void *)0, (void *)0, 0);
+#else
+        const struct timespec moment = {0, 20000};
+        nanosleep(&moment, (struct timespec *)0);
+#endif
+    }
+    atomic_fetch_sub_explicit(sleeping, 1, memory_order_seq_cst);
+}
+
+/* Called after the value was changed. */
+static inline void pcr_wake(atomic_int * value, atomic_int * sleeping) {
+    if (atomic_load_explicit(sleeping, memory_order_seq_cst) == 0) {
+        return;
+    }
+#if defined(_WIN32)
+    WakeByAddressAll(value);
+#elif defined(__linux__)
+    syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, 0x7fffffff, (void *)0, (void *)0, 0);
+#else
+    (void)value;
+#endif
+}
+
+#endif

@@ -1,0 +1,298 @@
+// Products of many rows with quantised matrices in 8-bit integers: each row of the matrix is unpacked once for all of them,
+// and 16 rows x lie in the lanes. The order of additions is int8.h's.
+#pragma once
+
+#include "kernels/gemm.h"
+#include "kernels/int8.h"
+
+#if PCR_INT8_GEMM
+
+namespace pcr {
+
+namespace {
+
+// 32 values of a row of the matrix.
+struct Int8RowStep {
+    int8_t  codes[32];
+    float   scale[2];  // Q6_K: of each half; Q4_K and Q5_K: the scale and the minimum
+    int32_t start[2];  // what sums of a half (Q6_K) or of all begin with
+};
+static_assert(sizeof(Int8RowStep) == 4 * int8_row_step, "kernels.h");
+
+// 32 values of 16 rows x.
+struct Int8PanelStep {
+    uint32_t codes[8][16];  // 4 values each; with int8_biased 128 more, as unsigned bytes
+    float    scale[16];
+    float    sum[16];
+};
+static_assert(sizeof(Int8PanelStep) == 4 * int8_panel_step, "kernels.h");
+
+// Lanes hold rows, values[i] their i-th of 32 values.
+PCR_INLINE void int8_pack_step(const F (&values)[32], uint32_t * to) {
+    auto * step = reinterpret_cast<Int8PanelStep *>(to);
+    F      most = magnitude(values[0]);
+    PCR_UNROLL
+    for (int i = 1; i < 32; i++) {
+        most = max(magnitude(values[i]), most);
+    }
+    const F scale = most / 127.0f, inverse = select(most > 0.0f, 127.0f / most, F{});
+    I       total = {};
+    for (int q = 0; q < 8; q++) {
+        U word = {};
+        PCR_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const I code = rounded(values[4 * q + i] * inverse);
+            total += code;
+            word = word | (((U)code & 255u) << static_cast<uint32_t>(8 * i));
+        }
+        store(step->codes[q], int8_biased ? (word ^ 0x80808080u) : word);
+    }
+    store(step->scale, scale);
+    store(step->sum, scale * to_float(total));
+}
+
+void int8_pack(const float * rows, int64_t stride, int64_t n_rows, int64_t n, uint32_t * panel) {
+    std::memset(panel, 0, static_cast<size_t>(int8_steps(n) * int8_panel_step) * sizeof(uint32_t));
+    for (int64_t at = 0; at < n; at += 32) {
+        F values[32];
+        for (int part = 0; part < 2; part++) {
+            U v[16];
+            PCR_UNROLL
+            for (int r = 0; r < 16; r++) {
+                v[r] = r < n_rows ? load<U>(rows + r * stride + at + 16 * part) : U{};
+            }
+            transpose(v);
+            PCR_UNROLL
+            for (int i = 0; i < 16; i++) {
+                values[16 * part + i] = (F)v[i];
+            }
+        }
+        int8_pack_step(values, panel + int8_step(n, at) * int8_panel_step);
+    }
+}
+
+void int8_epilogue_panel(const float * results, const float * gate, int64_t stride, int64_t count, int64_t n_groups,
+                         const float * bias, Activation activation, uint32_t * panel, int64_t first, int64_t n) {
+    const int64_t group = int8_steps(n) * int8_panel_step;
+    for (int64_t i = 0; i < count; i += 32) {
+        for (int64_t g = 0; g < n_groups; g++) {
+            F values[32];
+            for (int64_t k = 0; k < 32; k++) {
+                values[k] = result_at(results, gate, stride, i + k, 16 * g, bias, activation);
+            }
+            int8_pack_step(values, panel + g * group + int8_step(n, first + i) * int8_panel_step);
+        }
+    }
+}
+
+template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, uint32_t * out) {
+    constexpr int64_t bytes = 2 * int8_block_bytes(type);
+    constexpr int     least = type == GGML_TYPE_Q6_K ? -32 : 0;  // what the smallest code stands for
+    auto * const      steps = reinterpret_cast<Int8RowStep *>(out);
+    std::memset(out, 0, static_cast<size_t>(int8_steps(n) * int8_row_step) * sizeof(uint32_t));
+    for (int64_t at = 0; at < n; at += 2 * int8_block, row += bytes) {
+        const int64_t   values      = n - at < 2 * int8_block ? n - at : 2 * int8_block;
+        uint8_t         rest[bytes] = {};
+        const uint8_t * from        = row;
+        if (values < 2 * int8_block) {
+            std::memcpy(rest, row, static_cast<size_t>(values * bytes / (2 * int8_block)));
+            from = rest;
+        }
+        alignas(64) int8_t  codes[4][2][2][2][16];  // [k][half][block][sub-block k, k + 4][16]
+        alignas(64) float   scale[2][2][8];  // [half or minimum][block][sub-block]
+        alignas(64) int32_t start[2][2][8];  // [half][block][sub-block]
+        PCR_UNROLL
+        for (int turn = 0; turn < int8_turns; turn++) {
+            const Int8Weights w  = weights_of<type>(from, turn);
+            const auto        to = [&](auto & array)
+                                       PCR_LAMBDA { return reinterpret_cast<uint8_t *>(&array) + int8_width * turn; };
+            store(to(scale[0]), w.scale[0]);
+            store(to(scale[1]), type == GGML_TYPE_Q6_K ? w.scale[1] : w.least);
+            PCR_UNROLL
+            for (int h = 0; h < 2; h++) {
+                IntLanes sums[4];
+                PCR_UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const bool flipped = type == GGML_TYPE_Q8_0 && int8_biased;
+                    store(to(codes[k][h]), flipped ? w.codes[k][h] ^ 128 : w.codes[k][h] - uint8_t(-least));
+                    if (int8_biased) {
+                        sums[k] = dot_codes(w.codes[k][h], CodeLanes{} + 1);
+                    }
+                }
+                if (int8_biased) {
+                    const int offset = type == GGML_TYPE_Q8_0 ? -128 : least;
+                    store(to(start[h]), (sums_of_four(sums) + 16 * offset) * -128);
+                }
+            }
+        }
+        for (int64_t i = 0; i < values; i += 32) {
+            const int64_t block = i / int8_block, s = i / 32 % 8;
+            Int8RowStep & step = steps[int8_step(n, at + i)];
+            std::memcpy(step.codes, codes[s % 4][0][block][s / 4], 16);
+            std::memcpy(step.codes + 16, codes[s % 4][1][block][s / 4], 16);
+            step.scale[0] = scale[0][block][s];
+            step.scale[1] = scale[1][block][s];
+            if (int8_biased) {
+                step.start[0] = start[0][block][s] + (type == GGML_TYPE_Q6_K ? 0 : start[1][block][s]);
+                step.start[1] = start[1][block][s];
+            }
+        }
+    }
+}
+
+void int8_unpack(ggml_type type, const void * row, int64_t n, uint32_t * out) {
+    const auto * from = static_cast<const uint8_t *>(row);
+    switch (type) {
+        case GGML_TYPE_Q4_K: return int8_unpack_row<GGML_TYPE_Q4_K>(from, n, out);
+        case GGML_TYPE_Q5_K: return int8_unpack_row<GGML_TYPE_Q5_K>(from, n, out);
+        case GGML_TYPE_Q6_K: return int8_unpack_row<GGML_TYPE_Q6_K>(from, n, out);
+        default: return int8_unpack_row<GGML_TYPE_Q8_0>(from, n, out);
+    }
+}
+
+// Codes of a type: unsigned below 32 with a minimum; -32..31 with a scale for each half; any signed byte.
+enum class Codes { small, halves, bytes };
+
+// n_rows x n_vectors results, those of sub-blocks k and k + 4, added to `out` unless k is 0.
+template <Codes kind, int n_rows, int n_vectors>
+PCR_INLINE void int8_tile(const Int8RowStep * rows, int64_t row_steps, const Int8PanelStep * panel, int64_t group_steps,
+                          int64_t blocks, int k, float * out, int64_t out_stride) {
+    constexpr int passes = kind == Codes::halves ? 2 : 1, n_quads = 8 / passes;
+    const auto    share_of = [](const auto & sixteen, int v) PCR_LAMBDA {
+        return reinterpret_cast<const uint8_t *>(&sixteen) + v % int8_turns * int8_width;
+    };
+    FloatLanes total[n_rows][n_vectors];
+    for (int part = 0; part < 2; part++) {
+        FloatLanes both[n_rows][n_vectors];
+        for (int parity = 0; parity < 2; parity++) {
+            const int64_t even = (blocks + 1) / 2, count = parity == 0 ? even : blocks / 2;
+            const int64_t first = (k + 4 * part) * blocks + parity * even;
+            FloatLanes    c[n_rows][n_vectors];
+            for (int pass = 0; pass < passes; pass++) {
+                FloatLanes sums[n_rows][n_vectors];
+                PCR_UNROLL
+                for (int r = 0; r < n_rows; r++) {
+                    PCR_UNROLL
+                    for (int v = 0; v < n_vectors; v++) {
+                        sums[r][v] = FloatLanes{};
+                    }
+                }
+                for (int64_t s = first; s < first + count; s++) {
+                    const auto at = [&](int v) PCR_LAMBDA -> const Int8PanelStep & {
+                        return panel[v / int8_turns * group_steps + s];
+                    };
+                    IntLanes products[n_rows][n_vectors];
+                    int8_products<kind == Codes::small, kind == Codes::bytes, n_rows, n_vectors, n_quads>(
+                        [&](int r, int q) PCR_LAMBDA {
+                            return load<int32_t>(rows[r * row_steps + s].codes + 4 * (pass * n_quads + q));
+                        },
+                        [&](int r) PCR_LAMBDA { return rows[r * row_steps + s].start[pass]; },
+                        [&](int v, int q)
+                            PCR_LAMBDA { return load<CodeLanes>(share_of(at(v).codes[pass * n_quads + q], v)); },
+                        products);
+                    PCR_UNROLL
+                    for (int v = 0; v < n_vectors; v++) {
+                        const FloatLanes scale = load<FloatLanes>(share_of(at(v).scale, v));
+                        const FloatLanes sum   = load<FloatLanes>(share_of(at(v).sum, v));
+                        PCR_UNROLL
+                        for (int r = 0; r < n_rows; r++) {
+                            const Int8RowStep & row = rows[r * row_steps + s];
+                            sums[r][v] += __builtin_convertvector(products[r][v], FloatLanes) * scale * row.scale[pass];
+                            if (kind == Codes::small) {
+                                sums[r][v] -= row.scale[1] * sum;
+                            }
+                        }
+                    }
+                }
+                PCR_UNROLL
+                for (int r = 0; r < n_rows; r++) {
+                    PCR_UNROLL
+                    for (int v = 0; v < n_vectors; v++) {
+                        c[r][v] = pass == 0 ? sums[r][v] : c[r][v] + sums[r][v];
+                    }
+                }
+            }
+            PCR_UNROLL
+            for (int r = 0; r < n_rows; r++) {
+                PCR_UNROLL
+                for (int v = 0; v < n_vectors; v++) {
+                    both[r][v] = parity == 0 ? c[r][v] : both[r][v] + c[r][v];
+                }
+            }
+        }
+        PCR_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                total[r][v] = part == 0 ? both[r][v] : total[r][v] + both[r][v];
+            }
+        }
+    }
+    PCR_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            float * const to = out + r * out_stride + int8_width / 4 * v;
+            store(to, k == 0 ? total[r][v] : load<FloatLanes>(to) + total[r][v]);
+        }
+    }
+}
+
+// Results that stay in registers: so many rows of the matrix and groups of 16 rows x.
+constexpr int int8_tile_rows = int8_width == 64 ? 6 : 4, int8_tile_groups = int8_width == 64 ? 2 : 1;
+
+template <Codes kind, int n_groups>
+void int8_tile_column(const Int8RowStep * rows, int64_t n_rows, int64_t row_steps, const Int8PanelStep * panel,
+                      int64_t group_steps, int64_t blocks, int k, float * out, int64_t out_stride) {
+    constexpr int vectors = n_groups * int8_turns;
+    int64_t       r       = 0;
+    for (; r + int8_tile_rows <= n_rows; r += int8_tile_rows) {
+        int8_tile<kind, int8_tile_rows, vectors>(rows + r * row_steps, row_steps, panel, group_steps, blocks, k,
+                                                 out + r * out_stride, out_stride);
+    }
+    for (; r + 2 <= n_rows; r += 2) {
+        int8_tile<kind, 2, vectors>(rows + r * row_steps, row_steps, panel, group_steps, blocks, k,
+                                    out + r * out_stride, out_stride);
+    }
+    if (r < n_rows) {
+        int8_tile<kind, 1, vectors>(rows + r * row_steps, row_steps, panel, group_steps, blocks, k,
+                                    out + r * out_stride, out_stride);
+    }
+}
+
+template <Codes kind>
+void int8_gemm_of(const uint32_t * rows, int64_t n_rows, const uint32_t * panel, int64_t n_groups, int64_t n,
+                  float * out, int64_t out_stride) {
+    const int64_t steps = int8_steps(n), blocks = steps / 8;
+    const auto *  from = reinterpret_cast<const Int8RowStep *>(rows);
+    for (int k = 0; k < 4; k++) {
+        const auto * group = reinterpret_cast<const Int8PanelStep *>(panel);
+        for (int64_t g = 0; g < n_groups;) {
+            if (int8_tile_groups > 1 && n_groups - g >= int8_tile_groups) {
+                int8_tile_column<kind, int8_tile_groups>(from, n_rows, steps, group, steps, blocks, k, out + 16 * g,
+                                                         out_stride);
+                g += int8_tile_groups;
+                group += int8_tile_groups * steps;
+            } else {
+                int8_tile_column<kind, 1>(from, n_rows, steps, group, steps, blocks, k, out + 16 * g, out_stride);
+                g += 1;
+                group += steps;
+            }
+        }
+    }
+}
+
+void int8_gemm(ggml_type type, const uint32_t * rows, int64_t n_rows, const uint32_t * panel, int64_t n_groups,
+               int64_t n, float * out, int64_t out_stride) {
+    switch (type) {
+        case GGML_TYPE_Q6_K: return int8_gemm_of<Codes::halves>(rows, n_rows, panel, n_groups, n, out, out_stride);
+        case GGML_TYPE_Q8_0: return int8_gemm_of<Codes::bytes>(rows, n_rows, panel, n_groups, n, out, out_stride);
+        default: return int8_gemm_of<Codes::small>(rows, n_rows, panel, n_groups, n, out, out_stride);
+    }
+}
+
+}  // namespace
+
+}  // namespace pcr
+
+#endif
