@@ -172,6 +172,7 @@ PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_
                     const __m256i products =
                         _mm256_maddubs_epi16(size, small ? values[v] : _mm256_sign_epi8(values[v], codes));
                     pairs[r][v] = q == 0 ? products : _mm256_add_epi16(pairs[r][v], products);
+                    __asm__("" : "+x"(pairs[r][v]));  // one by one: GCC adds in a tree, for which it has no registers
                 }
             }
         }
