@@ -9,7 +9,10 @@
 //   y     ((t[0] + t[1]) + t[2]) + t[3] with t[k] = c[k] + c[k + 4]
 // Where halves have scales of their own (Q6_K), c[s] of the second ones is added to that of the first ones before.
 //
-// 512 bits hold half h of the sub-blocks k and k + 4 of a pair, 128 bits each; a narrower register takes several turns.
+// A block's 8 sub-blocks are parted in two sets of four, 0, 3, 4, 7 and 1, 2, 5, 6: two whose 4-bit codes share their bytes
+// (0 and 1, 2 and 3 ... in Q4_K and Q5_K; 0 and 2, 1 and 3 ... in Q6_K) are never in the same one. Registers hold 4 values
+// ("a quad") of each of a set's sub-blocks, so that products add up lane by lane: 512 bits hold quads m of both halves of a
+// pair's two blocks, 256 bits those of one block, 128 bits those of one half of a block.
 #pragma once
 
 #include "kernels/gemv.h"
@@ -20,14 +23,29 @@ namespace {
 
 constexpr int64_t int8_block = 256;
 
+constexpr int set_of(int64_t s) {
+    return static_cast<int>((s ^ s >> 1) & 1);
+}
+
+constexpr int place_of(int64_t s) {  // in its set
+    return static_cast<int>(s / 2);
+}
+
 // 512 values of a row x: each 32 scaled to -127..127.
 struct Int8Pair {
-    int8_t  codes[4][2][2][2][16];  // [k][half][block][sub-block k, k + 4][16]
-    float   scale[2][8];  // [block][sub-block]
-    float   sum[2][8];  // the scale times the sum of its codes
-    int32_t half_sum[2][2][8];  // [half][block][sub-block]: the sum of a half's codes
+    int8_t  codes[4][2][2][2][4][4];  // [m][set][block][half][place]: quad m of a half
+    float   scale[2][2][4];  // [block][set][place]
+    float   sum[2][2][4];  // the scale times the sum of the sub-block's codes
+    int32_t start[2][2][2][4];  // [set][block][half][place]: -32 times the sum of a half's codes
 };
 static_assert(sizeof(Int8Pair) == int8_bytes(2 * int8_block), "kernels.h");
+
+// Codes of a type: unsigned below 32 with a minimum; below 64, less 32, with a scale for each half; any signed byte.
+enum class Codes { small, halves, bytes };
+
+constexpr Codes codes_of(ggml_type type) {
+    return type == GGML_TYPE_Q6_K ? Codes::halves : type == GGML_TYPE_Q8_0 ? Codes::bytes : Codes::small;
+}
 
 constexpr int64_t int8_blocks(int64_t n) {
     return (n + int8_block - 1) / int8_block;
@@ -57,12 +75,16 @@ namespace pcr {
 
 namespace {
 
-// int8_width bytes of codes, and as many 32-bit lanes as fit: a lane for each sub-block.
-constexpr int int8_turns = 64 / int8_width;
+// A pair is taken in so many turns, each of which takes so many registers for the quads m of a set.
+constexpr int int8_turns = int8_width == 64 ? 1 : 2, int8_parts = int8_width == 16 ? 2 : 1;
 
-// A turn's share of 64 bytes of x.
-template <typename V> PCR_INLINE V share(const void * x, int turn) {
-    return load<V>(static_cast<const uint8_t *>(x) + static_cast<size_t>(turn) * sizeof(V));
+// The share of a turn and part of 64 bytes.
+template <typename V> PCR_INLINE V share(const void * of, int turn, int part) {
+    return load<V>(static_cast<const uint8_t *>(of) + (turn * int8_parts + part) * int8_width);
+}
+
+PCR_INLINE uint8_t * share_at(void * of, int turn, int part) {
+    return static_cast<uint8_t *>(of) + (turn * int8_parts + part) * int8_width;
 }
 
 // Rounds to nearest, ties to even. |x| below 2^22.
@@ -75,10 +97,12 @@ PCR_INLINE F magnitude(F x) {
     return (F)((I)x & 0x7fffffff);
 }
 
-// Four sums of four lanes each -> four lanes, in every 128 bits.
-PCR_INLINE IntLanes sums_of_four(const IntLanes (&a)[4]) {
-    const IntLanes low = interleaved32(a[0], a[1]), high = interleaved32(a[2], a[3]);
-    return interleaved64(low, high);
+// The quads of a set.
+PCR_INLINE void quads_of(const Int8Pair & x, int set, int turn, int part, CodeLanes (&out)[4]) {
+    PCR_UNROLL
+    for (int m = 0; m < 4; m++) {
+        out[m] = share<CodeLanes>(x.codes[m][set], turn, part);
+    }
 }
 
 void int8_quantize(const float * x, int64_t n, uint8_t * out) {
@@ -94,32 +118,42 @@ void int8_quantize(const float * x, int64_t n, uint8_t * out) {
             most[s]            = largest_lane(max(magnitude(load<F>(from)), magnitude(load<F>(from + 16))));
         }
         for (int s = 0; s < 8; s++) {
-            to.scale[block][s] = most[s] / 127.0f;
-            inverse[s]         = most[s] > 0.0f ? 127.0f / most[s] : 0.0f;
+            to.scale[block][set_of(s)][place_of(s)] = most[s] / 127.0f;
+            inverse[s]                              = most[s] > 0.0f ? 127.0f / most[s] : 0.0f;
         }
         for (int64_t s = 0; s < count; s++) {
             PCR_UNROLL
             for (int h = 0; h < 2; h++) {
-                store_bytes(to.codes[s % 4][h][block][s / 4],
-                            rounded(load<F>(x + first + 32 * s + 16 * h) * inverse[s]));
+                int8_t codes[4][4];
+                store_bytes(codes[0], rounded(load<F>(x + first + 32 * s + 16 * h) * inverse[s]));
+                PCR_UNROLL
+                for (int m = 0; m < 4; m++) {
+                    std::memcpy(to.codes[m][set_of(s)][block][h][place_of(s)], codes[m], 4);
+                }
             }
         }
     }
+    const CodeLanes ones[4] = {CodeLanes{} + 1, CodeLanes{} + 1, CodeLanes{} + 1, CodeLanes{} + 1};
     for (int64_t i = 0; i < int8_pairs(n); i++) {
         PCR_UNROLL
         for (int turn = 0; turn < int8_turns; turn++) {
-            IntLanes sums[2];
+            IntLanes sums[2][int8_parts], of_sub_blocks[int8_parts];
             PCR_UNROLL
-            for (int h = 0; h < 2; h++) {
-                const auto ones = [&](int k) PCR_LAMBDA {
-                    return dot_codes(CodeLanes{} + 1, share<CodeLanes>(pairs[i].codes[k][h], turn));
-                };
-                const IntLanes of[4] = {ones(0), ones(1), ones(2), ones(3)};
-                sums[h]              = sums_of_four(of);
-                store(reinterpret_cast<uint8_t *>(pairs[i].half_sum[h]) + int8_width * turn, sums[h]);
+            for (int part = 0; part < int8_parts; part++) {
+                PCR_UNROLL
+                for (int set = 0; set < 2; set++) {
+                    CodeLanes values[4];
+                    quads_of(pairs[i], set, turn, part, values);
+                    sums[set][part] = dot<Codes::small>(IntLanes{}, ones, values);
+                    store(share_at(pairs[i].start[set], turn, part), sums[set][part] * -32);
+                }
             }
-            store(reinterpret_cast<uint8_t *>(pairs[i].sum) + int8_width * turn,
-                  share<FloatLanes>(pairs[i].scale, turn) * __builtin_convertvector(sums[0] + sums[1], FloatLanes));
+            add_halves(sums, of_sub_blocks);
+            PCR_UNROLL
+            for (int part = 0; part < int8_parts; part++) {
+                store(share_at(pairs[i].sum, turn, part), share<FloatLanes>(pairs[i].scale, turn, part) *
+                                                              __builtin_convertvector(of_sub_blocks[part], FloatLanes));
+            }
         }
     }
 }
@@ -130,9 +164,10 @@ float int8_error(const float * x, int64_t n, const uint8_t * at) {
     double       sum   = 0.0;
     for (int64_t i = 0; i < n; i++) {
         const Int8Pair & from  = pairs[i / (2 * int8_block)];
-        const int64_t    block = i / int8_block % 2, s = i / 32 % 8;
-        const float      code = static_cast<float>(from.codes[s % 4][i / 16 % 2][block][s / 4][i % 16]);
-        const float      rest = x[i] - code * from.scale[block][s];
+        const int64_t    block = i / int8_block % 2, s = i / 32 % 8, m = i / 4 % 4;
+        const int        set = set_of(s), place = place_of(s);
+        const float      code = static_cast<float>(from.codes[m][set][block][i / 16 % 2][place][i % 4]);
+        const float      rest = x[i] - code * from.scale[block][set][place];
         sum += double(rest) * double(rest);
     }
     return square_root(static_cast<float>(sum)) * 1.0001f;
@@ -170,32 +205,32 @@ constexpr int64_t int8_block_bytes(ggml_type type) {
 
 // A turn's share of a pair of blocks of the matrix.
 struct Int8Weights {
-    CodeLanes  codes[4][2];  // [k][half]; Q8_0: signed, and with int8_biased 128 more
-    FloatLanes scale[2];  // Q6_K: of each half; else the first
-    FloatLanes least;  // Q4_K, Q5_K: the minimum
+    CodeLanes  codes[2][int8_parts][4];  // [set][part][m]; Q8_0: signed, and with int8_biased 128 more
+    FloatLanes scale[2][int8_parts];  // Q6_K: of each set's halves; else of sub-blocks, and their minima (Q4_K, Q5_K)
 };
 
 // ggml's block_q4_K: d, dmin (F16), 12 bytes of scales and minima, 128 bytes of nibbles; block_q5_K: 32 bytes of fifth
 // bits before the nibbles.
 template <bool fifth> PCR_INLINE Int8Weights weights_q45_k(const uint8_t * from, int turn) {
     constexpr int64_t bytes = fifth ? 176 : 144;
+    constexpr int     first = fifth ? 48 : 16;
     Int8Weights       w;
-    scales_q45_k(from, bytes, turn, w.scale[0], w.least);
-    CodeLanes nibbles[2][2];
-    code_lanes_128(from + (fifth ? 48 : 16), bytes, turn, nibbles);
+    scales_q45_k(from, bytes, turn, w.scale);
     PCR_UNROLL
-    for (int j = 0; j < 2; j++) {
+    for (int part = 0; part < int8_parts; part++) {
+        CodeLanes nibbles[4], bits[4];
+        load_quads(from, bytes, turn, part, first, first + 32, first + 64, first + 96, nibbles);
+        if (fifth) {  // bit s of a byte belongs to sub-block s
+            load_quads(from, bytes, turn, part, 16, bits);
+        }
         PCR_UNROLL
-        for (int h = 0; h < 2; h++) {
-            CodeLanes first = nibbles[j][h] & 15, second = nibbles[j][h] >> 4;
-            if (fifth) {  // bits 2j and 2j + 1 of a byte belong to the nibbles of group j of four
-                const CodeLanes bits =
-                    shifted_right(code_lanes(from, bytes, 16 + 16 * h, 16 + 16 * h, turn), 2 * j, 2 * j + 4, turn);
-                first |= (bits & 1) << 4;
-                second |= (bits & 2) << 3;
+        for (int m = 0; m < 4; m++) {
+            w.codes[0][part][m] = shifted_right(nibbles[m], 0, 4, 0, 4) & 15;
+            w.codes[1][part][m] = shifted_right(nibbles[m], 4, 0, 4, 0) & 15;
+            if (fifth) {
+                w.codes[0][part][m] |= (shifted_right(bits[m], 0, 3, 4, 7) & 1) << 4;
+                w.codes[1][part][m] |= (shifted_right(bits[m], 1, 2, 5, 6) & 1) << 4;
             }
-            w.codes[2 * j][h]     = first;
-            w.codes[2 * j + 1][h] = second;
         }
     }
     return w;
@@ -204,45 +239,43 @@ template <bool fifth> PCR_INLINE Int8Weights weights_q45_k(const uint8_t * from,
 // ggml's block_q6_K: 128 bytes of low nibbles, 64 of upper bit pairs, 16 signed scales of 16 values each, d (F16).
 PCR_INLINE Int8Weights weights_q6_k(const uint8_t * from, int turn) {
     constexpr int64_t bytes = 210;
-    const FloatLanes  d     = each_block(turn, [&](int64_t b) PCR_LAMBDA { return half(from + bytes * b + 208); });
-
-    Int8Weights w;
-    CodeLanes   low[2][2];
-    code_lanes_128(from, bytes, turn, low);
+    Int8Weights       w;
+    scales_q6_k(from, bytes, turn, w.scale);
     PCR_UNROLL
-    for (int h = 0; h < 2; h++) {
-        const auto scales = [&](int64_t b) PCR_LAMBDA {
-            const EightWords both = load<EightWords>(from + bytes * b + 192);  // of the first and the second half
-            return (h == 0 ? both << 8 : both) >> 8;
-        };
-        w.scale[h]           = from_words(turn, scales) * d;
-        const CodeLanes high = code_lanes(from, bytes, 128 + 16 * h, 160 + 16 * h, turn);
-        w.codes[0][h]        = (low[0][h] & 15) | ((high & 3) << 4);
-        w.codes[1][h]        = (low[1][h] & 15) | ((high & 12) << 2);
-        w.codes[2][h]        = (low[0][h] >> 4) | (high & 48);
-        w.codes[3][h]        = (low[1][h] >> 4) | ((high & 192) >> 2);
+    for (int part = 0; part < int8_parts; part++) {
+        CodeLanes low[4], high[4];
+        load_quads(from, bytes, turn, part, 0, 32, 64, 96, low);
+        load_quads(from, bytes, turn, part, 128, 128, 160, 160, high);
+        PCR_UNROLL
+        for (int m = 0; m < 4; m++) {
+            w.codes[0][part][m] =
+                (shifted_right(low[m], 0, 4, 0, 4) & 15) | ((shifted_right(high[m], 0, 6, 0, 6) & 3) << 4);
+            w.codes[1][part][m] = (neighbours_swapped(shifted_right(low[m], 4, 0, 4, 0)) & 15) |
+                                  ((shifted_right(high[m], 2, 4, 2, 4) & 3) << 4);
+        }
     }
     return w;
 }
 
 // 8 of ggml's block_q8_0: a scale (F16), 32 signed bytes.
 PCR_INLINE Int8Weights weights_q8_0(const uint8_t * from, int turn) {
-    constexpr int64_t bytes  = 272;
-    const auto        scales = [&](int64_t b) PCR_LAMBDA {
-        const auto at = [&](int s) PCR_LAMBDA { return load<int16_t>(from + bytes * b + 34 * s); };
-        return EightWords{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
-    };
-    Int8Weights w;
-    w.scale[0] = from_halves(turn, scales);
+    constexpr int64_t bytes = 272;
+    const auto        at    = [](int s) PCR_LAMBDA { return 34 * s + 2; };
+    Int8Weights       w;
+    from_halves(
+        turn,
+        [&](int64_t b) PCR_LAMBDA {
+            const auto scale = [&](int s) PCR_LAMBDA { return load<int16_t>(from + bytes * b + 34 * s); };
+            return EightWords{scale(0), scale(3), scale(4), scale(7), scale(1), scale(2), scale(5), scale(6)};
+        },
+        w.scale[0]);
     PCR_UNROLL
-    for (int k = 0; k < 4; k++) {
+    for (int part = 0; part < int8_parts; part++) {
+        load_quads(from, bytes, turn, part, at(0), at(3), at(4), at(7), w.codes[0][part]);
+        load_quads(from, bytes, turn, part, at(1), at(2), at(5), at(6), w.codes[1][part]);
         PCR_UNROLL
-        for (int h = 0; h < 2; h++) {
-            const int at  = 34 * k + 2 + 16 * h;
-            w.codes[k][h] = code_lanes(from, bytes, at, at + 136, turn);
-            if (int8_biased) {
-                w.codes[k][h] ^= 128;
-            }
+        for (int i = 0; int8_biased && i < 8; i++) {
+            w.codes[i / 4][part][i % 4] ^= 128;
         }
     }
     return w;
@@ -255,102 +288,140 @@ template <ggml_type type> PCR_INLINE Int8Weights weights_of(const uint8_t * from
                                     : weights_q8_0(from, turn);
 }
 
-// sums[half] += a pair of blocks of the matrix times one of x.
+// Sums of a row: Q6_K: [set][part], of halves; else of sub-blocks, [0][part].
+typedef FloatLanes Int8Sums[2][int8_parts];
+
+// sums += a turn's share of a pair of blocks of the matrix times one of x.
 template <ggml_type type>
-PCR_INLINE void add_pair(const Int8Weights & w, const Int8Pair & x, int turn, FloatLanes (&sums)[2]) {
-    const FloatLanes scale = share<FloatLanes>(x.scale, turn);
-    const auto       codes = [&](int k, int h) PCR_LAMBDA { return share<CodeLanes>(x.codes[k][h], turn); };
-    IntLanes         a[4];
-    if (type == GGML_TYPE_Q6_K) {
+PCR_INLINE void add_pair(const Int8Weights & w, const Int8Pair & x, int turn, Int8Sums & sums) {
+    IntLanes products[2][int8_parts], of_sub_blocks[int8_parts];
+    PCR_UNROLL
+    for (int set = 0; set < 2; set++) {
         PCR_UNROLL
-        for (int h = 0; h < 2; h++) {
-            PCR_UNROLL
-            for (int k = 0; k < 4; k++) {
-                a[k] = dot_codes(w.codes[k][h], codes(k, h));
+        for (int part = 0; part < int8_parts; part++) {
+            CodeLanes values[4];
+            quads_of(x, set, turn, part, values);
+            const bool     biased = type == GGML_TYPE_Q8_0 && int8_biased;
+            const IntLanes start =
+                type == GGML_TYPE_Q6_K || biased ? share<IntLanes>(x.start[set], turn, part) : IntLanes{};
+            products[set][part] = dot<codes_of(type)>(biased ? start << 2 : start, w.codes[set][part], values);
+            if (type == GGML_TYPE_Q6_K) {
+                sums[set][part] += __builtin_convertvector(products[set][part], FloatLanes) *
+                                   scale_of_halves(x.scale[0][0], set, turn) * w.scale[set][part];
             }
-            const IntLanes sum = sums_of_four(a) - (share<IntLanes>(x.half_sum[h], turn) << 5);
-            sums[h] += __builtin_convertvector(sum, FloatLanes) * scale * w.scale[h];
         }
+    }
+    if (type == GGML_TYPE_Q6_K) {
         return;
     }
+    add_halves(products, of_sub_blocks);
     PCR_UNROLL
-    for (int k = 0; k < 4; k++) {
-        a[k] = type == GGML_TYPE_Q8_0 ? dot_signed(w.codes[k], codes(k, 0), codes(k, 1))
-                                      : dot_small_codes(w.codes[k], codes(k, 0), codes(k, 1));
-    }
-    IntLanes sum = sums_of_four(a);
-    if (type == GGML_TYPE_Q8_0 && int8_biased) {
-        sum -= (share<IntLanes>(x.half_sum[0], turn) + share<IntLanes>(x.half_sum[1], turn)) << 7;
-    }
-    sums[0] += __builtin_convertvector(sum, FloatLanes) * scale * w.scale[0];
-    if (type != GGML_TYPE_Q8_0) {
-        sums[0] -= w.least * share<FloatLanes>(x.sum, turn);
-    }
-}
-
-// c[block][sub-block] -> y.
-PCR_INLINE float sum_of_sums(const FloatLanes (&c)[int8_turns]) {
-    F4 four[4];
-    std::memcpy(four, c, sizeof(c));
-    const F4 t = (four[0] + four[2]) + (four[1] + four[3]);
-    return ((t[0] + t[1]) + t[2]) + t[3];
-}
-
-// One row of the matrix with n_x rows x.
-template <ggml_type type, int n_x>
-void int8_gemv_row(const uint8_t * row, int64_t n, const uint8_t * x, float * out, int64_t out_stride) {
-    constexpr int64_t bytes = 2 * int8_block_bytes(type);
-    const int64_t     pairs = int8_pairs(n);
-    FloatLanes        sums[n_x][int8_turns][2];
-    PCR_UNROLL
-    for (int j = 0; j < n_x; j++) {
-        PCR_UNROLL
-        for (int turn = 0; turn < int8_turns; turn++) {
-            sums[j][turn][0] = sums[j][turn][1] = FloatLanes{};
+    for (int part = 0; part < int8_parts; part++) {
+        sums[0][part] += __builtin_convertvector(of_sub_blocks[part], FloatLanes) *
+                         share<FloatLanes>(x.scale, turn, part) * w.scale[0][part];
+        if (type != GGML_TYPE_Q8_0) {
+            sums[0][part] -= w.scale[1][part] * share<FloatLanes>(x.sum, turn, part);
         }
     }
-    const auto add = [&](const uint8_t * from, int64_t i) PCR_LAMBDA {
+}
+
+// All turns' sums -> t0, t3, t1 and t2.
+template <ggml_type type> PCR_INLINE F4 last_four(const Int8Sums (&sums)[int8_turns]) {
+    const auto at = [&](int set, int i) PCR_LAMBDA {  // 128 bits of a set, or of both
+        constexpr int in_register = int8_width / 16;
+        const int     which       = i / in_register;
+        return quarter(sums[which / int8_parts][set][which % int8_parts], i % in_register);
+    };
+    F4 c[2][2];  // [set][block]
+    PCR_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const int set = i / 2, block = i % 2;
+        c[set][block] = type == GGML_TYPE_Q6_K ? at(set, 2 * block) + at(set, 2 * block + 1) : at(0, 2 * block + set);
+    }
+    const F4 first = c[0][0] + c[0][1], second = c[1][0] + c[1][1];  // sub-blocks 0, 3, 4, 7 and 1, 2, 5, 6
+    return __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
+}
+
+PCR_INLINE float sum_of(F4 t) {
+    return ((t[0] + t[2]) + t[3]) + t[1];
+}
+
+// Four of them, transposed.
+PCR_INLINE F4 sums_of(const F4 (&t)[4]) {
+    const auto pairs = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(t[i], t[i + 1], 0, 4, 1, 5); };
+    const auto rest  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(t[i], t[i + 1], 2, 6, 3, 7); };
+    const F4   a = pairs(0), b = pairs(2), c = rest(0), d = rest(2);
+    const F4   t0 = __builtin_shufflevector(a, b, 0, 1, 4, 5), t3 = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    const F4   t1 = __builtin_shufflevector(c, d, 0, 1, 4, 5), t2 = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    return ((t0 + t1) + t2) + t3;
+}
+
+// Rows of the matrix, each with n_x rows x.
+template <ggml_type type, int n_x>
+void int8_gemv_rows(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x, float * out,
+                    int64_t out_stride) {
+    constexpr int64_t bytes = 2 * int8_block_bytes(type);
+    const int64_t     pairs = int8_pairs(n), whole = n / (2 * int8_block);
+    for (int64_t r = 0; r < n_rows; r++) {
+        const uint8_t * const row = rows + static_cast<size_t>(r) * row_bytes;
+        Int8Sums              sums[n_x][int8_turns];
         PCR_UNROLL
-        for (int turn = 0; turn < int8_turns; turn++) {
-            const Int8Weights w = weights_of<type>(from, turn);
+        for (int j = 0; j < n_x; j++) {
             PCR_UNROLL
-            for (int j = 0; j < n_x; j++) {
-                add_pair<type>(w, reinterpret_cast<const Int8Pair *>(x)[j * pairs + i], turn, sums[j][turn]);
+            for (int i = 0; i < 2 * int8_turns * int8_parts; i++) {
+                sums[j][i / (2 * int8_parts)][i / int8_parts % 2][i % int8_parts] = FloatLanes{};
             }
         }
-    };
-    const int64_t whole = n / (2 * int8_block);
-    for (int64_t i = 0; i < whole; i++) {
-        fetch_ahead(row + bytes * i, bytes);
-        add(row + bytes * i, i);
-    }
-    if (whole < pairs) {  // a part of a pair, filled up with zeros
-        uint8_t       rest[bytes] = {};
-        const int64_t values      = n % (2 * int8_block);
-        std::memcpy(rest, row + bytes * whole, static_cast<size_t>(values * bytes / (2 * int8_block)));
-        add(rest, whole);
-    }
-    PCR_UNROLL
-    for (int j = 0; j < n_x; j++) {
-        FloatLanes c[int8_turns];
-        PCR_UNROLL
-        for (int turn = 0; turn < int8_turns; turn++) {
-            c[turn] = type == GGML_TYPE_Q6_K ? sums[j][turn][0] + sums[j][turn][1] : sums[j][turn][0];
+        const auto add = [&](const uint8_t * from, int64_t i) PCR_LAMBDA {
+            PCR_UNROLL
+            for (int turn = 0; turn < int8_turns; turn++) {
+                const Int8Weights w = weights_of<type>(from, turn);
+                PCR_UNROLL
+                for (int j = 0; j < n_x; j++) {
+                    add_pair<type>(w, reinterpret_cast<const Int8Pair *>(x)[j * pairs + i], turn, sums[j][turn]);
+                }
+            }
+        };
+        for (int64_t i = 0; i < whole; i++) {
+            fetch_ahead(row + bytes * i, bytes);
+            add(row + bytes * i, i);
         }
-        out[j * out_stride] = sum_of_sums(c);
+        if (whole < pairs) {  // a part of a pair, filled up with zeros
+            uint8_t       rest[bytes] = {};
+            const int64_t values      = n % (2 * int8_block);
+            std::memcpy(rest, row + bytes * whole, static_cast<size_t>(values * bytes / (2 * int8_block)));
+            add(rest, whole);
+        }
+        F4 last[n_x];
+        PCR_UNROLL
+        for (int j = 0; j < n_x; j++) {
+            last[j] = last_four<type>(sums[j]);
+        }
+        PCR_UNROLL
+        for (int j = 0; j + 4 <= n_x; j += 4) {
+            const F4 four[4] = {last[j], last[j + 1], last[j + 2], last[j + 3]}, y = sums_of(four);
+            PCR_UNROLL
+            for (int k = 0; k < 4; k++) {
+                out[(j + k) * out_stride + r] = y[k];
+            }
+        }
+        PCR_UNROLL
+        for (int j = n_x / 4 * 4; j < n_x; j++) {
+            out[j * out_stride + r] = sum_of(last[j]);
+        }
     }
 }
 
 // count <= most rows x.
 template <ggml_type type, int most>
-PCR_INLINE void int8_gemv_row(int64_t count, const uint8_t * row, int64_t n, const uint8_t * x, float * out,
-                              int64_t out_stride) {
+void int8_gemv_rows(int64_t count, const uint8_t * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x,
+                    float * out, int64_t out_stride) {
     if constexpr (most > 1) {
         if (count < most) {
-            return int8_gemv_row<type, most - 1>(count, row, n, x, out, out_stride);
+            return int8_gemv_rows<type, most - 1>(count, rows, row_bytes, n_rows, n, x, out, out_stride);
         }
     }
-    int8_gemv_row<type, most>(row, n, x, out, out_stride);
+    int8_gemv_rows<type, most>(rows, row_bytes, n_rows, n, x, out, out_stride);
 }
 
 template <ggml_type type>
@@ -359,13 +430,12 @@ void int8_gemv_type(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int6
     constexpr int most  = int8_width == 64 ? 8 : 4;  // whose sums stay in registers
     const int64_t block = n_x > most ? rows_in_cache(row_bytes) : n_rows;
     for (int64_t first = 0; first < n_rows; first += block) {
-        const int64_t end = n_rows - first < block ? n_rows : first + block;
+        const int64_t   count = n_rows - first < block ? n_rows - first : block;
+        const uint8_t * from  = rows + static_cast<size_t>(first) * row_bytes;
         for (int64_t j = 0; j < n_x; j += most) {
-            for (int64_t i = first; i < end; i++) {
-                int8_gemv_row<type, most>(n_x - j < most ? n_x - j : most, rows + static_cast<size_t>(i) * row_bytes, n,
-                                          x + static_cast<size_t>(j) * int8_bytes(n), out + j * out_stride + i,
-                                          out_stride);
-            }
+            int8_gemv_rows<type, most>(n_x - j < most ? n_x - j : most, from, row_bytes, count, n,
+                                       x + static_cast<size_t>(j) * int8_bytes(n), out + j * out_stride + first,
+                                       out_stride);
         }
     }
 }

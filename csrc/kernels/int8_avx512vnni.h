@@ -14,51 +14,69 @@ typedef uint8_t CodeLanes __attribute__((vector_size(64)));
 typedef int32_t IntLanes __attribute__((vector_size(64)));
 typedef float   FloatLanes __attribute__((vector_size(64)));
 
-// 16 bytes at `first` and 16 at `second` of both blocks.
-PCR_INLINE CodeLanes code_lanes(const uint8_t * from, int64_t bytes, int first, int second, int) {
-    const auto at   = [](const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); };
-    const auto both = [&](const uint8_t * p) {
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(at(p + first)), at(p + second), 1);
-    };
-    return (CodeLanes)_mm512_inserti64x4(_mm512_castsi256_si512(both(from)), both(from + bytes), 1);
+// 4 x 4 words in every 128 bits.
+PCR_INLINE void transpose_quads(CodeLanes (&v)[4]) {
+    const __m512i low[2]  = {_mm512_unpacklo_epi32((__m512i)v[0], (__m512i)v[1]),
+                             _mm512_unpacklo_epi32((__m512i)v[2], (__m512i)v[3])};
+    const __m512i high[2] = {_mm512_unpackhi_epi32((__m512i)v[0], (__m512i)v[1]),
+                             _mm512_unpackhi_epi32((__m512i)v[2], (__m512i)v[3])};
+    v[0]                  = (CodeLanes)_mm512_unpacklo_epi64(low[0], low[1]);
+    v[1]                  = (CodeLanes)_mm512_unpackhi_epi64(low[0], low[1]);
+    v[2]                  = (CodeLanes)_mm512_unpacklo_epi64(high[0], high[1]);
+    v[3]                  = (CodeLanes)_mm512_unpackhi_epi64(high[0], high[1]);
 }
 
-// The first and the second 128 bits of each block shifted by so many; bits of neighbouring bytes come along.
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int first, int second, int) {
-    const __m512i by = _mm512_set_epi64(second, second, first, first, second, second, first, first);
-    return (CodeLanes)_mm512_srlv_epi64((__m512i)v, by);
+// 32 bytes at `at` of both blocks.
+PCR_INLINE __m512i both_at(const uint8_t * from, int64_t bytes, int at) {
+    const auto half = [&](int64_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + i)); };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(at)), half(at + bytes), 1);
+}
+
+// Quads of four sub-blocks of 32 bytes, which lie at a, b, c and d.
+PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int, int, int a, int b, int c, int d,
+                           CodeLanes (&out)[4]) {
+    out[0] = (CodeLanes)both_at(from, bytes, a);
+    out[1] = (CodeLanes)both_at(from, bytes, b);
+    out[2] = (CodeLanes)both_at(from, bytes, c);
+    out[3] = (CodeLanes)both_at(from, bytes, d);
+    transpose_quads(out);
+}
+
+// The same 32 bytes for all four.
+PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int, int, int at, CodeLanes (&out)[4]) {
+    const __m512i v = both_at(from, bytes, at);
+    out[0]          = (CodeLanes)_mm512_shuffle_epi32(v, _MM_PERM_AAAA);
+    out[1]          = (CodeLanes)_mm512_shuffle_epi32(v, _MM_PERM_BBBB);
+    out[2]          = (CodeLanes)_mm512_shuffle_epi32(v, _MM_PERM_CCCC);
+    out[3]          = (CodeLanes)_mm512_shuffle_epi32(v, _MM_PERM_DDDD);
+}
+
+// Words of the four places shifted by so many bits; bits of neighbouring bytes come along.
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
+    return (CodeLanes)_mm512_srlv_epi32((__m512i)v, _mm512_broadcast_i32x4(_mm_setr_epi32(a, b, c, d)));
+}
+
+PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {
+    return (CodeLanes)_mm512_shuffle_epi32((__m512i)v, _MM_PERM_CDAB);
 }
 
 PCR_INLINE __m256i both_blocks(EightWords first, EightWords second) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)first), (__m128i)second, 1);
 }
 
-// 16 bytes at 32 j + 16 h of both blocks, and 16 bytes 64 behind.
-PCR_INLINE void code_lanes_128(const uint8_t * from, int64_t bytes, int, CodeLanes (&out)[2][2]) {
-    const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 64);
-    const __m512i c = _mm512_loadu_si512(from + bytes), d = _mm512_loadu_si512(from + bytes + 64);
-    const __m512i ab[2] = {_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee)};
-    const __m512i cd[2] = {_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee)};
-    PCR_UNROLL
-    for (int j = 0; j < 2; j++) {
-        out[j][0] = (CodeLanes)_mm512_shuffle_i32x4(ab[j], cd[j], 0x88);
-        out[j][1] = (CodeLanes)_mm512_shuffle_i32x4(ab[j], cd[j], 0xdd);
-    }
-}
-
 // The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
 // first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
 // ones at the top of 0..3 and 4..7.
-PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int, FloatLanes & scale, FloatLanes & least) {
+PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int, FloatLanes (&out)[2][1]) {
     const auto    at    = [](const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); };
     const __m256i heads = _mm256_inserti128_si256(_mm256_castsi128_si256(at(from)), at(from + bytes), 1);
     const auto    each  = [](__m128i v) { return _mm256_broadcastsi128_si256(v); };
     const __m256i first =
-        _mm256_shuffle_epi8(heads, each(_mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)));
+        _mm256_shuffle_epi8(heads, each(_mm_setr_epi8(4, 7, 12, 15, 5, 6, 13, 14, 8, 11, 12, 15, 9, 10, 13, 14)));
     const __m256i top =
-        _mm256_shuffle_epi8(heads, each(_mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11)));
-    const __m256i lower  = _mm256_and_si256(_mm256_blend_epi32(first, _mm256_srli_epi16(first, 4), 0x88),
-                                            each(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f)));
+        _mm256_shuffle_epi8(heads, each(_mm_setr_epi8(-1, -1, 4, 7, -1, -1, 5, 6, -1, -1, 8, 11, -1, -1, 9, 10)));
+    const __m256i lower =
+        _mm256_and_si256(_mm256_blend_epi16(first, _mm256_srli_epi16(first, 4), 0xa0), _mm256_set1_epi32(0x0f0f3f3f));
     const __m256i codes  = _mm256_or_si256(lower, _mm256_and_si256(_mm256_srli_epi16(top, 2), _mm256_set1_epi8(0x30)));
     const __m256i sorted = _mm256_permute4x64_epi64(codes, 0xd8);  // scales of both blocks, then minima
     const auto    wide   = [](__m128i v) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v)); };
@@ -67,47 +85,61 @@ PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int, FloatLane
     const auto    pick   = [&](int lane) {
         return _mm512_permutexvar_ps(_mm512_mask_set1_epi32(_mm512_set1_epi32(lane), 0xff00, lane + 2), d);
     };
-    scale = (FloatLanes)_mm512_mul_ps(wide(_mm256_castsi256_si128(sorted)), pick(0));
-    least = (FloatLanes)_mm512_mul_ps(wide(_mm256_extracti128_si256(sorted, 1)), pick(1));
+    out[0][0] = (FloatLanes)_mm512_mul_ps(wide(_mm256_castsi256_si128(sorted)), pick(0));
+    out[1][0] = (FloatLanes)_mm512_mul_ps(wide(_mm256_extracti128_si256(sorted, 1)), pick(1));
 }
 
-// 8 numbers of each block, 16-bit integers or F16; or one number.
-template <typename Of> PCR_INLINE FloatLanes from_words(int, Of of) {
-    return (FloatLanes)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(both_blocks(of(0), of(1))));
+// The scales of each set's halves, d (F16) multiplied in.
+PCR_INLINE void scales_q6_k(const uint8_t * from, int64_t bytes, int, FloatLanes (&out)[2][1]) {
+    const auto    at     = [&](int64_t i) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i)); };
+    const __m256i scales = _mm256_inserti128_si256(_mm256_castsi128_si256(at(192)), at(192 + bytes), 1);
+    const __m256i picked = _mm256_shuffle_epi8(
+        scales, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 6, 8, 14, 1, 7, 9, 15, 2, 4, 10, 12, 3, 5, 11, 13)));
+    const __m256i sets = _mm256_permute4x64_epi64(picked, 0xd8);
+    const __m512  d =
+        _mm512_mask_broadcastss_ps(_mm512_set1_ps(half(from + 208)), 0xff00, _mm_set_ss(half(from + bytes + 208)));
+    const auto wide = [](__m128i v) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)); };
+    out[0][0]       = (FloatLanes)_mm512_mul_ps(wide(_mm256_castsi256_si128(sets)), d);
+    out[1][0]       = (FloatLanes)_mm512_mul_ps(wide(_mm256_extracti128_si256(sets, 1)), d);
 }
 
-template <typename Of> PCR_INLINE FloatLanes from_halves(int, Of of) {
-    return (FloatLanes)_mm512_cvtph_ps(both_blocks(of(0), of(1)));
+// 8 F16 of each block.
+template <typename Of> PCR_INLINE void from_halves(int, Of of, FloatLanes (&out)[1]) {
+    out[0] = (FloatLanes)_mm512_cvtph_ps(both_blocks(of(0), of(1)));
 }
 
-template <typename Of> PCR_INLINE FloatLanes each_block(int, Of of) {
-    return (FloatLanes)_mm512_mask_broadcastss_ps(_mm512_set1_ps(of(0)), 0xff00, _mm_set_ss(of(1)));
+// start + sums of the four quads' products. small: codes are 0..31; halves: 0..63; bytes: any unsigned byte.
+template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
+    __m512i sum = (__m512i)start;
+    PCR_UNROLL
+    for (int m = 0; m < 4; m++) {
+        sum = _mm512_dpbusd_epi32(sum, (__m512i)codes[m], (__m512i)x[m]);
+    }
+    return (IntLanes)sum;
 }
 
-// a0 + a2, b0 + b2, a1 + a3, b1 + b3 of four lanes a and b, and then pairs of those: see sums_of_four().
-PCR_INLINE IntLanes interleaved32(IntLanes a, IntLanes b) {
-    return (IntLanes)_mm512_add_epi32(_mm512_unpacklo_epi32((__m512i)a, (__m512i)b),
-                                      _mm512_unpackhi_epi32((__m512i)a, (__m512i)b));
+// 128 of its bits.
+PCR_INLINE F4 quarter(FloatLanes v, int i) {
+    switch (i) {
+        case 0: return (F4)_mm512_castps512_ps128((__m512)v);
+        case 1: return (F4)_mm512_extractf32x4_ps((__m512)v, 1);
+        case 2: return (F4)_mm512_extractf32x4_ps((__m512)v, 2);
+        default: return (F4)_mm512_extractf32x4_ps((__m512)v, 3);
+    }
 }
 
-PCR_INLINE IntLanes interleaved64(IntLanes a, IntLanes b) {
-    return (IntLanes)_mm512_add_epi32(_mm512_unpacklo_epi64((__m512i)a, (__m512i)b),
-                                      _mm512_unpackhi_epi64((__m512i)a, (__m512i)b));
+// Halves of each set -> sub-blocks.
+PCR_INLINE void add_halves(const IntLanes (&sums)[2][1], IntLanes (&out)[1]) {
+    const __m512i a = (__m512i)sums[0][0], b = (__m512i)sums[1][0];
+    const __m512i first  = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), b);
+    const __m512i second = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), b);
+    out[0]               = (IntLanes)_mm512_add_epi32(first, second);
 }
 
-// Sums of four neighbouring products. Codes are 0..63.
-PCR_INLINE IntLanes dot_codes(CodeLanes codes, CodeLanes x) {
-    return (IntLanes)_mm512_dpbusd_epi32(_mm512_setzero_si512(), (__m512i)codes, (__m512i)x);
-}
-
-// The same of both halves. Codes are 0..31.
-PCR_INLINE IntLanes dot_small_codes(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
-    return (IntLanes)_mm512_dpbusd_epi32((__m512i)dot_codes(codes[0], x0), (__m512i)codes[1], (__m512i)x1);
-}
-
-// Codes are -128..127, with 128 added.
-PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
-    return dot_small_codes(codes, x0, x1);
+// Of scales [block][set][place]: a set's, for both halves.
+PCR_INLINE FloatLanes scale_of_halves(const float * scales, int set, int) {
+    const __m512 all = _mm512_loadu_ps(scales);
+    return (FloatLanes)(set == 0 ? _mm512_shuffle_f32x4(all, all, 0xa0) : _mm512_shuffle_f32x4(all, all, 0xf5));
 }
 
 #define PCR_INT8_GEMM 1

@@ -98,43 +98,50 @@ template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, u
             std::memcpy(rest, row, static_cast<size_t>(values * bytes / (2 * int8_block)));
             from = rest;
         }
-        alignas(64) int8_t  codes[4][2][2][2][16];  // [k][half][block][sub-block k, k + 4][16]
-        alignas(64) float   scale[2][2][8];  // [half or minimum][block][sub-block]
-        alignas(64) int32_t start[2][2][8];  // [half][block][sub-block]
+        alignas(64) int8_t codes[2][4][2][2][16];  // [set][place][block][half]
+        alignas(
+            64) float scale[2][2][2][4];  // Q6_K: [set][block][half][place]; else [scale, minimum][block][set][place]
+        alignas(64) int32_t start[2][2][2][4];  // [set][block][half][place]
         PCR_UNROLL
         for (int turn = 0; turn < int8_turns; turn++) {
-            const Int8Weights w  = weights_of<type>(from, turn);
-            const auto        to = [&](auto & array)
-                                       PCR_LAMBDA { return reinterpret_cast<uint8_t *>(&array) + int8_width * turn; };
-            store(to(scale[0]), w.scale[0]);
-            store(to(scale[1]), type == GGML_TYPE_Q6_K ? w.scale[1] : w.least);
+            Int8Weights w = weights_of<type>(from, turn);
             PCR_UNROLL
-            for (int h = 0; h < 2; h++) {
-                IntLanes sums[4];
-                PCR_UNROLL
-                for (int k = 0; k < 4; k++) {
-                    const bool flipped = type == GGML_TYPE_Q8_0 && int8_biased;
-                    store(to(codes[k][h]), flipped ? w.codes[k][h] ^ 128 : w.codes[k][h] - uint8_t(-least));
-                    if (int8_biased) {
-                        sums[k] = dot_codes(w.codes[k][h], CodeLanes{} + 1);
-                    }
-                }
+            for (int i = 0; i < 2 * int8_parts; i++) {
+                const int set = i / int8_parts, part = i % int8_parts;
+                CodeLanes(&of)[4] = w.codes[set][part];
+                store(share_at(scale[set], turn, part), w.scale[set][part]);
                 if (int8_biased) {
-                    const int offset = type == GGML_TYPE_Q8_0 ? -128 : least;
-                    store(to(start[h]), (sums_of_four(sums) + 16 * offset) * -128);
+                    const CodeLanes one     = CodeLanes{} + 1;
+                    const CodeLanes ones[4] = {one, one, one, one};
+                    const int       offset  = type == GGML_TYPE_Q8_0 ? -128 : least;
+                    const IntLanes  sum     = dot<codes_of(type)>(IntLanes{}, of, ones);
+                    store(share_at(start[set], turn, part), (sum + 16 * offset) * -128);
+                }
+                transpose_quads(of);
+                PCR_UNROLL
+                for (int place = 0; place < 4; place++) {
+                    const bool flipped = type == GGML_TYPE_Q8_0 && int8_biased;
+                    store(share_at(codes[set][place], turn, part),
+                          flipped ? of[place] ^ 128 : of[place] - uint8_t(-least));
                 }
             }
         }
         for (int64_t i = 0; i < values; i += 32) {
             const int64_t block = i / int8_block, s = i / 32 % 8;
+            const int     set = set_of(s), place = place_of(s);
             Int8RowStep & step = steps[int8_step(n, at + i)];
-            std::memcpy(step.codes, codes[s % 4][0][block][s / 4], 16);
-            std::memcpy(step.codes + 16, codes[s % 4][1][block][s / 4], 16);
-            step.scale[0] = scale[0][block][s];
-            step.scale[1] = scale[1][block][s];
+            std::memcpy(step.codes, codes[set][place][block], 32);
+            if (type == GGML_TYPE_Q6_K) {
+                step.scale[0] = scale[set][block][0][place];
+                step.scale[1] = scale[set][block][1][place];
+            } else {
+                step.scale[0] = scale[0][block][set][place];
+                step.scale[1] = scale[1][block][set][place];
+            }
             if (int8_biased) {
-                step.start[0] = start[0][block][s] + (type == GGML_TYPE_Q6_K ? 0 : start[1][block][s]);
-                step.start[1] = start[1][block][s];
+                step.start[0] =
+                    start[set][block][0][place] + (type == GGML_TYPE_Q6_K ? 0 : start[set][block][1][place]);
+                step.start[1] = start[set][block][1][place];
             }
         }
     }
@@ -150,8 +157,8 @@ void int8_unpack(ggml_type type, const void * row, int64_t n, uint32_t * out) {
     }
 }
 
-// Codes of a type: unsigned below 32 with a minimum; -32..31 with a scale for each half; any signed byte.
-enum class Codes { small, halves, bytes };
+// Registers for a number of each of 16 rows x.
+constexpr int int8_vectors = 64 / int8_width;
 
 // n_rows x n_vectors results, those of sub-blocks k and k + 4, added to `out` unless k is 0.
 template <Codes kind, int n_rows, int n_vectors>
@@ -159,7 +166,7 @@ PCR_INLINE void int8_tile(const Int8RowStep * rows, int64_t row_steps, const Int
                           int64_t blocks, int k, float * out, int64_t out_stride) {
     constexpr int passes = kind == Codes::halves ? 2 : 1, n_quads = 8 / passes;
     const auto    share_of = [](const auto & sixteen, int v) PCR_LAMBDA {
-        return reinterpret_cast<const uint8_t *>(&sixteen) + v % int8_turns * int8_width;
+        return reinterpret_cast<const uint8_t *>(&sixteen) + v % int8_vectors * int8_width;
     };
     FloatLanes total[n_rows][n_vectors];
     for (int part = 0; part < 2; part++) {
@@ -179,7 +186,7 @@ PCR_INLINE void int8_tile(const Int8RowStep * rows, int64_t row_steps, const Int
                 }
                 for (int64_t s = first; s < first + count; s++) {
                     const auto at = [&](int v) PCR_LAMBDA -> const Int8PanelStep & {
-                        return panel[v / int8_turns * group_steps + s];
+                        return panel[v / int8_vectors * group_steps + s];
                     };
                     IntLanes products[n_rows][n_vectors];
                     int8_products<kind == Codes::small, kind == Codes::bytes, n_rows, n_vectors, n_quads>(
@@ -244,7 +251,7 @@ constexpr int int8_tile_rows = int8_width == 64 ? 6 : 4, int8_tile_groups = int8
 template <Codes kind, int n_groups>
 void int8_tile_column(const Int8RowStep * rows, int64_t n_rows, int64_t row_steps, const Int8PanelStep * panel,
                       int64_t group_steps, int64_t blocks, int k, float * out, int64_t out_stride) {
-    constexpr int vectors = n_groups * int8_turns;
+    constexpr int vectors = n_groups * int8_vectors;
     int64_t       r       = 0;
     for (; r + int8_tile_rows <= n_rows; r += int8_tile_rows) {
         int8_tile<kind, int8_tile_rows, vectors>(rows + r * row_steps, row_steps, panel, group_steps, blocks, k,

@@ -1,104 +1,36 @@
-// NEON, with or without dot products: half of a block at a time. See int8.h.
+// NEON, with or without dot products. See int8.h.
 #pragma once
 
-#include "kernels/unpack.h"
+#include "kernels/int8_128.h"
 
 namespace pcr {
 
 namespace {
 
-constexpr int  int8_width  = 16;
-constexpr bool int8_biased = false;
-
-typedef uint8_t CodeLanes __attribute__((vector_size(16)));
-typedef int32_t IntLanes __attribute__((vector_size(16)));
-typedef float   FloatLanes __attribute__((vector_size(16)));
-
-// 16 bytes of the turn's block: at `first` in its first turn, at `second` in its second one.
-PCR_INLINE CodeLanes code_lanes(const uint8_t * from, int64_t bytes, int first, int second, int turn) {
-    return load<CodeLanes>(from + bytes * (turn / 2) + (turn % 2 == 0 ? first : second));
+// Words of the four places shifted by so many bits; bits of neighbouring bytes come along.
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
+    const int32_t by[4] = {-a, -b, -c, -d};
+    return (CodeLanes)vshlq_u32((uint32x4_t)v, vld1q_s32(by));
 }
 
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int first, int second, int turn) {
-    return v >> static_cast<uint8_t>(turn % 2 == 0 ? first : second);
-}
-
-// 16 bytes at 32 j + 16 h, and 16 bytes 64 behind.
-PCR_INLINE void code_lanes_128(const uint8_t * from, int64_t bytes, int turn, CodeLanes (&out)[2][2]) {
-    PCR_UNROLL
-    for (int i = 0; i < 4; i++) {
-        out[i / 2][i % 2] = code_lanes(from, bytes, 16 * i, 16 * i + 64, turn);
-    }
-}
-
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
-PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes & scale, FloatLanes & least) {
-    const uint8_t * block = from + bytes * (turn / 2);
-    uint32_t        a, b, c;
-    std::memcpy(&a, block + 4, 4);
-    std::memcpy(&b, block + 8, 4);
-    std::memcpy(&c, block + 12, 4);
-    const bool      upper  = turn % 2 == 1;
-    const uint32_t  scales = upper ? (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u) : a & 0x3f3f3f3fu;
-    const uint32_t  minima = upper ? ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u) : b & 0x3f3f3f3fu;
-    typedef uint8_t Four __attribute__((vector_size(4)));
-    const auto      wide = [](uint32_t four) {
-        return __builtin_convertvector(__builtin_convertvector(load<Four>(&four), IntLanes), FloatLanes);
-    };
-    scale = wide(scales) * half(block);
-    least = wide(minima) * half(block + 2);
-}
-
-// 4 of 8 numbers of the turn's block, 16-bit integers or F16; or one number.
-template <typename Of> PCR_INLINE FloatLanes from_words(int turn, Of of) {
-    typedef int16_t  Four __attribute__((vector_size(8)));
-    const EightWords words = of(turn / 2);
-    Four             four[2];
-    std::memcpy(four, &words, sizeof(words));
-    return __builtin_convertvector(__builtin_convertvector(four[turn % 2], IntLanes), FloatLanes);
-}
-
-template <typename Of> PCR_INLINE FloatLanes each_block(int turn, Of of) {
-    return of(turn / 2) - FloatLanes{};
-}
-
-template <typename Of> PCR_INLINE FloatLanes from_halves(int turn, Of of) {
-    const float16x8_t halves = vreinterpretq_f16_s16((int16x8_t)of(turn / 2));
-    return (FloatLanes)vcvt_f32_f16(turn % 2 == 0 ? vget_low_f16(halves) : vget_high_f16(halves));
-}
-
-// Sums of neighbouring lanes: see sums_of_four().
-PCR_INLINE IntLanes interleaved32(IntLanes a, IntLanes b) {
-    return (IntLanes)vpaddq_s32((int32x4_t)a, (int32x4_t)b);
-}
-
-PCR_INLINE IntLanes interleaved64(IntLanes a, IntLanes b) {
-    return interleaved32(a, b);
-}
-
-// sum + sums of four products, in whatever order. Codes are -128..127.
+// sum + sums of four neighbouring products. Codes are -128..127.
 PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
     const int8x16_t w = (int8x16_t)codes, y = (int8x16_t)x;
 #if defined(__ARM_FEATURE_DOTPROD)
     return (IntLanes)vdotq_s32((int32x4_t)sum, w, y);
 #else
-    const int32x4_t low = vpadalq_s16((int32x4_t)sum, vmull_s8(vget_low_s8(w), vget_low_s8(y)));
-    return (IntLanes)vpadalq_s16(low, vmull_high_s8(w, y));
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(y)), high = vmull_high_s8(w, y);
+    return (IntLanes)vaddq_s32((int32x4_t)sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 #endif
 }
 
-PCR_INLINE IntLanes dot_codes(CodeLanes codes, CodeLanes x) {
-    return add_dot(IntLanes{}, codes, x);
-}
-
-PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
-    return add_dot(dot_codes(codes[0], x0), codes[1], x1);
-}
-
-PCR_INLINE IntLanes dot_small_codes(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
-    return dot_signed(codes, x0, x1);
+// start + sums of the four quads' products.
+template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
+    PCR_UNROLL
+    for (int m = 0; m < 4; m++) {
+        start = add_dot(start, codes[m], x[m]);
+    }
+    return start;
 }
 
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -171,7 +171,7 @@ void unpack_f32(ggml_type type, const void * row, int64_t n, float * out) {
     }
 }
 
-// PackedRows are read once, from memory, faster than the processor guesses what comes next.
+// Rows are read once, from memory, faster than the processor guesses what comes next.
 constexpr int64_t ahead = 2048;  // bytes
 
 PCR_INLINE void fetch_ahead(const uint8_t * from, int64_t bytes) {

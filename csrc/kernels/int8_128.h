@@ -1,0 +1,117 @@
+// What 128-bit sets share: half of a block at a time. See int8.h.
+#pragma once
+
+#include "kernels/unpack.h"
+
+namespace pcr {
+
+namespace {
+
+constexpr int  int8_width  = 16;
+constexpr bool int8_biased = false;
+
+typedef uint8_t CodeLanes __attribute__((vector_size(16)));
+typedef int32_t IntLanes __attribute__((vector_size(16)));
+typedef float   FloatLanes __attribute__((vector_size(16)));
+
+PCR_INLINE void transpose_quads(CodeLanes (&v)[4]) {
+    const auto     words = [&](int i) PCR_LAMBDA { return (IntLanes)v[i]; };
+    const auto     low  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(words(i), words(i + 1), 0, 4, 1, 5); };
+    const auto     high = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(words(i), words(i + 1), 2, 6, 3, 7); };
+    const IntLanes a = low(0), b = low(2), c = high(0), d = high(2);
+    v[0] = (CodeLanes)__builtin_shufflevector(a, b, 0, 1, 4, 5);
+    v[1] = (CodeLanes)__builtin_shufflevector(a, b, 2, 3, 6, 7);
+    v[2] = (CodeLanes)__builtin_shufflevector(c, d, 0, 1, 4, 5);
+    v[3] = (CodeLanes)__builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Quads of half `part` of four sub-blocks of 32 bytes, which lie at a, b, c and d.
+PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int turn, int part, int a, int b, int c, int d,
+                           CodeLanes (&out)[4]) {
+    const uint8_t * const half = from + bytes * turn + 16 * part;
+    out[0]                     = load<CodeLanes>(half + a);
+    out[1]                     = load<CodeLanes>(half + b);
+    out[2]                     = load<CodeLanes>(half + c);
+    out[3]                     = load<CodeLanes>(half + d);
+    transpose_quads(out);
+}
+
+// The same 32 bytes for all four.
+PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int turn, int part, int at, CodeLanes (&out)[4]) {
+    const auto v = load<IntLanes>(from + bytes * turn + 16 * part + at);
+    out[0]       = (CodeLanes)__builtin_shufflevector(v, v, 0, 0, 0, 0);
+    out[1]       = (CodeLanes)__builtin_shufflevector(v, v, 1, 1, 1, 1);
+    out[2]       = (CodeLanes)__builtin_shufflevector(v, v, 2, 2, 2, 2);
+    out[3]       = (CodeLanes)__builtin_shufflevector(v, v, 3, 3, 3, 3);
+}
+
+PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {
+    return (CodeLanes)__builtin_shufflevector((IntLanes)v, (IntLanes)v, 1, 0, 3, 2);
+}
+
+// Four bytes in the order of their places -> F32.
+PCR_INLINE FloatLanes wide(uint32_t four) {
+    typedef uint8_t Four __attribute__((vector_size(4)));
+    return __builtin_convertvector(__builtin_convertvector(load<Four>(&four), IntLanes), FloatLanes);
+}
+
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
+// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
+// ones at the top of 0..3 and 4..7.
+PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
+    const uint8_t * block = from + bytes * turn;
+    uint32_t        a, b, c;
+    std::memcpy(&a, block + 4, 4);
+    std::memcpy(&b, block + 8, 4);
+    std::memcpy(&c, block + 12, 4);
+    const uint32_t scales[2] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u)};
+    const uint32_t minima[2] = {b & 0x3f3f3f3fu, ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u)};
+    // Bytes 0 and 3 of both, or 1 and 2.
+    const auto outer = [](const uint32_t (&of)[2]) {
+        return (of[0] & 0xffu) | ((of[0] >> 16) & 0xff00u) | ((of[1] & 0xffu) << 16) | (of[1] & 0xff000000u);
+    };
+    const auto inner = [](const uint32_t (&of)[2]) { return ((of[0] >> 8) & 0xffffu) | ((of[1] << 8) & 0xffff0000u); };
+    out[0][0]        = wide(outer(scales)) * half(block);
+    out[0][1]        = wide(inner(scales)) * half(block);
+    out[1][0]        = wide(outer(minima)) * half(block + 2);
+    out[1][1]        = wide(inner(minima)) * half(block + 2);
+}
+
+// The scales of each set's halves, d (F16) multiplied in.
+PCR_INLINE void scales_q6_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
+    const auto * scales = reinterpret_cast<const int8_t *>(from + bytes * turn + 192);
+    const float  d      = half(from + bytes * turn + 208);
+    PCR_UNROLL
+    for (int h = 0; h < 2; h++) {
+        const IntLanes first  = {scales[h], scales[6 + h], scales[8 + h], scales[14 + h]};
+        const IntLanes second = {scales[2 + h], scales[4 + h], scales[10 + h], scales[12 + h]};
+        out[0][h]             = __builtin_convertvector(first, FloatLanes) * d;
+        out[1][h]             = __builtin_convertvector(second, FloatLanes) * d;
+    }
+}
+
+// 8 F16 of the turn's block.
+template <typename Of> PCR_INLINE void from_halves(int turn, Of of, FloatLanes (&out)[2]) {
+    const EightWords halves[2] = {of(turn), {}};
+    const F          values    = from_f16(reinterpret_cast<const uint8_t *>(halves));
+    std::memcpy(out, &values, sizeof(out));
+}
+
+PCR_INLINE F4 quarter(FloatLanes v, int) {
+    return v;
+}
+
+// Halves of each set -> sub-blocks.
+PCR_INLINE void add_halves(const IntLanes (&sums)[2][2], IntLanes (&out)[2]) {
+    out[0] = sums[0][0] + sums[0][1];
+    out[1] = sums[1][0] + sums[1][1];
+}
+
+// Of scales [block][set][place]: a set's, for both halves.
+PCR_INLINE FloatLanes scale_of_halves(const float * scales, int set, int turn) {
+    return load<FloatLanes>(scales + 8 * turn + 4 * set);
+}
+
+}  // namespace
+
+}  // namespace pcr
