@@ -34,7 +34,7 @@ PRODUCTS = (
     ("f16", 1280, 1280), ("f16", 5120, 1280), ("q4_k", 6144, 2048), ("q5_k", 6144, 2048), ("q6_k", 2048, 6144),
     ("q8_0", 2048, 2048), ("q4_0", 2048, 2048), ("bf16", 2048, 2048), ("f32", 1280, 1280),
 )  # fmt: skip
-ROWS = (1, 4, 16, 390)
+ROWS = (1, 4, 8, 16, 390)
 
 
 def stages(kernels: str, model: Path, threads: int, runs: int, tokens: int) -> dict[str, Any]:
@@ -118,8 +118,9 @@ def table(results: dict[str, Any]) -> str:
     for kernels, result in results.items():
         sides = result["stages"]
         lines.append(f"{kernels}  (ggml: {result['ggml']})")
-        lines.append(f"  {'':<20}{'ours':>10}{'ggml':>10}{'crispasr':>10}{'x ggml':>9}{'x crispasr':>12}")
-        for stage, seconds in sides["ours"].items():
+        if sides:
+            lines.append(f"  {'':<20}{'ours':>10}{'ggml':>10}{'crispasr':>10}{'x ggml':>9}{'x crispasr':>12}")
+        for stage, seconds in sides.get("ours", {}).items():
             ggml, other = sides["ggml"][stage], sides["crispasr"][stage]
             lines.append(
                 f"  {stage:<20}{seconds:>10.4f}{ggml:>10.4f}{other:>10.4f}{ggml / seconds:>9.2f}{other / seconds:>12.2f}"
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, help="portable wheel; without it the installed package's ggml is used")
     parser.add_argument("--sets", help="kernel sets, with commas between them; all that run here otherwise")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="0: only the products")
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -155,7 +156,7 @@ def main() -> None:
     args.threads = args.threads or native.usable_cores()
     if args.worker:
         result = {
-            "stages": stages(args.worker, args.model, args.threads, args.runs, args.tokens),
+            "stages": stages(args.worker, args.model, args.threads, args.runs, args.tokens) if args.runs else {},
             "products": products(args.worker, args.threads),
             "ggml": GGML_BUILDS[args.worker] if folder else "this build's",
         }

@@ -7,29 +7,43 @@ namespace pcr {
 
 namespace {
 
-PCR_INLINE F from_bf16(const uint8_t * from) {
-    return (F)(widened<uint16_t>(from) << 16);
+// As many BF16 or F16 as a register takes of F32.
+typedef uint16_t HalfWords __attribute__((vector_size(2 * lanes)));
+
+PCR_INLINE FloatRegister register_from_bf16(const uint8_t * from) {
+#if defined(__AVX512F__)
+    const auto words = (UintRegister)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+#elif defined(__AVX2__)
+    const auto words = (UintRegister)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#else
+    const UintRegister words = __builtin_convertvector(load<HalfWords>(from), UintRegister);
+#endif
+    return (FloatRegister)(words << 16);
 }
 
-// 16 F16.
-PCR_INLINE F from_f16(const uint8_t * from) {
+PCR_INLINE FloatRegister register_from_f16(const uint8_t * from) {
 #if defined(__AVX512F__)
-    return by_parts<FloatRegister>(
-        [&](int) PCR_LAMBDA { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))); });
+    return (FloatRegister)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
 #elif defined(__F16C__)
-    return by_parts<FloatRegister>([&](int p) PCR_LAMBDA {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 16 * p)));
-    });
+    return (FloatRegister)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 #elif defined(__aarch64__)
-    return by_parts<FloatRegister>([&](int p)
-                                       PCR_LAMBDA { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from + 8 * p))); });
+    return (FloatRegister)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
 #else
-    const U bits     = (U)widened<uint16_t>(from);
-    const U size     = (bits & 0x7fffu) << 13;  // exponent and fraction in their places, the exponent 112 too small
-    const F value    = (F)size * 0x1p112f;
-    const I infinite = (I)size >= 0x0f800000;  // or no number
-    return (F)((U)select(infinite, (F)(size | 0x7f800000u), value) | ((bits & 0x8000u) << 16));
+    const UintRegister bits     = __builtin_convertvector(load<HalfWords>(from), UintRegister);
+    const UintRegister size     = (bits & 0x7fffu) << 13;  // exponent and fraction in place, the exponent 112 too small
+    const auto         value    = (UintRegister)((FloatRegister)size * 0x1p112f);
+    const auto         infinite = (UintRegister)((IntRegister)size >= 0x0f800000);  // or no number
+    return (FloatRegister)((value & ~infinite) | ((size | 0x7f800000u) & infinite) | ((bits & 0x8000u) << 16));
 #endif
+}
+
+// 16 of them.
+PCR_INLINE F from_bf16(const uint8_t * from) {
+    return by_parts<FloatRegister>([&](int p) PCR_LAMBDA { return register_from_bf16(from + 2 * lanes * p); });
+}
+
+PCR_INLINE F from_f16(const uint8_t * from) {
+    return by_parts<FloatRegister>([&](int p) PCR_LAMBDA { return register_from_f16(from + 2 * lanes * p); });
 }
 
 PCR_INLINE F from_u8(B bytes) {
