@@ -427,13 +427,15 @@ void int8_gemv_rows(int64_t count, const uint8_t * rows, size_t row_bytes, int64
 template <ggml_type type>
 void int8_gemv_type(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x, int64_t n_x,
                     float * out, int64_t out_stride) {
-    constexpr int most  = int8_width == 64 ? 8 : 4;  // whose sums stay in registers
-    const int64_t block = n_x > most ? rows_in_cache(row_bytes) : n_rows;
+    constexpr int     most    = 8;
+    constexpr int64_t l1      = 48 << 10;  // wide registers would wait for rows x that do not stay in the first cache
+    const int64_t     at_once = int8_width == 64 && most * static_cast<int64_t>(int8_bytes(n)) > l1 ? most / 2 : most;
+    const int64_t     block   = n_x > at_once ? rows_in_cache(row_bytes) : n_rows;
     for (int64_t first = 0; first < n_rows; first += block) {
         const int64_t   count = n_rows - first < block ? n_rows - first : block;
         const uint8_t * from  = rows + static_cast<size_t>(first) * row_bytes;
-        for (int64_t j = 0; j < n_x; j += most) {
-            int8_gemv_rows<type, most>(n_x - j < most ? n_x - j : most, from, row_bytes, count, n,
+        for (int64_t j = 0; j < n_x; j += at_once) {
+            int8_gemv_rows<type, most>(n_x - j < at_once ? n_x - j : at_once, from, row_bytes, count, n,
                                        x + static_cast<size_t>(j) * int8_bytes(n), out + j * out_stride + first,
                                        out_stride);
         }
