@@ -37,7 +37,8 @@ Arithmetic Arithmetic::choose(const Device & device, const std::string & precisi
     how.exact = precision == "f32";
     how.type =
         precision == "bf16" || (bf16 && !how.exact && bf16_pays(*how.kernels)) ? ComputeType::bf16 : ComputeType::f32;
-    how.quantised = how.exact || (bf16 && how.kernels->tiles);  // else ggml's 8-bit products are the faster ones
+    // Else in 8-bit integers: ours where we have them, or ggml's.
+    how.quantised = how.exact || (bf16 && how.kernels->tiles) || !how.kernels->int8_gemm;
     return how;
 }
 
