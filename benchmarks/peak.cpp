@@ -34,7 +34,14 @@ template <typename Work> double seconds(int threads, Work work) {
     return best;
 }
 
-typedef float V __attribute__((vector_size(64)));
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+typedef float V __attribute__((vector_size(4 * lanes)));
 
 volatile float sink;
 
@@ -44,18 +51,44 @@ int main(int argc, char ** argv) {
 
     const double fma = seconds(threads, [](int) {
         V sums[12] = {}, a = V{} + 1.0f, b = V{} + 1e-9f;
+        __asm__ volatile("" : "+x"(a), "+x"(b));
         for (long i = 0; i < rounds; i++) {
 #pragma GCC unroll 12
             for (auto & sum : sums) {
-                sum += a * b;
+                sum = sum * a + b;  // with a and b alone the product would be computed once
             }
-            __asm__ volatile("" : "+v"(a), "+v"(b));
         }
         for (const auto & sum : sums) {
             sink = sum[0];
         }
     });
-    std::printf("f32 %.4g\n", threads * double(rounds) * 12 * 16 * 2 / fma);
+    std::printf("f32 %.4g\n", threads * double(rounds) * 12 * lanes * 2 / fma);
+
+#if defined(__AVX2__)
+    const double bytes_product = seconds(threads, [](int) {
+#  if defined(__AVX512VNNI__)
+        using Register = __m512i;
+        Register a     = _mm512_set1_epi8(1);
+        const auto add = [&](Register sum) { return _mm512_dpbusd_epi32(sum, a, a); };
+#  else
+        using Register = __m256i;
+        Register a     = _mm256_set1_epi8(1);
+        const auto add = [&](Register sum) { return _mm256_maddubs_epi16(sum, a); };
+#  endif
+        Register sums[12] = {};
+        __asm__ volatile("" : "+x"(a));
+        for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+            for (auto & sum : sums) {
+                sum = add(sum);
+            }
+        }
+        for (const auto & sum : sums) {
+            sink = static_cast<float>(((V)sum)[0]);
+        }
+    });
+    std::printf("int8 %.4g\n", threads * double(rounds) * 12 * 4 * lanes * 2 / bytes_product);
+#endif
 
 #if defined(__AVX512BF16__)
     const double dot = seconds(threads, [](int) {

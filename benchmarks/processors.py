@@ -1,11 +1,11 @@
-"""Every kernel set that this processor runs, beside ggml's products built for the same instructions and CrispASR's library.
+"""Every kernel set that this processor runs, beside ggml's products of the same instructions and CrispASR's library.
 
     python benchmarks/processors.py MODEL.gguf --wheel pycrispasr-….whl [--sets avx2,avx512_bf16] [--json FILE]
 
-The wheel is one of the portable build (tools/build_wheel.sh): it holds ggml's CPU code once for each instruction set. For each
-kernel set a process of its own loads the library of the same instructions and runs three sides in turns: our kernels, ggml's
-products (kernels="ggml") and crispasr, whose one build uses AVX2. Then each kind of product by itself, as "auto" computes it
-with that kernel set, against ggml's.
+The wheel is one of the portable build (tools/build_wheel.sh): it holds ggml's CPU code once for each instruction set.
+For each kernel set a process of its own loads the library of the same instructions and runs three sides in turns: our
+kernels, ggml's products (kernels="ggml") and crispasr, whose one build uses AVX2. Then each kind of product by itself, as
+"auto" computes it with that kernel set, against ggml's.
 """
 
 from __future__ import annotations
@@ -122,15 +122,13 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"  {'':<20}{'ours':>10}{'ggml':>10}{'crispasr':>10}{'x ggml':>9}{'x crispasr':>12}")
         for stage, seconds in sides.get("ours", {}).items():
             ggml, other = sides["ggml"][stage], sides["crispasr"][stage]
-            lines.append(
-                f"  {stage:<20}{seconds:>10.4f}{ggml:>10.4f}{other:>10.4f}{ggml / seconds:>9.2f}{other / seconds:>12.2f}"
-            )
+            ratios = f"{ggml / seconds:>9.2f}{other / seconds:>12.2f}"
+            lines.append(f"  {stage:<20}{seconds:>10.4f}{ggml:>10.4f}{other:>10.4f}{ratios}")
         lines.append(f"  {'product':<20}{'rows':>6}{'GFLOP/s':>10}{'GB/s':>8}{'x ggml':>9}")
         for p in result["products"]:
             name = f"{p['type']} {p['shape'][0]} x {p['shape'][1]}"
-            lines.append(
-                f"  {name:<20}{p['rows']:>6}{p['flops'] / 1e9:>10.0f}{p['bytes'] / 1e9:>8.1f}{p['ggml'] / p['ours']:>9.2f}"
-            )
+            rates = f"{p['flops'] / 1e9:>10.0f}{p['bytes'] / 1e9:>8.1f}"
+            lines.append(f"  {name:<20}{p['rows']:>6}{rates}{p['ggml'] / p['ours']:>9.2f}")
         lines.append("")
     return "\n".join(lines)
 
