@@ -4,8 +4,8 @@
 
 The wheel is one of the portable build (tools/build_wheel.sh): it holds ggml's CPU code once for each instruction set.
 For each kernel set a process of its own loads the library of the same instructions and runs three sides in turns: our
-kernels, ggml's products (kernels="ggml") and crispasr, whose one build uses AVX2. Then each kind of product by itself, as
-"auto" computes it with that kernel set, against ggml's.
+kernels, ggml's products (kernels="ggml") and crispasr, whose one build uses AVX2. Then each kind of product by itself,
+as "auto" computes it with that kernel set, against ggml's.
 """
 
 from __future__ import annotations

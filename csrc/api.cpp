@@ -634,6 +634,23 @@ pcr_status pcr_product(const char * kernels, const char * precision, int32_t eac
     return status;
 }
 
+pcr_status pcr_product_kernels(const char * kernels, const char * precision, int32_t each, const char * type,
+                               int64_t n_in, char * text, size_t capacity) {
+    std::string      error;
+    const pcr_status status = guarded(error, [&] {
+        require(kernels && precision && type && text, "NULL");
+        require(pcr::row_bytes(pcr::type_named(type), n_in) > 0, "the type's blocks do not divide the matrix's rows");
+        store_text(pcr::describe_product(pcr::Arithmetic::choose(pcr::find_devices("cpu").front(), precision, kernels),
+                                         each != 0 ? pcr::Path::gemv : pcr::Path::gemm, pcr::type_named(type), n_in),
+                   text, capacity);
+        return PCR_OK;
+    });
+    if (status != PCR_OK) {
+        store_text(error, text, capacity);
+    }
+    return status;
+}
+
 // ---- Matrix types
 
 size_t pcr_row_bytes(const char * type, int64_t row_length) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -187,7 +188,10 @@ def test_devices_are_listed() -> None:
     done = run("devices")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("cpu ")
-    assert "cpu" in [device["name"] for device in json.loads(run("devices", "--json").stdout)["devices"]]
+    assert re.search(r"^ +few rows: float by \w+, F32; Q4_K, Q5_K, Q6_K, Q8_0 by ", done.stdout, re.MULTILINE)
+    listed = json.loads(run("devices", "--json").stdout)
+    assert "cpu" in [device["name"] for device in listed["devices"]]
+    assert list(listed["kernels"]) == ["many rows", "few rows"]
 
 
 def test_verbose_tells_times_on_stderr_only(nano: Model, nano_path: Path, sounds: list[Path]) -> None:

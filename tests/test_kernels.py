@@ -67,6 +67,34 @@ def test_every_type_is_multiplied(kernels: str, precision: str, kind: str, each:
     assert error(got, rows, matrix) <= TOLERANCE[rounded]
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("each", [False, True])
+def test_what_multiplies_is_told(kernels: str, kind: str, each: bool) -> None:
+    told = native.product_kernels(kind, kernels=kernels, each=each)
+    stored, matrix = matrix_of(kind, 64, 512)
+    rows = rows_of(5, 512)
+    got, _ = native.product(rows, stored, kind, 64, kernels=kernels, each=each)
+    by_ggml, _ = native.product(rows, stored, kind, 64, kernels="ggml", each=each)
+    name, _, computed_in = told.partition(", ")
+    if told == "ggml":
+        np.testing.assert_array_equal(got, by_ggml)
+    else:
+        assert name == kernels
+        kept = {"F32": "f32", "BF16": "bf16", "8-bit integers": "int8"}[computed_in]
+        smaller = {"f32": 0.0, "bf16": TOLERANCE["f32"], "int8": TOLERANCE["f32"]}[kept]
+        assert smaller <= error(got, rows, matrix) <= TOLERANCE[kept]
+
+
+def test_what_multiplies_is_told_by_kind_of_product() -> None:
+    told = native.kernels_by_product(kernels="generic")
+    assert told["many rows"]["Q4_K, Q5_K, Q6_K, Q8_0"] == native.product_kernels("q5_k", kernels="generic")
+    assert told["few rows"]["float"] == "generic, F32"
+    assert set(native.kernels_by_product(kernels="ggml")["many rows"].values()) == {"ggml"}
+    with pytest.raises(UsageError, match="no kernels 'none'"):
+        native.product_kernels("f16", kernels="none")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n_out=st.integers(1, 200),
@@ -90,8 +118,6 @@ def test_every_size_is_multiplied(
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k", "q6_k"])
 def test_a_row_s_product_does_not_depend_on_its_company(kernels: str, precision: str, each: bool, kind: str) -> None:
     """To the last bit: so texts do not depend on batches, blocks and threads."""
-    if kind.startswith("q") and precision == "auto" and kernels == "generic" and not each:
-        pytest.skip("ggml multiplies these, and takes one row another way than many")
     stored, _ = matrix_of(kind, 70, 512)
     rows = rows_of(200, 512)
     options = {"kernels": kernels, "precision": precision, "each": each}

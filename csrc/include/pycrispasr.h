@@ -370,6 +370,11 @@ PCR_API pcr_status pcr_product(const char * kernels, const char * precision, int
                                float * out, int32_t threads, int32_t repeats, double * seconds, char * message,
                                size_t message_capacity);
 
+/* What computes such a product, and in what: "avx2, 8-bit integers", "avx512_bf16, BF16", or "ggml". The text, or an
+ * error's, is cut to [capacity]. */
+PCR_API pcr_status pcr_product_kernels(const char * kernels, const char * precision, int32_t each, const char * type,
+                                       int64_t n_in, char * text, size_t capacity);
+
 /* ---- Matrix types, for making model files ------------------------------------------------------------------------
  * Types by ggml's names, in any case: "f32", "f16", "bf16", "q8_0", "q4_k", ... */
 

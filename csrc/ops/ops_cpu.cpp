@@ -175,8 +175,25 @@ void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
     }
 }
 
-bool takes_int8(const Arithmetic & how, const ggml_tensor * weight) {
-    return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(weight->type, weight->ne[0]);
+bool takes_int8(const Arithmetic & how, ggml_type type, int64_t n) {
+    return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(type, n);
+}
+
+// What GEMM holds the factors of a product of ours in.
+ComputeType gemm_type(const Arithmetic & how, ggml_type type, int64_t n) {
+    return !how.quantised && how.kernels->int8_gemm && takes_int8(how, type, n) ? ComputeType::int8 : how.type;
+}
+
+// The choice between our kernels and ggml's for rows of n values of a matrix: docs/performance.md has what it rests on.
+bool multiplies(const Arithmetic & how, Path path, ggml_type type, int64_t n) {
+    if (!how.products) {
+        return false;
+    }
+    if (is_float(type) || how.exact) {
+        return true;
+    }
+    return path == Path::gemv ? takes_int8(how, type, n)
+                              : how.quantised || gemm_type(how, type, n) == ComputeType::int8;
 }
 
 // GEMV: each row by itself, quantised matrices with rows in 8-bit integers, others with rows as they are.
@@ -190,7 +207,7 @@ void run_gemv(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const int64_t   gemv_panel = std::clamp<int64_t>(out / (2 * n_threads), 16, max_gemv_panel);
     const int64_t   n_panels   = (out + gemv_panel - 1) / gemv_panel;
     uint8_t * const bytes      = reinterpret_cast<uint8_t *>(node.compute->scratch(thread));
-    const bool      integers   = takes_int8(how, weight);
+    const bool      integers   = takes_int8(how, weight->type, in);
     for (int64_t j = 0; integers && j < node.n_rows; j++) {  // by every thread for itself: cheaper than waiting
         how.kernels->int8_quantize(x + j * in, in, bytes + static_cast<size_t>(j) * int8_bytes(in));
     }
@@ -232,20 +249,12 @@ CpuOps::CpuOps(const Model * model_, Compute & compute_, Importance * importance
       head_workspace(compute_, 16, importance) {}
 
 bool CpuOps::ours(const Linear & l, Path path) const {
-    const Arithmetic & how = compute.arithmetic;
-    if (ggml_products) {
-        return false;
-    }
-    if (is_float(l.weight->type) || how.exact) {
-        return true;
-    }
-    return path == Path::gemv ? takes_int8(how, l.weight) : how.quantised || factors(l) == ComputeType::int8;
+    return !ggml_products && multiplies(compute.arithmetic, path, l.weight->type, l.weight->ne[0]);
 }
 
 // What GEMM holds the factors of a product of ours in.
 ComputeType CpuOps::factors(const Linear & l) const {
-    const Arithmetic & how = compute.arithmetic;
-    return !how.quantised && how.kernels->int8_gemm && takes_int8(how, l.weight) ? ComputeType::int8 : how.type;
+    return gemm_type(compute.arithmetic, l.weight->type, l.weight->ne[0]);
 }
 
 bool CpuOps::batch_invariant(Path path) const {
@@ -365,6 +374,18 @@ std::unique_ptr<Ops> make_ops(const Model & model, Compute & compute, Importance
         return std::make_unique<CpuOps>(&model, compute, importance);
     }
     return std::make_unique<GgmlOps>(compute);
+}
+
+std::string describe_product(const Arithmetic & how, Path path, ggml_type type, int64_t n_in) {
+    if (!how.kernels || !multiplies(how, path, type, n_in)) {
+        return "ggml";
+    }
+    const ComputeType as = path == Path::gemm              ? gemm_type(how, type, n_in)
+                           : !is_float(type) && !how.exact ? ComputeType::int8
+                                                           : ComputeType::f32;
+    return std::string(how.kernels->name) + (as == ComputeType::int8   ? ", 8-bit integers"
+                                             : as == ComputeType::bf16 ? ", BF16"
+                                                                       : ", F32");
 }
 
 double multiply_once(const Arithmetic & how, Path path, ggml_type type, const void * matrix, int64_t n_out,

@@ -76,6 +76,9 @@ private:
 // kernels do not run.
 std::vector<uint32_t> pack_conv(const Arithmetic & how, const ggml_tensor * kernel);
 
+// What computes rows of n_in values times a matrix of this type, and in what: "avx2, 8-bit integers", or "ggml".
+std::string describe_product(const Arithmetic & how, Path path, ggml_type type, int64_t n_in);
+
 // One product by itself, to test and to measure: out [n_rows][n_out] = rows [n_rows][n_in] times the transposed matrix
 // [n_out][n_in]. Gives the seconds of the fastest of so many runs.
 double multiply_once(const Arithmetic & how, Path path, ggml_type type, const void * matrix, int64_t n_out,

@@ -291,6 +291,7 @@ def machine(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": threads,
         "kernels": native.kernels()[-1],
+        "products": native.kernels_by_product(),
         "pycrispasr": native.versions()[0],
         "ggml": native.versions()[1],
     }
@@ -301,6 +302,10 @@ def table(report: Report) -> str:
     about = report.machine
     lines = [
         f"{report.model} on {about['processor']}, {about['threads']} threads, kernels {about['kernels']}",
+        *(
+            f"{rows}: " + "; ".join(f"{kind} by {computes}" for kind, computes in by_type.items())
+            for rows, by_type in about["products"].items()
+        ),
         f"{report.audio_seconds:.3g} s of audio: {report.audio_rows} audio rows, {report.prompt_tokens} prompt tokens",
         "",
         f"{'stage':<22} {'seconds':>9}" + (f" {report.against:>9} {'ratio':>7}" if report.against else ""),

@@ -38,6 +38,7 @@ class Cancelled(Exception):  # noqa: N818  not an error until the session says s
     """The native call was stopped by `NativeSession.cancel`."""
 
 
+_ROW_OF_EVERY_TYPE = 256  # values: blocks of every type divide it
 _EXCEPTIONS: dict[str, type[Exception]] = {
     "PCR_ERROR_ARGUMENT": errors.UsageError,
     "PCR_ERROR_IO": errors.ModelNotFoundError,
@@ -210,6 +211,42 @@ def product(
     )  # fmt: skip
     _check(status, _text(ffi, message))
     return out, seconds[0]
+
+
+def product_kernels(kind: str, *, kernels: str = "auto", precision: str = "auto", each: bool = False) -> str:
+    """What computes a `product` with a matrix of this type: `"avx2, 8-bit integers"`, say, or `"ggml"`.
+
+    Args:
+        kind: The matrix's type, by ggml's name.
+        kernels: As for `NativeModel`.
+        precision: As for `NativeModel`.
+        each: Row by row, as for single tokens.
+    """
+    ffi, lib = library()
+    text = ffi.new("char[]", 500)
+    status = lib.pcr_product_kernels(
+        kernels.encode(), precision.encode(), each, kind.encode(), _ROW_OF_EVERY_TYPE, text, len(text)
+    )
+    _check(status, _text(ffi, text))
+    return _text(ffi, text)
+
+
+def kernels_by_product(*, kernels: str = "auto", precision: str = "auto") -> dict[str, dict[str, str]]:
+    """What computes each kind of product on the CPU, by rows and by the matrix's type.
+
+    `"many rows"` are those of audio and prompts, `"few rows"` those of single tokens.
+
+    Args:
+        kernels: As for `NativeModel`.
+        precision: As for `NativeModel`.
+    """
+    return {
+        rows: {
+            name: product_kernels(kind, kernels=kernels, precision=precision, each=each)
+            for name, kind in (("float", "f16"), ("Q4_K, Q5_K, Q6_K, Q8_0", "q4_k"), ("other quantised", "q4_0"))
+        }
+        for rows, each in (("many rows", False), ("few rows", True))
+    }
 
 
 class NativeHandle:
