@@ -30,7 +30,7 @@ format:
 docs folder='site':
     NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir {{folder}}
 
-# Every stage of a model's file, in turns with CrispASR's library.
+# Every stage of a model's file, alternating with CrispASR's library.
 bench model *options:
     pycrispasr bench {{model}} {{options}}
 

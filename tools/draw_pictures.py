@@ -128,7 +128,7 @@ class Picture:
 
 
 def way() -> None:
-    picture = Picture("way", 252, "The data's way from a recording to text")
+    picture = Picture("way", 252, "The data flow from a recording to text")
     steps = [
         ("Recording", "file, bytes, array,", "microphone, address", "audio/decoders.py"),
         ("Samples", "mono, 16,000 a second", "float32", "audio/reader.py"),

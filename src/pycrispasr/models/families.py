@@ -55,7 +55,7 @@ def known_type(name: str) -> str:
 
 
 def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a file with these hyperparameters, in the order of the data's way through the model."""
+    """Every tensor of a file with these hyperparameters, in the order in which data flows through the model."""
     m = {key: int(value) for key, value in metadata.items() if key not in FLOAT_KEYS}
     mels, d, channels = m["enc.num_mel_bins"], m["enc.d_model"], m["enc.downsample_hidden_size"]
     freq = mels  # bins left after three convolutions of stride 2, kernel 3, padding 1
