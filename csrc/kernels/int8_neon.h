@@ -43,12 +43,10 @@ PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, Floa
     const bool      upper  = turn % 2 == 1;
     const uint32_t  scales = upper ? (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u) : a & 0x3f3f3f3fu;
     const uint32_t  minima = upper ? ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u) : b & 0x3f3f3f3fu;
-    typedef uint8_t Four __attribute__((vector_size(4)));
-    const auto      wide = [](uint32_t four) {
-        return __builtin_convertvector(__builtin_convertvector(load<Four>(&four), IntLanes), FloatLanes);
-    };
-    scale = wide(scales) * half(block);
-    least = wide(minima) * half(block + 2);
+    const uint16x8_t  both = vmovl_u8(vcreate_u8(scales | uint64_t(minima) << 32));
+    const float32x4_t d    = vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(load<uint32_t>(block))));  // and dmin
+    scale = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(both))), d, 0);
+    least = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_high_u16(both)), d, 1);
 }
 
 // 4 of 8 numbers of the turn's block, 16-bit integers or F16; or one number.
@@ -78,15 +76,10 @@ PCR_INLINE IntLanes interleaved64(IntLanes a, IntLanes b) {
     return interleaved32(a, b);
 }
 
-// sum + sums of four products, in whatever order. Codes are -128..127.
-PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
-    const int8x16_t w = (int8x16_t)codes, y = (int8x16_t)x;
 #if defined(__ARM_FEATURE_DOTPROD)
-    return (IntLanes)vdotq_s32((int32x4_t)sum, w, y);
-#else
-    const int32x4_t low = vpadalq_s16((int32x4_t)sum, vmull_s8(vget_low_s8(w), vget_low_s8(y)));
-    return (IntLanes)vpadalq_s16(low, vmull_high_s8(w, y));
-#endif
+// sum + sums of four products. Codes are -128..127.
+PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
+    return (IntLanes)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 }
 
 PCR_INLINE IntLanes dot_codes(CodeLanes codes, CodeLanes x) {
@@ -100,6 +93,28 @@ PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLa
 PCR_INLINE IntLanes dot_small_codes(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
     return dot_signed(codes, x0, x1);
 }
+#else
+// Sums of two products. 16 bits hold two of any codes (x is -127..127), and eight of codes below 32.
+PCR_INLINE int16x8_t two_products(CodeLanes codes, CodeLanes x) {
+    const int8x16_t w = (int8x16_t)codes, y = (int8x16_t)x;
+    return vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(y)), w, y);
+}
+
+// Sums of four products, in whatever order: all four lanes are added up.
+PCR_INLINE IntLanes dot_codes(CodeLanes codes, CodeLanes x) {
+    return (IntLanes)vpaddlq_s16(two_products(codes, x));
+}
+
+PCR_INLINE IntLanes dot_signed(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
+    return (IntLanes)vpadalq_s16(vpaddlq_s16(two_products(codes[0], x0)), two_products(codes[1], x1));
+}
+
+PCR_INLINE IntLanes dot_small_codes(const CodeLanes (&codes)[2], CodeLanes x0, CodeLanes x1) {
+    const int8x16_t w = (int8x16_t)codes[1], y = (int8x16_t)x1;
+    const int16x8_t three = vmlal_s8(two_products(codes[0], x0), vget_low_s8(w), vget_low_s8(y));
+    return (IntLanes)vpaddlq_s16(vmlal_high_s8(three, w, y));
+}
+#endif
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #  define PCR_INT8_GEMM 1
