@@ -2,9 +2,9 @@
 
     tools/emulate_kernels.sh FOLDER && python benchmarks/arm_cycles.py FOLDER [--mca llvm-mca-19]
 
-FOLDER is what tools/emulate_kernels.sh built. ggml's loops are compiled here for the same instructions. llvm-mca assumes that
-all data are in the first cache and that no branch is mispredicted, so this compares instructions, not memory. Prints a
-Markdown table: cycles for 1000 products of two numbers. Debian: llvm-19, g++-aarch64-linux-gnu.
+FOLDER is what tools/emulate_kernels.sh built. ggml's loops are compiled here for the same instructions. llvm-mca
+assumes that all data are in the first cache and that no branch is mispredicted, so this compares instructions, not
+memory. Prints a Markdown table: cycles for 1000 products of two numbers. Debian: llvm-19, g++-aarch64-linux-gnu.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 CROSS = "aarch64-linux-gnu-"
 PROCESSORS = ("cortex-a72", "neoverse-n1", "apple-m1", "neoverse-v2")
-WITH_DOT_PRODUCTS = "armv8.2-a+dotprod+fp16"
-WITH_I8MM = WITH_DOT_PRODUCTS + "+i8mm"
+DOT_PRODUCTS = "armv8.2-a+dotprod+fp16"
+I8MM = DOT_PRODUCTS + "+i8mm"
 MATCHED = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.+?)\s*(?://.*)?$")
 
@@ -43,30 +43,35 @@ class Product:
 
 # ggml_type: 8 is Q8_0, 12 Q4_K, 14 Q6_K. Codes (int8_gemm.h): 0 small, 1 halves, 2 bytes.
 SDOT, SMULL, FMLA = r"sdot", r"sm(?:ul|la)l2?(?=\s+v\d+\.8h)", r"fmla"
-Q4_K, Q6_K, Q8_0 = "ggml_vec_dot_q4_K_q8_K", "ggml_vec_dot_q6_K_q8_K", "ggml_vec_dot_q8_0_q8_0"
-QUANTS, VEC, SGEMM = "arch/arm/quants.c", "vec.cpp", "llamafile/sgemm.cpp"
+QUANTS = "arch/arm/quants.c"
+Q4_K, Q6_K, Q8_0 = ((QUANTS, f"ggml_vec_dot_{name}") for name in ("q4_K_q8_K", "q6_K_q8_K", "q8_0_q8_0"))
+F16 = ("vec.cpp", "ggml_vec_dot_f16")
+SGEMM_Q8_0 = ("llamafile/sgemm.cpp", "tinyBLAS_Q0_ARM<block_q8_0>")
+SGEMM_F32 = ("llamafile/sgemm.cpp", "tinyBLAS<4, __Float32x4_t, __Float32x4_t, float, float")
+SGEMM_F16 = ("llamafile/sgemm.cpp", "tinyBLAS<8, __Float16x8_t")
+GEMV = "int8_gemv_row<(ggml_type){}, 1>"
 TILE = "int8_tile_column<(pcr::(anonymous namespace)::Codes){}, 1>"
 PRODUCTS = (
-    Product("Q4_K, one row", ("dotprod", "int8_gemv_row<(ggml_type)12, 1>"), (QUANTS, Q4_K), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q6_K, one row", ("dotprod", "int8_gemv_row<(ggml_type)14, 1>"), (QUANTS, Q6_K), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q8_0, one row", ("dotprod", "int8_gemv_row<(ggml_type)8, 1>"), (QUANTS, Q8_0), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q4_K, one row, no dot products", ("generic", "int8_gemv_row<(ggml_type)12, 1>"), (QUANTS, Q4_K), SMULL, "armv8-a"),
-    Product("Q8_0, one row, no dot products", ("generic", "int8_gemv_row<(ggml_type)8, 1>"), (QUANTS, Q8_0), SMULL, "armv8-a"),
-    Product("F16, one row", ("dotprod", "gemv_row<1>"), (VEC, "ggml_vec_dot_f16"), FMLA, "armv8.2-a+dotprod", "fcvtl"),
-    Product("Q4_K, many rows", ("dotprod", TILE.format(0)), (QUANTS, Q4_K), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q6_K, many rows", ("dotprod", TILE.format(1)), (QUANTS, Q6_K), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q8_0, many rows", ("dotprod", TILE.format(2)), (SGEMM, "tinyBLAS_Q0_ARM<block_q8_0>"), SDOT, WITH_DOT_PRODUCTS),
-    Product("Q4_K, many rows, ggml with I8MM", ("dotprod", TILE.format(0)), (QUANTS, Q4_K), SDOT, WITH_I8MM),
-    Product("Q6_K, many rows, ggml with I8MM", ("dotprod", TILE.format(1)), (QUANTS, Q6_K), SDOT, WITH_I8MM),
-    Product("Q8_0, many rows, ggml with I8MM", ("dotprod", TILE.format(2)), (QUANTS, Q8_0), SDOT, WITH_I8MM),
-    Product("F32, many rows", ("dotprod", "gemm_vectors<false>"), (SGEMM, "tinyBLAS<4, __Float32x4_t, __Float32x4_t, float, float"), FMLA, WITH_DOT_PRODUCTS),
-    Product("F16 in BF16, many rows", ("bf16", "gemm_vectors<true>"), (SGEMM, "tinyBLAS<8, __Float16x8_t"), r"(?:bfdot|fmla)", WITH_DOT_PRODUCTS),
+    Product("Q4_K, one row", ("dotprod", GEMV.format(12)), Q4_K, SDOT, DOT_PRODUCTS),
+    Product("Q6_K, one row", ("dotprod", GEMV.format(14)), Q6_K, SDOT, DOT_PRODUCTS),
+    Product("Q8_0, one row", ("dotprod", GEMV.format(8)), Q8_0, SDOT, DOT_PRODUCTS),
+    Product("Q4_K, one row, no dot products", ("generic", GEMV.format(12)), Q4_K, SMULL, "armv8-a"),
+    Product("Q8_0, one row, no dot products", ("generic", GEMV.format(8)), Q8_0, SMULL, "armv8-a"),
+    Product("F16, one row", ("dotprod", "gemv_row<1>"), F16, FMLA, "armv8.2-a+dotprod", "fcvtl"),
+    Product("Q4_K, many rows", ("dotprod", TILE.format(0)), Q4_K, SDOT, DOT_PRODUCTS),
+    Product("Q6_K, many rows", ("dotprod", TILE.format(1)), Q6_K, SDOT, DOT_PRODUCTS),
+    Product("Q8_0, many rows", ("dotprod", TILE.format(2)), SGEMM_Q8_0, SDOT, DOT_PRODUCTS),
+    Product("Q4_K, many rows, ggml with I8MM", ("dotprod", TILE.format(0)), Q4_K, SDOT, I8MM),
+    Product("Q6_K, many rows, ggml with I8MM", ("dotprod", TILE.format(1)), Q6_K, SDOT, I8MM),
+    Product("Q8_0, many rows, ggml with I8MM", ("dotprod", TILE.format(2)), Q8_0, SDOT, I8MM),
+    Product("F32, many rows", ("dotprod", "gemm_vectors<false>"), SGEMM_F32, FMLA, DOT_PRODUCTS),
+    Product("F16 in BF16, many rows", ("bf16", "gemm_vectors<true>"), SGEMM_F16, r"(?:bfdot|fmla)", DOT_PRODUCTS),
 )  # fmt: skip
 
 
 def runs(product: Product, processor: str) -> bool:
     """Whether a processor has the instructions of both loops."""
-    if product.ours[0] == "bf16" or product.march == WITH_I8MM:
+    if product.ours[0] == "bf16" or product.march == I8MM:
         return processor == "neoverse-v2"
     return processor != "cortex-a72" or product.instruction in (SMULL, FMLA)
 
@@ -110,7 +115,8 @@ def hot_loop(obj: Path, name: str, instruction: str, also: str = "") -> list[str
 def cycles(loop: list[str], processor: str, mca: str) -> float:
     """Cycles for one turn."""
     code = "\n".join(re.sub(r"\s*<.*", "", line) for line in loop if not re.match(r"b[.\s]|bl\s|c?bn?z|tbn?z", line))
-    command = [mca, "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+dotprod,+bf16,+i8mm,+fullfp16", "-iterations=200"]
+    features = "-mattr=+dotprod,+bf16,+i8mm,+fullfp16"
+    command = [mca, "-mtriple=aarch64", f"-mcpu={processor}", features, "-iterations=200"]
     report = subprocess.run(command, input=code, check=True, capture_output=True, text=True).stdout
     total = re.search(r"Total Cycles:\s+(\d+)", report)
     assert total, report
@@ -118,6 +124,7 @@ def cycles(loop: list[str], processor: str, mca: str) -> float:
 
 
 def compile_ggml(source: Path, name: str, march: str, folder: Path) -> Path:
+    """One of ggml's sources as an object."""
     out = folder / f"{Path(name).stem}-{march}.o"
     if not out.exists():
         compiler = CROSS + ("gcc" if name.endswith(".c") else "g++")
@@ -129,6 +136,7 @@ def compile_ggml(source: Path, name: str, march: str, folder: Path) -> Path:
 
 
 def main() -> None:
+    """Reads the arguments and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mca", default="llvm-mca-19")
@@ -146,7 +154,7 @@ def main() -> None:
             ours = build / "CMakeFiles" / f"pycrispasr_kernels_{kernels}.dir" / "csrc" / "kernels" / "table.cpp.o"
             theirs = compile_ggml(Path(found[1]), product.ggml[0], product.march, Path(folder))
             cells, sides = [], []
-            faster = "smmla" if product.march == WITH_I8MM else product.instruction
+            faster = "smmla" if product.march == I8MM else product.instruction
             for obj, function, wanted in ((ours, name, product.instruction), (theirs, product.ggml[1], faster)):
                 loop = hot_loop(obj, function, wanted, product.also)
                 pattern = re.compile(wanted + r"\s")

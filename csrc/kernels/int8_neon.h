@@ -40,13 +40,13 @@ PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, Floa
     std::memcpy(&a, block + 4, 4);
     std::memcpy(&b, block + 8, 4);
     std::memcpy(&c, block + 12, 4);
-    const bool      upper  = turn % 2 == 1;
-    const uint32_t  scales = upper ? (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u) : a & 0x3f3f3f3fu;
-    const uint32_t  minima = upper ? ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u) : b & 0x3f3f3f3fu;
-    const uint16x8_t  both = vmovl_u8(vcreate_u8(scales | uint64_t(minima) << 32));
-    const float32x4_t d    = vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(load<uint32_t>(block))));  // and dmin
-    scale = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(both))), d, 0);
-    least = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_high_u16(both)), d, 1);
+    const bool        upper  = turn % 2 == 1;
+    const uint32_t    scales = upper ? (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u) : a & 0x3f3f3f3fu;
+    const uint32_t    minima = upper ? ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u) : b & 0x3f3f3f3fu;
+    const uint16x8_t  both   = vmovl_u8(vcreate_u8(scales | uint64_t(minima) << 32));
+    const float32x4_t d      = vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(load<uint32_t>(block))));  // and dmin
+    scale                    = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(both))), d, 0);
+    least                    = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_high_u16(both)), d, 1);
 }
 
 // 4 of 8 numbers of the turn's block, 16-bit integers or F16; or one number.

@@ -327,9 +327,9 @@ PCR_INLINE U bf16_words(const F & first, const F & second) {
     return words;
 #elif defined(PCR_BF16)
     return by_parts<UintRegister>([&](int p) PCR_LAMBDA {
-        const F &             of    = p < 2 ? first : second;
-        const float32x4_t     low   = (float32x4_t)of.part[2 * (p % 2)];
-        const bfloat16x8_t    words = vcvtq_low_bf16_f32(low);
+        const F &          of    = p < 2 ? first : second;
+        const float32x4_t  low   = (float32x4_t)of.part[2 * (p % 2)];
+        const bfloat16x8_t words = vcvtq_low_bf16_f32(low);
         return vreinterpretq_u32_bf16(vcvtq_high_bf16_f32(words, (float32x4_t)of.part[2 * (p % 2) + 1]));
     });
 #else
@@ -354,8 +354,9 @@ PCR_INLINE U bf16_pairs(const F & even, const F & odd) {
     return words;
 #elif defined(PCR_BF16)
     return by_parts<UintRegister>([&](int p) PCR_LAMBDA {
-        const auto words = [&](const F & of)
-                               PCR_LAMBDA { return vreinterpretq_u16_bf16(vcvtq_low_bf16_f32((float32x4_t)of.part[p])); };
+        const auto words = [&](const F & of) PCR_LAMBDA {
+            return vreinterpretq_u16_bf16(vcvtq_low_bf16_f32((float32x4_t)of.part[p]));
+        };
         return vreinterpretq_u32_u16(vzip1q_u16(words(even), words(odd)));
     });
 #else
