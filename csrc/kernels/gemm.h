@@ -65,6 +65,12 @@ template <bool bf16> PCR_INLINE R multiply_add(R sum, const uint32_t * word, R c
         std::memcpy(&both, word, 4);
         return (R)_mm512_dpbf16_ps((__m512)sum, (__m512bh)column, (__m512bh)_mm512_set1_epi32(both));
     }
+#elif defined(PCR_BF16)
+    if (bf16) {
+        int32_t both;
+        std::memcpy(&both, word, 4);
+        return (R)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)column, (bfloat16x8_t)vdupq_n_s32(both));
+    }
 #endif
     float one;
     std::memcpy(&one, word, 4);
@@ -167,7 +173,7 @@ void gemm(ComputeType type, const PackedRows & rows, int64_t n_rows, const uint3
     if (type == ComputeType::bf16) {
 #if defined(PCR_AMX)
         gemm_amx(rows, n_rows, columns, column_group, n_groups, n_steps, add, out, out_stride);
-#elif defined(__AVX512BF16__)
+#elif defined(PCR_BF16)
         gemm_vectors<true>(rows, n_rows, columns, column_group, n_groups, n_steps, add, out, out_stride);
 #endif
     } else {

@@ -51,8 +51,15 @@ PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {
 
 // Four bytes in the order of their places -> F32.
 PCR_INLINE FloatLanes wide(uint32_t four) {
+#if defined(__aarch64__)  // compilers widen 4 bytes one by one
+    return (FloatLanes)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+#elif defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128(), bytes = _mm_cvtsi32_si128(static_cast<int>(four));
+    return (FloatLanes)_mm_cvtepi32_ps(_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero));
+#else
     typedef uint8_t Four __attribute__((vector_size(4)));
     return __builtin_convertvector(__builtin_convertvector(load<Four>(&four), IntLanes), FloatLanes);
+#endif
 }
 
 // The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the

@@ -13,15 +13,11 @@ PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
     return (CodeLanes)vshlq_u32((uint32x4_t)v, vld1q_s32(by));
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
 // sum + sums of four neighbouring products. Codes are -128..127.
 PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
-    const int8x16_t w = (int8x16_t)codes, y = (int8x16_t)x;
-#if defined(__ARM_FEATURE_DOTPROD)
-    return (IntLanes)vdotq_s32((int32x4_t)sum, w, y);
-#else
-    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(y)), high = vmull_high_s8(w, y);
-    return (IntLanes)vaddq_s32((int32x4_t)sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-#endif
+    return (IntLanes)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 }
 
 // start + sums of the four quads' products.
@@ -32,6 +28,27 @@ template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes
     }
     return start;
 }
+
+#else
+
+// start + sums of the four quads' products: 16 bits hold the sum of four of codes below 64, and of two of any.
+template <Codes kind> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
+    constexpr int together = kind == Codes::bytes ? 2 : 4;
+    PCR_UNROLL
+    for (int first = 0; first < 4; first += together) {
+        int16x8_t low, high;  // of the first two sub-blocks, and of the others
+        PCR_UNROLL
+        for (int m = first; m < first + together; m++) {
+            const int8x16_t w = (int8x16_t)codes[m], y = (int8x16_t)x[m];
+            low = m == first ? vmull_s8(vget_low_s8(w), vget_low_s8(y)) : vmlal_s8(low, vget_low_s8(w), vget_low_s8(y));
+            high = m == first ? vmull_high_s8(w, y) : vmlal_high_s8(high, w, y);
+        }
+        start += (IntLanes)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+    }
+    return start;
+}
+
+#endif
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #  define PCR_INT8_GEMM 1

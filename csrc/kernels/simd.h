@@ -15,6 +15,11 @@
 #  include <arm_neon.h>
 #endif
 
+// Dot products of BF16 pairs, in vectors.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#  define PCR_BF16 1
+#endif
+
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed among these headers' own functions only
 
 namespace pcr {
@@ -175,8 +180,32 @@ PCR_INLINE F to_float(const I & x) {
     return by_parts<FloatRegister>([&](int p) PCR_LAMBDA { return __builtin_convertvector(x.part[p], FloatRegister); });
 }
 
+#if defined(__aarch64__)
+PCR_INLINE I widened_bytes(uint8x16_t v) {
+    const uint16x8_t low = vmovl_u8(vget_low_u8(v)), high = vmovl_high_u8(v);
+    return by_parts<IntRegister>([&](int p) PCR_LAMBDA {
+        const uint16x8_t half = p < 2 ? low : high;
+        return p % 2 == 0 ? vmovl_u16(vget_low_u16(half)) : vmovl_high_u16(half);
+    });
+}
+
+PCR_INLINE I widened_bytes(int8x16_t v) {
+    const int16x8_t low = vmovl_s8(vget_low_s8(v)), high = vmovl_high_s8(v);
+    return by_parts<IntRegister>([&](int p) PCR_LAMBDA {
+        const int16x8_t half = p < 2 ? low : high;
+        return p % 2 == 0 ? vmovl_s16(vget_low_s16(half)) : vmovl_high_s16(half);
+    });
+}
+#endif
+
 // 16 smaller integers.
 template <typename Integer> PCR_INLINE I widened(const void * from) {
+#if defined(__aarch64__)
+    if constexpr (sizeof(Integer) == 1) {  // compilers widen 4 bytes at a time one by one
+        typedef Integer Bytes __attribute__((vector_size(16)));
+        return widened_bytes(load<Bytes>(from));
+    }
+#endif
     typedef Integer V __attribute__((vector_size(lanes * sizeof(Integer))));
     return by_parts<IntRegister>([&](int p) PCR_LAMBDA {
         return __builtin_convertvector(load<V>(static_cast<const Integer *>(from) + lanes * p), IntRegister);
@@ -296,6 +325,13 @@ PCR_INLINE U bf16_words(const F & first, const F & second) {
     U words;
     words.part[0] = (UintRegister)_mm512_cvtne2ps_pbh((__m512)second.part[0], (__m512)first.part[0]);
     return words;
+#elif defined(PCR_BF16)
+    return by_parts<UintRegister>([&](int p) PCR_LAMBDA {
+        const F &          of    = p < 2 ? first : second;
+        const float32x4_t  low   = (float32x4_t)of.part[2 * (p % 2)];
+        const bfloat16x8_t words = vcvtq_low_bf16_f32(low);
+        return vreinterpretq_u32_bf16(vcvtq_high_bf16_f32(words, (float32x4_t)of.part[2 * (p % 2) + 1]));
+    });
 #else
     uint32_t bits[2][16];
     uint16_t halves[32];
@@ -316,6 +352,13 @@ PCR_INLINE U bf16_pairs(const F & even, const F & odd) {
     U             words;
     words.part[0] = (UintRegister)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     return words;
+#elif defined(PCR_BF16)
+    return by_parts<UintRegister>([&](int p) PCR_LAMBDA {
+        const auto words = [&](const F & of) PCR_LAMBDA {
+            return vreinterpretq_u16_bf16(vcvtq_low_bf16_f32((float32x4_t)of.part[p]));
+        };
+        return vreinterpretq_u32_u16(vzip1q_u16(words(even), words(odd)));
+    });
 #else
     return bf16_bits(even) | (bf16_bits(odd) << 16);
 #endif

@@ -14,7 +14,7 @@ namespace {
 constexpr Kernels make_table(const char * name) {
     Kernels table{};
     table.name = name;
-#if defined(__AVX512BF16__)
+#if defined(PCR_BF16)
     table.bf16 = true;
 #endif
 #if defined(PCR_AMX)

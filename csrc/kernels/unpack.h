@@ -59,6 +59,8 @@ PCR_INLINE float half(const uint8_t * from) {
     std::memcpy(&bits, from, 2);
 #if defined(__F16C__)
     return _cvtsh_ss(bits);
+#elif defined(__aarch64__)
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0);
 #else
     return ggml_fp16_to_fp32(bits);
 #endif
@@ -67,6 +69,8 @@ PCR_INLINE float half(const uint8_t * from) {
 PCR_INLINE uint16_t half_of(float x) {
 #if defined(__F16C__)
     return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 #else
     return ggml_fp32_to_fp16(x);
 #endif
@@ -75,6 +79,8 @@ PCR_INLINE uint16_t half_of(float x) {
 PCR_INLINE float square_root(float x) {
 #if defined(__SSE__)
     return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+#elif defined(__aarch64__)
+    return vget_lane_f32(vsqrt_f32(vdup_n_f32(x)), 0);
 #else
     return __builtin_sqrtf(x);
 #endif

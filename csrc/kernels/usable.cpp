@@ -4,6 +4,12 @@
 #if defined(__x86_64__) && defined(__linux__)
 #  include <sys/syscall.h>
 #  include <unistd.h>
+#elif defined(PCR_KERNELS_ARM) && defined(__linux__)
+#  include <sys/auxv.h>
+#elif defined(PCR_KERNELS_ARM) && defined(__APPLE__)
+#  include <sys/sysctl.h>
+#elif defined(PCR_KERNELS_ARM) && defined(_WIN32)
+#  include <windows.h>
 #endif
 
 namespace pcr {
@@ -52,9 +58,59 @@ bool has_amx() {  // AMX-BF16 and AMX-TILE
 }  // namespace
 #endif
 
+#if defined(PCR_KERNELS_ARM)
+namespace {
+
+#  if defined(__linux__)
+// Bits of the kernel's asm/hwcap.h, which older C libraries do not have.
+bool has_dot_products() {
+    return (getauxval(AT_HWCAP) & 1ul << 20) != 0;  // HWCAP_ASIMDDP
+}
+
+bool has_bf16() {
+    return has_dot_products() && (getauxval(AT_HWCAP2) & 1ul << 14) != 0;  // HWCAP2_BF16
+}
+#  elif defined(__APPLE__)
+bool has_feature(const char * name) {
+    int    value = 0;
+    size_t size  = sizeof(value);
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+bool has_dot_products() {
+    return has_feature("hw.optional.arm.FEAT_DotProd");
+}
+
+bool has_bf16() {
+    return has_dot_products() && has_feature("hw.optional.arm.FEAT_BF16");
+}
+#  else
+bool has_dot_products() {
+#    if defined(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE)
+    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE) != 0;
+#    else
+    return false;
+#    endif
+}
+
+bool has_bf16() {
+#    if defined(PF_ARM_V86_BF16_INSTRUCTIONS_AVAILABLE)
+    return has_dot_products() && IsProcessorFeaturePresent(PF_ARM_V86_BF16_INSTRUCTIONS_AVAILABLE) != 0;
+#    else
+    return false;
+#    endif
+}
+#  endif
+
+}  // namespace
+#endif
+
 bool bf16_pays(const Kernels & kernels) {
 #if defined(PCR_KERNELS_X86)
     return kernels.tiles || (kernels.bf16 && !__builtin_cpu_is("intel"));
+#elif defined(__APPLE__)
+    (void)kernels;
+    return false;  // Apple does not say how fast they are
 #else
     return kernels.bf16;
 #endif
@@ -79,6 +135,9 @@ const std::vector<const Kernels *> & usable_kernels() {
         PCR_TAKE(avx512, has_avx512())
         PCR_TAKE(avx512_bf16, has_avx512_bf16())
         PCR_TAKE(amx, has_amx())
+#elif defined(PCR_KERNELS_ARM)
+        PCR_TAKE(dotprod, has_dot_products())
+        PCR_TAKE(bf16, has_bf16())
 #endif
         return list;
     }();
