@@ -20,7 +20,7 @@ CROSS = "aarch64-linux-gnu-"
 PROCESSORS = ("cortex-a72", "neoverse-n1", "apple-m1", "neoverse-v2")
 DOT_PRODUCTS = "armv8.2-a+dotprod+fp16"
 I8MM = DOT_PRODUCTS + "+i8mm"
-MATCHED = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", re.MULTILINE)
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.+?)\s*(?://.*)?$")
 
 
@@ -105,7 +105,7 @@ def hot_loop(obj: Path, name: str, instruction: str, also: str = "") -> list[str
         [CROSS + "objdump", "-dC", "--no-show-raw-insn", str(obj)], check=True, capture_output=True, text=True
     ).stdout
     pattern = re.compile(instruction + r"\s")
-    all_loops = [loop for title, code in MATCHED.findall(text) if name in title for loop in loops(code)]
+    all_loops = [loop for title, code in FUNCTION.findall(text) if name in title for loop in loops(code)]
     counts = [sum(map(bool, map(pattern.match, loop))) for loop in all_loops]
     with_f16 = [not also or any(line.startswith(also) for line in loop) for loop in all_loops]
     shares = [n / len(loop) if n >= 4 and f16 else 0 for n, f16, loop in zip(counts, with_f16, all_loops, strict=True)]
