@@ -45,14 +45,14 @@ typedef struct {
 
 enum {
     PCR_SPINS = 2000, /* 20 to 80 microseconds */
-    PCR_CPUS  = 256   /* beyond so many, two CPUs share a place below: their threads may sleep too early */
+    PCR_CPUS  = 256 /* beyond so many, two CPUs share a place below: their threads may sleep too early */
 };
 
 struct pcr_waiting {
     atomic_int sleeping; /* threads that do not look at the barrier's number */
     struct {
         _Alignas(64) atomic_int arrived; /* the number of the barrier at which a thread came last on this CPU, ... */
-        atomic_int crowded;              /* ... and of that at which two did */
+        atomic_int crowded; /* ... and of that at which two did */
     } cpus[PCR_CPUS];
 };
 

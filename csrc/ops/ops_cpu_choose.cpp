@@ -76,13 +76,16 @@ void run_screened(ggml_tensor * dst, int thread, int n_threads, void * user) {
 
 constexpr std::align_val_t huge_page{size_t(1) << 21};
 
-// Memory in large pages where the system has them: it is read from end to end for every token.
-uint8_t * allocate_large(size_t bytes) {
-    auto * memory = static_cast<uint8_t *>(::operator new(bytes, huge_page));
+// Once it is filled: memory that is read from end to end for every token is read faster in large pages, into which the
+// system gathers small ones as time goes by. Large from the start they would delay the first text: a virtual machine may
+// have to fetch each of them from its host.
+void gather_pages(uint8_t * memory, size_t bytes) {
 #if defined(__linux__)
     madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a refusal costs time only
+#else
+    (void)memory;
+    (void)bytes;
 #endif
-    return memory;
 }
 
 float length(const float * x, int64_t n) {
@@ -125,7 +128,8 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
         return screen;
     }
     const size_t vocab = static_cast<size_t>(head->ne[1]);
-    screen.rows.reset(allocate_large(vocab * ggml_row_size(GGML_TYPE_Q8_0, n)));
+    const size_t bytes = vocab * ggml_row_size(GGML_TYPE_Q8_0, n);
+    screen.rows.reset(static_cast<uint8_t *>(::operator new(bytes, huge_page)));
     screen.error.resize(vocab);
     screen.norm.resize(vocab);
 
@@ -137,6 +141,7 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
                                 &graph.keep<ScreenNode>(&compute, &screen, &file)));
     workspace.place(graph);
     workspace.run(graph);
+    gather_pages(screen.rows.get(), bytes);
     screen.max_error = *std::max_element(screen.error.begin(), screen.error.end());
     screen.max_norm  = *std::max_element(screen.norm.begin(), screen.norm.end());
     return screen;
