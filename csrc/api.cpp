@@ -235,7 +235,24 @@ pcr_status pcr_backend_get(int32_t index, pcr_backend_info * info) {
 }
 
 int32_t pcr_usable_cores(void) {
-    return pcr::usable_cores();
+    int32_t     cores = 1;
+    std::string error;
+    guarded(error, [&] {
+        cores = pcr::usable_cores();
+        return PCR_OK;
+    });
+    return cores;
+}
+
+int32_t pcr_usable_cores_of(const char * root, const char * allowed) {
+    int32_t     cores = 1;
+    std::string error;
+    guarded(error, [&] {
+        require(root && allowed, "NULL");
+        cores = pcr::usable_cores_of(root, pcr::parse_cpu_list(allowed));
+        return PCR_OK;
+    });
+    return cores;
 }
 
 // ---- Model

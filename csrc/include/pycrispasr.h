@@ -131,8 +131,13 @@ typedef struct pcr_backend_info {
 /* PCR_END past the last. */
 PCR_API pcr_status pcr_backend_get(int32_t index, pcr_backend_info * info);
 
-/* Physical cores that this process may use, its affinity and its container's limit counted: the default of threads. */
+/* Physical cores that this process may use: its affinity and its container's quota are counted, slow cores beside fast
+ * ones are not. At least 1; the default of threads. */
 PCR_API int32_t pcr_usable_cores(void);
+
+/* What it would be on a Linux machine whose /proc and /sys lie in the folder root, for a process that may run on the CPUs
+ * allowed, a list such as "0-3,8". To test these rules on any machine. */
+PCR_API int32_t pcr_usable_cores_of(const char * root, const char * allowed);
 
 /* ---- Model --------------------------------------------------------------------------------------------------- */
 
@@ -222,7 +227,7 @@ PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t *
 
 typedef struct pcr_session_params {
     size_t size;
-    /* 0: the number of physical cores that this process may use. */
+    /* 0: pcr_usable_cores(). */
     int32_t threads;
     /* The text is cut there, with pcr_result.truncated set. Default 512. */
     int32_t max_new_tokens;

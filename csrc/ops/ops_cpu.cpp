@@ -40,14 +40,14 @@ uint32_t * panel_at(const ggml_tensor * packed) {
 }
 
 // F32 rows -> packed panels.
-void run_pack(ggml_tensor * dst, int thread, int n_threads, void * user) {
-    const Node &        node    = *static_cast<Node *>(user);
+void run_pack(ggml_tensor * dst, int /*thread*/, int n_threads, void * user) {
+    Node &              node    = *static_cast<Node *>(user);
     const Kernels &     kernels = *node.compute->arithmetic.kernels;
     const ggml_tensor * x       = dst->src[0];
     const int64_t       n       = x->ne[0];
     const int64_t       stride  = static_cast<int64_t>(x->nb[1] / sizeof(float));
     const int64_t       groups = group_count(node.n_rows), words = panel_words(node.in, n);
-    for (int64_t g = groups * thread / n_threads; g < groups * (thread + 1) / n_threads; g++) {
+    for (int64_t g; (g = node.work.take(groups, n_threads)) < groups;) {
         const float * const rows   = static_cast<const float *>(x->data) + g * block_side * stride;
         const int64_t       n_rows = std::min(block_side, node.n_rows - g * block_side);
         uint32_t * const    panel  = panel_at(dst) + g * words;

@@ -53,8 +53,8 @@ class LoadingOptions(_Options):
         device: The name of one of `devices()`; "cuda", "metal" or "vulkan" for the first of these; or "auto": a
             graphics card where there is one, else the CPU. Where the card does not start, or has too little memory for
             the weights, "auto" goes on to the CPU with a warning in the log. With a `precision`, "auto" is the CPU.
-        threads: Threads for computing on the CPU. None: the number of physical cores that this process may use. The
-            result does not depend on it.
+        threads: Threads for computing on the CPU. None: the number of physical cores that this process may use, its
+            container's quota counted, and no slow cores beside fast ones. The result does not depend on it.
         precision: What products with the model's matrices are computed in. "f32": nothing is rounded, whatever the
             file's types. "bf16": factors are rounded to BF16, in which the model was trained, and sums are kept in
             F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for

@@ -110,8 +110,13 @@ def backends() -> list[dict[str, Any]]:
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use."""
+    """Physical cores that this process may use and that are worth waiting for: the default number of threads."""
     return int(library()[1].pcr_usable_cores())
+
+
+def usable_cores_of(root: Path, allowed: str) -> int:
+    """What it would be on a Linux machine with the /proc and /sys of a folder, for a process on the CPUs `allowed`."""
+    return int(library()[1].pcr_usable_cores_of(os.fsencode(root), allowed.encode()))
 
 
 def drain_log() -> None:
