@@ -64,7 +64,7 @@ def test_every_type_is_multiplied(kernels: str, precision: str, kind: str, each:
     got, _ = native.product(rows, stored, kind, 100, kernels=kernels, precision=precision, each=each)
     float_matrix = BLOCK.get(kind) == 1
     integers = not float_matrix and (each or kernels != "amx")  # where they are the faster ones
-    exact = precision == "f32" or (float_matrix and ((each and kind != "bf16") or precision == "auto"))
+    exact = precision == "f32" or (float_matrix and (each or precision == "auto"))
     rounded = "f32" if exact else "int8" if integers else "bf16"
     assert error(got, rows, matrix) <= TOLERANCE[rounded]
 

@@ -83,47 +83,6 @@ __attribute__((noinline)) void add_products(const uint8_t * rows, size_t row_byt
     }
 }
 
-#if defined(__AVX512BF16__)
-// The same of a BF16 matrix, with x rounded to BF16 too.
-template <int n_rows, int n_x>
-__attribute__((noinline)) void add_products_bf16(const uint8_t * rows, size_t row_bytes, int64_t count, const float * x,
-                                                 int64_t stride, GemvSums<n_rows, n_x> & sums) {
-    __m512 held[n_rows][n_x];
-    PCR_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        PCR_UNROLL
-        for (int j = 0; j < n_x; j++) {
-            held[r][j] = (__m512)sums[r][j][0];
-        }
-    }
-    for (int64_t k = 0; k < count; k += 32) {
-        __m512bh y[n_x];
-        PCR_UNROLL
-        for (int j = 0; j < n_x; j++) {
-            const float * at = x + j * stride + k;
-            y[j]             = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(at + 16), _mm512_loadu_ps(at));
-        }
-        PCR_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            const uint8_t * from = rows + static_cast<size_t>(r) * row_bytes + 2 * k;
-            fetch_ahead(from, 64);
-            const auto value = (__m512bh)_mm512_loadu_si512(from);
-            PCR_UNROLL
-            for (int j = 0; j < n_x; j++) {
-                held[r][j] = _mm512_dpbf16_ps(held[r][j], value, y[j]);
-            }
-        }
-    }
-    PCR_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        PCR_UNROLL
-        for (int j = 0; j < n_x; j++) {
-            sums[r][j][0] = (FloatRegister)held[r][j];
-        }
-    }
-}
-#endif
-
 PCR_INLINE float sum_of(const FloatRegister (&sums)[2]) {
     const FloatRegister both = sums[0] + sums[1];
     F4                  four[lanes / 4];
@@ -136,7 +95,7 @@ PCR_INLINE float sum_of(const FloatRegister (&sums)[2]) {
 }
 
 // Rows of the matrix with rows x.
-template <bool rounded, int n_rows, int n_x>
+template <int n_rows, int n_x>
 void gemv_tile(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t n, const float * x, float * out,
                int64_t out_stride) {
     GemvSums<n_rows, n_x> sums;
@@ -152,15 +111,7 @@ void gemv_tile(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t n
     switch (type) {
         case GGML_TYPE_F32: add_products<GGML_TYPE_F32, n_rows, n_x>(rows, row_bytes, k = whole, x, n, sums); break;
         case GGML_TYPE_F16: add_products<GGML_TYPE_F16, n_rows, n_x>(rows, row_bytes, k = whole, x, n, sums); break;
-        case GGML_TYPE_BF16:
-#if defined(__AVX512BF16__)
-            if (rounded) {
-                add_products_bf16<n_rows, n_x>(rows, row_bytes, k = whole, x, n, sums);
-                break;
-            }
-#endif
-            add_products<GGML_TYPE_BF16, n_rows, n_x>(rows, row_bytes, k = whole, x, n, sums);
-            break;
+        case GGML_TYPE_BF16: add_products<GGML_TYPE_BF16, n_rows, n_x>(rows, row_bytes, k = whole, x, n, sums); break;
         default: break;
     }
     for (; k < n; k += chunk) {  // quantised types, and what is left
@@ -194,15 +145,15 @@ void gemv_tile(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t n
 }
 
 // n_x <= most rows x.
-template <bool rounded, int n_rows, int most>
+template <int n_rows, int most>
 PCR_INLINE void gemv_tile(int64_t n_x, ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t n,
                           const float * x, float * out, int64_t out_stride) {
     if constexpr (most > 1) {
         if (n_x < most) {
-            return gemv_tile<rounded, n_rows, most - 1>(n_x, type, rows, row_bytes, n, x, out, out_stride);
+            return gemv_tile<n_rows, most - 1>(n_x, type, rows, row_bytes, n, x, out, out_stride);
         }
     }
-    gemv_tile<rounded, n_rows, most>(type, rows, row_bytes, n, x, out, out_stride);
+    gemv_tile<n_rows, most>(type, rows, row_bytes, n, x, out, out_stride);
 }
 
 // Rows of the matrix that stay in the second cache while all rows x pass.
@@ -211,10 +162,8 @@ PCR_INLINE int64_t rows_in_cache(size_t row_bytes) {
     return rows > 0 ? rows : 1;
 }
 
-template <bool rounded>
-void gemv_of(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
-             int64_t n_x, float * out, int64_t out_stride) {
-    constexpr int n_tile = rounded ? 2 * gemv_rows : gemv_rows;  // one register holds a sum of BF16 products
+void gemv(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x, int64_t n_x,
+          float * out, int64_t out_stride) {
     const int64_t groups = (n_x + gemv_columns - 1) / gemv_columns;  // of about the same size
     const int64_t block  = groups > 1 ? rows_in_cache(row_bytes) : n_rows;
     for (int64_t first = 0; first < n_rows; first += block) {
@@ -224,30 +173,17 @@ void gemv_of(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows
             for (int64_t i = first; i < end;) {
                 const uint8_t * from = static_cast<const uint8_t *>(rows) + static_cast<size_t>(i) * row_bytes;
                 float * const   to   = out + j * out_stride + i;
-                if (n_x > 2 && end - i >= n_tile) {
-                    gemv_tile<rounded, n_tile, gemv_columns>(count, type, from, row_bytes, n, x + j * n, to,
-                                                             out_stride);
-                    i += n_tile;
+                if (n_x > 2 && end - i >= gemv_rows) {
+                    gemv_tile<gemv_rows, gemv_columns>(count, type, from, row_bytes, n, x + j * n, to, out_stride);
+                    i += gemv_rows;
                 } else {  // one or two: a row after the other is read faster from memory
-                    gemv_tile<rounded, 1, gemv_columns>(count, type, from, row_bytes, n, x + j * n, to, out_stride);
+                    gemv_tile<1, gemv_columns>(count, type, from, row_bytes, n, x + j * n, to, out_stride);
                     i += 1;
                 }
             }
         }
     }
 }
-
-void gemv(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x, int64_t n_x,
-          float * out, int64_t out_stride) {
-    gemv_of<false>(type, rows, row_bytes, n_rows, n, x, n_x, out, out_stride);
-}
-
-#if defined(__AVX512BF16__)
-void gemv_bf16(const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x, int64_t n_x,
-               float * out, int64_t out_stride) {
-    gemv_of<true>(GGML_TYPE_BF16, rows, row_bytes, n_rows, n, x, n_x, out, out_stride);
-}
-#endif
 
 }  // namespace
 

@@ -115,10 +115,6 @@ struct Kernels {
     void (*gemv)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
                  int64_t n_x, float * out, int64_t out_stride) = nullptr;
 
-    // The same of a BF16 matrix, with x rounded to BF16 too; null where the processor has no instructions for it.
-    void (*gemv_bf16)(const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x, int64_t n_x,
-                      float * out, int64_t out_stride);
-
     // The same for some quantised types in 8-bit integers; null where the processor has no instructions for it. x: rows
     // of int8_bytes(n) bytes each, by int8_quantize: each 32 values scaled to -127..127.
     bool (*int8_takes)(ggml_type type, int64_t n)                    = nullptr;

@@ -28,14 +28,11 @@ constexpr Kernels make_table(const char * name) {
     table.epilogue_panel = epilogue_panel;
     table.epilogue_words = epilogue_words;
     table.gemv           = gemv;
-#if defined(__AVX512BF16__)
-    table.gemv_bf16 = gemv_bf16;
-#endif
-    table.int8_takes    = int8_takes;
-    table.int8_quantize = int8_quantize;
-    table.int8_error    = int8_error;
-    table.int8_gemv     = int8_gemv;
-    table.quantize_q8_0 = quantize_q8_0;
+    table.int8_takes     = int8_takes;
+    table.int8_quantize  = int8_quantize;
+    table.int8_error     = int8_error;
+    table.int8_gemv      = int8_gemv;
+    table.quantize_q8_0  = quantize_q8_0;
 #if PCR_INT8_GEMM
     table.int8_unpack         = int8_unpack;
     table.int8_pack           = int8_pack;
@@ -43,10 +40,10 @@ constexpr Kernels make_table(const char * name) {
     table.int8_epilogue_panel = int8_epilogue_panel;
 #endif
     table.silu_multiply = silu_multiply;
-    table.add           = add;
-    table.attend        = attend;
-    table.max           = max_of;
-    table.sum_exp       = sum_exp;
+    table.add            = add;
+    table.attend         = attend;
+    table.max            = max_of;
+    table.sum_exp        = sum_exp;
     return table;
 }
 

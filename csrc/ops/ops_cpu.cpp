@@ -179,10 +179,6 @@ bool takes_int8(const Arithmetic & how, ggml_type type, int64_t n) {
     return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(type, n);
 }
 
-bool rounds_bf16(const Arithmetic & how, ggml_type type) {
-    return type == GGML_TYPE_BF16 && how.type == ComputeType::bf16 && how.kernels->gemv_bf16;
-}
-
 // What GEMM holds the factors of a product of ours in.
 ComputeType gemm_type(const Arithmetic & how, ggml_type type, int64_t n) {
     return !how.quantised && how.kernels->int8_gemm && takes_int8(how, type, n) ? ComputeType::int8 : how.type;
@@ -221,8 +217,6 @@ void run_gemv(ggml_tensor * dst, int thread, int n_threads, void * user) {
         const auto * rows = static_cast<const uint8_t *>(matrix->data) + static_cast<size_t>(first) * matrix->nb[1];
         if (integers) {
             how.kernels->int8_gemv(matrix->type, rows, matrix->nb[1], count, in, bytes, node.n_rows, to, stride);
-        } else if (rounds_bf16(how, matrix->type)) {
-            how.kernels->gemv_bf16(rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
         } else {
             how.kernels->gemv(matrix->type, rows, matrix->nb[1], count, in, x, node.n_rows, to, stride);
         }
@@ -388,7 +382,6 @@ std::string describe_product(const Arithmetic & how, Path path, ggml_type type, 
     }
     const ComputeType as = path == Path::gemm              ? gemm_type(how, type, n_in)
                            : !is_float(type) && !how.exact ? ComputeType::int8
-                           : rounds_bf16(how, type)        ? ComputeType::bf16
                                                            : ComputeType::f32;
     return std::string(how.kernels->name) + (as == ComputeType::int8   ? ", 8-bit integers"
                                              : as == ComputeType::bf16 ? ", BF16"
