@@ -49,7 +49,7 @@ F16 = ("vec.cpp", "ggml_vec_dot_f16")
 SGEMM_Q8_0 = ("llamafile/sgemm.cpp", "tinyBLAS_Q0_ARM<block_q8_0>")
 SGEMM_F32 = ("llamafile/sgemm.cpp", "tinyBLAS<4, __Float32x4_t, __Float32x4_t, float, float")
 SGEMM_F16 = ("llamafile/sgemm.cpp", "tinyBLAS<8, __Float16x8_t")
-GEMV = "int8_gemv_row<(ggml_type){}, 1>"
+GEMV = "int8_gemv_rows<(ggml_type){}, 1>"
 TILE = "int8_tile_column<(pcr::(anonymous namespace)::Codes){}, 1>"
 PRODUCTS = (
     Product("Q4_K, one row", ("dotprod", GEMV.format(12)), Q4_K, SDOT, DOT_PRODUCTS),
@@ -57,7 +57,7 @@ PRODUCTS = (
     Product("Q8_0, one row", ("dotprod", GEMV.format(8)), Q8_0, SDOT, DOT_PRODUCTS),
     Product("Q4_K, one row, no dot products", ("generic", GEMV.format(12)), Q4_K, SMULL, "armv8-a"),
     Product("Q8_0, one row, no dot products", ("generic", GEMV.format(8)), Q8_0, SMULL, "armv8-a"),
-    Product("F16, one row", ("dotprod", "gemv_row<1>"), F16, FMLA, "armv8.2-a+dotprod", "fcvtl"),
+    Product("F16, one row", ("dotprod", "add_products<(ggml_type)1, 1, 1>"), F16, FMLA, "armv8.2-a+dotprod", "fcvtl"),
     Product("Q4_K, many rows", ("dotprod", TILE.format(0)), Q4_K, SDOT, DOT_PRODUCTS),
     Product("Q6_K, many rows", ("dotprod", TILE.format(1)), Q6_K, SDOT, DOT_PRODUCTS),
     Product("Q8_0, many rows", ("dotprod", TILE.format(2)), SGEMM_Q8_0, SDOT, DOT_PRODUCTS),

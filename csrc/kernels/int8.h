@@ -12,7 +12,8 @@
 // A block's 8 sub-blocks are parted in two sets of four, 0, 3, 4, 7 and 1, 2, 5, 6: two whose 4-bit codes share their bytes
 // (0 and 1, 2 and 3 ... in Q4_K and Q5_K; 0 and 2, 1 and 3 ... in Q6_K) are never in the same one. Registers hold 4 values
 // ("a quad") of each of a set's sub-blocks, so that products add up lane by lane: 512 bits hold quads m of both halves of a
-// pair's two blocks, 256 bits those of one block, 128 bits those of one half of a block.
+// pair's two blocks, 256 bits those of one block, 128 bits those of one half of a block. Only with int8_by_place, where
+// neighbouring lanes are added up by one instruction, do registers hold what lies together in the file: a half of one place.
 #pragma once
 
 #include "kernels/gemv.h"
@@ -33,7 +34,7 @@ constexpr int place_of(int64_t s) {  // in its set
 
 // 512 values of a row x: each 32 scaled to -127..127.
 struct Int8Pair {
-    int8_t  codes[4][2][2][2][4][4];  // [m][set][block][half][place]: quad m of a half
+    int8_t  codes[4][2][2][2][4][4];  // [m][set][block][half][place]: quad m of a half; see quad_of()
     float   scale[2][2][4];  // [block][set][place]
     float   sum[2][2][4];  // the scale times the sum of the sub-block's codes
     int32_t start[2][2][2][4];  // [set][block][half][place]: -32 times the sum of a half's codes
@@ -97,6 +98,12 @@ PCR_INLINE F magnitude(F x) {
     return (F)((I)x & 0x7fffffff);
 }
 
+// With int8_by_place, m and the place change places.
+PCR_INLINE const int8_t * quad_of(const Int8Pair & x, int64_t m, int64_t s, int64_t block, int64_t half) {
+    const int set = set_of(s), place = place_of(s);
+    return int8_by_place ? x.codes[place][set][block][half][m] : x.codes[m][set][block][half][place];
+}
+
 // The quads of a set.
 PCR_INLINE void quads_of(const Int8Pair & x, int set, int turn, int part, CodeLanes (&out)[4]) {
     PCR_UNROLL
@@ -128,7 +135,7 @@ void int8_quantize(const float * x, int64_t n, uint8_t * out) {
                 store_bytes(codes[0], rounded(load<F>(x + first + 32 * s + 16 * h) * inverse[s]));
                 PCR_UNROLL
                 for (int m = 0; m < 4; m++) {
-                    std::memcpy(to.codes[m][set_of(s)][block][h][place_of(s)], codes[m], 4);
+                    std::memcpy(const_cast<int8_t *>(quad_of(to, m, s, block, h)), codes[m], 4);
                 }
             }
         }
@@ -165,9 +172,8 @@ float int8_error(const float * x, int64_t n, const uint8_t * at) {
     for (int64_t i = 0; i < n; i++) {
         const Int8Pair & from  = pairs[i / (2 * int8_block)];
         const int64_t    block = i / int8_block % 2, s = i / 32 % 8, m = i / 4 % 4;
-        const int        set = set_of(s), place = place_of(s);
-        const float      code = static_cast<float>(from.codes[m][set][block][i / 16 % 2][place][i % 4]);
-        const float      rest = x[i] - code * from.scale[block][set][place];
+        const float      code = static_cast<float>(quad_of(from, m, s, block, i / 16 % 2)[i % 4]);
+        const float      rest = x[i] - code * from.scale[block][set_of(s)][place_of(s)];
         sum += double(rest) * double(rest);
     }
     return square_root(static_cast<float>(sum)) * 1.0001f;
@@ -225,11 +231,11 @@ template <bool fifth> PCR_INLINE Int8Weights weights_q45_k(const uint8_t * from,
         }
         PCR_UNROLL
         for (int m = 0; m < 4; m++) {
-            w.codes[0][part][m] = shifted_right(nibbles[m], 0, 4, 0, 4) & 15;
-            w.codes[1][part][m] = shifted_right(nibbles[m], 4, 0, 4, 0) & 15;
+            w.codes[0][part][m] = shifted_right(nibbles[m], m, 0, 4, 0, 4) & 15;
+            w.codes[1][part][m] = shifted_right(nibbles[m], m, 4, 0, 4, 0) & 15;
             if (fifth) {
-                w.codes[0][part][m] |= (shifted_right(bits[m], 0, 3, 4, 7) & 1) << 4;
-                w.codes[1][part][m] |= (shifted_right(bits[m], 1, 2, 5, 6) & 1) << 4;
+                w.codes[0][part][m] |= (shifted_right(bits[m], m, 0, 3, 4, 7) & 1) << 4;
+                w.codes[1][part][m] |= (shifted_right(bits[m], m, 1, 2, 5, 6) & 1) << 4;
             }
         }
     }
@@ -249,9 +255,11 @@ PCR_INLINE Int8Weights weights_q6_k(const uint8_t * from, int turn) {
         PCR_UNROLL
         for (int m = 0; m < 4; m++) {
             w.codes[0][part][m] =
-                (shifted_right(low[m], 0, 4, 0, 4) & 15) | ((shifted_right(high[m], 0, 6, 0, 6) & 3) << 4);
-            w.codes[1][part][m] = (neighbours_swapped(shifted_right(low[m], 4, 0, 4, 0)) & 15) |
-                                  ((shifted_right(high[m], 2, 4, 2, 4) & 3) << 4);
+                (shifted_right(low[m], m, 0, 4, 0, 4) & 15) | ((shifted_right(high[m], m, 0, 6, 0, 6) & 3) << 4);
+            const int       other = int8_by_place ? m ^ 1 : m;
+            const CodeLanes rest  = shifted_right(low[other], other, 4, 0, 4, 0);
+            w.codes[1][part][m]   = ((int8_by_place ? rest : neighbours_swapped(rest)) & 15) |
+                                    ((shifted_right(high[m], m, 2, 4, 2, 4) & 3) << 4);
         }
     }
     return w;

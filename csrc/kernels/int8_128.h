@@ -9,6 +9,11 @@ namespace {
 
 constexpr int  int8_width  = 16;
 constexpr bool int8_biased = false;
+#if defined(__aarch64__)
+constexpr bool int8_by_place = true;
+#else
+constexpr bool int8_by_place = false;
+#endif
 
 typedef uint8_t CodeLanes __attribute__((vector_size(16)));
 typedef int32_t IntLanes __attribute__((vector_size(16)));
@@ -33,16 +38,22 @@ PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int turn, int pa
     out[1]                     = load<CodeLanes>(half + b);
     out[2]                     = load<CodeLanes>(half + c);
     out[3]                     = load<CodeLanes>(half + d);
-    transpose_quads(out);
+    if (!int8_by_place) {
+        transpose_quads(out);
+    }
 }
 
 // The same 32 bytes for all four.
 PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int turn, int part, int at, CodeLanes (&out)[4]) {
     const auto v = load<IntLanes>(from + bytes * turn + 16 * part + at);
-    out[0]       = (CodeLanes)__builtin_shufflevector(v, v, 0, 0, 0, 0);
-    out[1]       = (CodeLanes)__builtin_shufflevector(v, v, 1, 1, 1, 1);
-    out[2]       = (CodeLanes)__builtin_shufflevector(v, v, 2, 2, 2, 2);
-    out[3]       = (CodeLanes)__builtin_shufflevector(v, v, 3, 3, 3, 3);
+    if (int8_by_place) {
+        out[0] = out[1] = out[2] = out[3] = (CodeLanes)v;
+        return;
+    }
+    out[0] = (CodeLanes)__builtin_shufflevector(v, v, 0, 0, 0, 0);
+    out[1] = (CodeLanes)__builtin_shufflevector(v, v, 1, 1, 1, 1);
+    out[2] = (CodeLanes)__builtin_shufflevector(v, v, 2, 2, 2, 2);
+    out[3] = (CodeLanes)__builtin_shufflevector(v, v, 3, 3, 3, 3);
 }
 
 PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {

@@ -8,7 +8,7 @@ namespace pcr {
 namespace {
 
 // Words of the four places shifted by so many bits; bits of neighbouring bytes come along. Shifts of single lanes are slow.
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int, int a, int b, int c, int d) {
     typedef uint32_t Words __attribute__((vector_size(16)));
     const auto       words = (Words)v;
     const auto       by    = [&](int n) PCR_LAMBDA { return words >> static_cast<uint32_t>(n); };

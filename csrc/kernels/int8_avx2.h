@@ -14,6 +14,8 @@ constexpr bool int8_biased = true;  // signed codes are multiplied as if they we
 constexpr bool int8_biased = false;
 #endif
 
+constexpr bool int8_by_place = false;
+
 typedef uint8_t CodeLanes __attribute__((vector_size(32)));
 typedef int32_t IntLanes __attribute__((vector_size(32)));
 typedef float   FloatLanes __attribute__((vector_size(32)));
@@ -50,7 +52,7 @@ PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int turn, int, i
 }
 
 // Words of the four places shifted by so many bits; bits of neighbouring bytes come along.
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int, int a, int b, int c, int d) {
     return (CodeLanes)_mm256_srlv_epi32((__m256i)v, _mm256_setr_epi32(a, b, c, d, a, b, c, d));
 }
 

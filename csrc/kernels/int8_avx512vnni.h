@@ -10,6 +10,8 @@ namespace {
 constexpr int  int8_width  = 64;
 constexpr bool int8_biased = true;  // signed codes are multiplied as if they were 128 more
 
+constexpr bool int8_by_place = false;
+
 typedef uint8_t CodeLanes __attribute__((vector_size(64)));
 typedef int32_t IntLanes __attribute__((vector_size(64)));
 typedef float   FloatLanes __attribute__((vector_size(64)));
@@ -52,7 +54,7 @@ PCR_INLINE void load_quads(const uint8_t * from, int64_t bytes, int, int, int at
 }
 
 // Words of the four places shifted by so many bits; bits of neighbouring bytes come along.
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int, int a, int b, int c, int d) {
     return (CodeLanes)_mm512_srlv_epi32((__m512i)v, _mm512_broadcast_i32x4(_mm_setr_epi32(a, b, c, d)));
 }
 

@@ -117,7 +117,9 @@ template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, u
                     const IntLanes  sum     = dot<codes_of(type)>(IntLanes{}, of, ones);
                     store(share_at(start[set], turn, part), (sum + 16 * offset) * -128);
                 }
-                transpose_quads(of);
+                if (!int8_by_place) {
+                    transpose_quads(of);
+                }
                 PCR_UNROLL
                 for (int place = 0; place < 4; place++) {
                     const bool flipped = type == GGML_TYPE_Q8_0 && int8_biased;

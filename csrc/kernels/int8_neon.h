@@ -7,10 +7,13 @@ namespace pcr {
 
 namespace {
 
-// Words of the four places shifted by so many bits; bits of neighbouring bytes come along.
-PCR_INLINE CodeLanes shifted_right(CodeLanes v, int a, int b, int c, int d) {
-    const int32_t by[4] = {-a, -b, -c, -d};
-    return (CodeLanes)vshlq_u32((uint32x4_t)v, vld1q_s32(by));
+// The bytes of a place shifted by as many bits as it takes.
+PCR_INLINE CodeLanes shifted_right(CodeLanes v, int place, int a, int b, int c, int d) {
+    return v >> static_cast<uint8_t>(place == 0 ? a : place == 1 ? b : place == 2 ? c : d);
+}
+
+PCR_INLINE int32x4_t sums_of_pairs(int32x4_t first, int32x4_t second, int32x4_t third, int32x4_t fourth) {
+    return vpaddq_s32(vpaddq_s32(first, second), vpaddq_s32(third, fourth));
 }
 
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -20,32 +23,28 @@ PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
     return (IntLanes)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 }
 
-// start + sums of the four quads' products.
+// start + the sums of the four places' products.
 template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
-    PCR_UNROLL
-    for (int m = 0; m < 4; m++) {
-        start = add_dot(start, codes[m], x[m]);
-    }
-    return start;
+    const auto of = [&](int place) PCR_LAMBDA { return (int32x4_t)add_dot(IntLanes{}, codes[place], x[place]); };
+    return start + (IntLanes)sums_of_pairs(of(0), of(1), of(2), of(3));
 }
 
 #else
 
-// start + sums of the four quads' products: 16 bits hold the sum of four of codes below 64, and of two of any.
+// start + the sums of the four places' products. 16 bits hold the sum of two products of any codes, of four below 64 and of
+// eight below 32.
 template <Codes kind> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
-    constexpr int together = kind == Codes::bytes ? 2 : 4;
-    PCR_UNROLL
-    for (int first = 0; first < 4; first += together) {
-        int16x8_t low, high;  // of the first two sub-blocks, and of the others
-        PCR_UNROLL
-        for (int m = first; m < first + together; m++) {
-            const int8x16_t w = (int8x16_t)codes[m], y = (int8x16_t)x[m];
-            low = m == first ? vmull_s8(vget_low_s8(w), vget_low_s8(y)) : vmlal_s8(low, vget_low_s8(w), vget_low_s8(y));
-            high = m == first ? vmull_high_s8(w, y) : vmlal_high_s8(high, w, y);
-        }
-        start += (IntLanes)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+    const auto two = [&](int place) PCR_LAMBDA {
+        const int8x16_t w = (int8x16_t)codes[place], y = (int8x16_t)x[place];
+        return vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(y)), w, y);
+    };
+    if (kind == Codes::bytes) {
+        return start + (IntLanes)sums_of_pairs(vpaddlq_s16(two(0)), vpaddlq_s16(two(1)), vpaddlq_s16(two(2)),
+                                               vpaddlq_s16(two(3)));
     }
-    return start;
+    const int16x8_t first = vpaddq_s16(two(0), two(1)), second = vpaddq_s16(two(2), two(3));
+    return start + (IntLanes)(kind == Codes::small ? vpaddlq_s16(vpaddq_s16(first, second))
+                                                   : vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)));
 }
 
 #endif
