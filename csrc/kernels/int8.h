@@ -99,9 +99,9 @@ PCR_INLINE F magnitude(F x) {
 }
 
 // With int8_by_place, m and the place change places.
-PCR_INLINE const int8_t * quad_of(const Int8Pair & x, int64_t m, int64_t s, int64_t block, int64_t half) {
+template <typename Pair> PCR_INLINE auto * quad_of(Pair & x, int64_t m, int64_t s, int64_t block, int64_t half) {
     const int set = set_of(s), place = place_of(s);
-    return int8_by_place ? x.codes[place][set][block][half][m] : x.codes[m][set][block][half][place];
+    return int8_by_place ? &x.codes[place][set][block][half][m][0] : &x.codes[m][set][block][half][place][0];
 }
 
 // The quads of a set.
@@ -135,7 +135,7 @@ void int8_quantize(const float * x, int64_t n, uint8_t * out) {
                 store_bytes(codes[0], rounded(load<F>(x + first + 32 * s + 16 * h) * inverse[s]));
                 PCR_UNROLL
                 for (int m = 0; m < 4; m++) {
-                    std::memcpy(const_cast<int8_t *>(quad_of(to, m, s, block, h)), codes[m], 4);
+                    std::memcpy(quad_of(to, m, s, block, h), codes[m], 4);
                 }
             }
         }
