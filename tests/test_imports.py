@@ -59,10 +59,11 @@ METHODS = {
 }
 FUNCTIONS = """
     abi_version adapt backend_get convert_rows decode decode_step device_count device_get embed encode frame_count
-    ggml_version importance kernels_name log_mel model_error model_free model_get_info model_load model_params_default
-    product product_kernels prompt row_bytes row_count session_attention session_cancel session_clear session_end
-    session_error session_feed session_free session_finish_early session_hypothesis session_new session_next
-    session_params_default session_reset session_result set_log_level take_log token_bytes tokenize usable_cores usable_cores_of version
+    ggml_version importance kernels_name log_mel model_error model_free model_get_info model_load
+    model_params_default product product_kernels prompt row_bytes row_count session_attention session_cancel
+    session_clear session_end session_error session_feed session_free session_finish_early session_hypothesis
+    session_new session_next session_params_default session_reset session_result set_log_level take_log token_bytes
+    tokenize usable_cores usable_cores_of version
 """
 
 
