@@ -1,6 +1,6 @@
 // Products of few rows, read as they are: any type, sums in F32.
 //
-// A sum is that of two registers' lanes, which take turns, whatever rows are beside it.
+// A sum is that of some registers' lanes, which take turns, whatever rows are beside it.
 #pragma once
 
 #include "kernels/unpack.h"
@@ -10,10 +10,16 @@ namespace pcr {
 namespace {
 
 // Results whose sums stay in registers: of so many rows of the matrix and rows x.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__)
 constexpr int gemv_rows = 4, gemv_columns = 3;
 #else
 constexpr int gemv_rows = 2, gemv_columns = 3;
+#endif
+// Of each sum: a single row would wait for the last product's addition.
+#if defined(__aarch64__)
+constexpr int gemv_registers = 4;
+#else
+constexpr int gemv_registers = 2;
 #endif
 
 // A register's values of a row from the k-th on.
@@ -34,7 +40,7 @@ PCR_INLINE void keep_in_register(FloatRegister & value) {
 #endif
 }
 
-template <int n_rows, int n_x> using GemvSums = FloatRegister[n_rows][n_x][2];
+template <int n_rows, int n_x> using GemvSums = FloatRegister[n_rows][n_x][gemv_registers];
 
 // sums[r][j] += values k < count of row r times those of row j of x; count a multiple of 32. A function of its own, with a
 // short loop: else compilers run out of registers.
@@ -46,17 +52,17 @@ __attribute__((noinline)) void add_products(const uint8_t * rows, size_t row_byt
     PCR_UNROLL
     for (int r = 0; r < n_rows; r++) {
         PCR_UNROLL
-        for (int j = 0; j < 2 * n_x; j++) {
-            held[r][j / 2][j % 2] = sums[r][j / 2][j % 2];
+        for (int j = 0; j < gemv_registers * n_x; j++) {
+            held[r][j / gemv_registers][j % gemv_registers] = sums[r][j / gemv_registers][j % gemv_registers];
         }
     }
-    for (int64_t k = 0; k < count; k += 2 * lanes) {
+    for (int64_t k = 0; k < count; k += gemv_registers * lanes) {
         PCR_UNROLL
         for (int r = 0; r < n_rows; r++) {
-            fetch_ahead(rows + static_cast<size_t>(r) * row_bytes + bytes * k, 2 * lanes * bytes);
+            fetch_ahead(rows + static_cast<size_t>(r) * row_bytes + bytes * k, gemv_registers * lanes * bytes);
         }
         PCR_UNROLL
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < gemv_registers; i++) {
             FloatRegister y[n_x];
             PCR_UNROLL
             for (int j = 0; j < n_x; j++) {
@@ -77,16 +83,19 @@ __attribute__((noinline)) void add_products(const uint8_t * rows, size_t row_byt
     PCR_UNROLL
     for (int r = 0; r < n_rows; r++) {
         PCR_UNROLL
-        for (int j = 0; j < 2 * n_x; j++) {
-            sums[r][j / 2][j % 2] = held[r][j / 2][j % 2];
+        for (int j = 0; j < gemv_registers * n_x; j++) {
+            sums[r][j / gemv_registers][j % gemv_registers] = held[r][j / gemv_registers][j % gemv_registers];
         }
     }
 }
 
-PCR_INLINE float sum_of(const FloatRegister (&sums)[2]) {
-    const FloatRegister both = sums[0] + sums[1];
-    F4                  four[lanes / 4];
-    std::memcpy(four, &both, sizeof(both));
+PCR_INLINE float sum_of(const FloatRegister (&sums)[gemv_registers]) {
+    FloatRegister all = sums[0] + sums[1];
+    if constexpr (gemv_registers == 4) {
+        all += sums[2] + sums[3];
+    }
+    F4 four[lanes / 4];
+    std::memcpy(four, &all, sizeof(all));
     PCR_UNROLL
     for (int i = 1; i < lanes / 4; i++) {
         four[0] += four[i];
@@ -103,7 +112,10 @@ void gemv_tile(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t n
     for (int r = 0; r < n_rows; r++) {
         PCR_UNROLL
         for (int j = 0; j < n_x; j++) {
-            sums[r][j][0] = sums[r][j][1] = FloatRegister{};
+            PCR_UNROLL
+            for (int i = 0; i < gemv_registers; i++) {
+                sums[r][j][i] = FloatRegister{};
+            }
         }
     }
     const int64_t whole = n / 32 * 32;

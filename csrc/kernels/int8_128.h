@@ -60,41 +60,6 @@ PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {
     return (CodeLanes)__builtin_shufflevector((IntLanes)v, (IntLanes)v, 1, 0, 3, 2);
 }
 
-// Four bytes in the order of their places -> F32.
-PCR_INLINE FloatLanes wide(uint32_t four) {
-#if defined(__aarch64__)  // compilers widen 4 bytes one by one
-    return (FloatLanes)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
-#elif defined(__SSE2__)
-    const __m128i zero = _mm_setzero_si128(), bytes = _mm_cvtsi32_si128(static_cast<int>(four));
-    return (FloatLanes)_mm_cvtepi32_ps(_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero));
-#else
-    typedef uint8_t Four __attribute__((vector_size(4)));
-    return __builtin_convertvector(__builtin_convertvector(load<Four>(&four), IntLanes), FloatLanes);
-#endif
-}
-
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
-PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
-    const uint8_t * block = from + bytes * turn;
-    uint32_t        a, b, c;
-    std::memcpy(&a, block + 4, 4);
-    std::memcpy(&b, block + 8, 4);
-    std::memcpy(&c, block + 12, 4);
-    const uint32_t scales[2] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u)};
-    const uint32_t minima[2] = {b & 0x3f3f3f3fu, ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u)};
-    // Bytes 0 and 3 of both, or 1 and 2.
-    const auto outer = [](const uint32_t (&of)[2]) {
-        return (of[0] & 0xffu) | ((of[0] >> 16) & 0xff00u) | ((of[1] & 0xffu) << 16) | (of[1] & 0xff000000u);
-    };
-    const auto inner = [](const uint32_t (&of)[2]) { return ((of[0] >> 8) & 0xffffu) | ((of[1] << 8) & 0xffff0000u); };
-    out[0][0]        = wide(outer(scales)) * half(block);
-    out[0][1]        = wide(inner(scales)) * half(block);
-    out[1][0]        = wide(outer(minima)) * half(block + 2);
-    out[1][1]        = wide(inner(minima)) * half(block + 2);
-}
-
 // The scales of each set's halves, d (F16) multiplied in.
 PCR_INLINE void scales_q6_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
     const auto * scales = reinterpret_cast<const int8_t *>(from + bytes * turn + 192);

@@ -12,6 +12,26 @@ PCR_INLINE CodeLanes shifted_right(CodeLanes v, int place, int a, int b, int c, 
     return v >> static_cast<uint8_t>(place == 0 ? a : place == 1 ? b : place == 2 ? c : d);
 }
 
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
+// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
+// ones at the top of 0..3 and 4..7.
+PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
+    static const uint8_t lower_at[16] = {4, 7, 12, 15, 5, 6, 13, 14, 8, 11, 12, 15, 9, 10, 13, 14};
+    static const uint8_t upper_at[16] = {255, 255, 4, 7, 255, 255, 5, 6, 255, 255, 8, 11, 255, 255, 9, 10};
+    static const int8_t  shift[16]    = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -4, -4, 0, 0, -4, -4};
+    const uint8x16_t     head         = vld1q_u8(from + bytes * turn);
+    const uint8x16_t     lower        = vshlq_u8(vqtbl1q_u8(head, vld1q_u8(lower_at)), vld1q_s8(shift));
+    const uint8x16_t     upper        = vshrq_n_u8(vqtbl1q_u8(head, vld1q_u8(upper_at)), 2);
+    const uint8x16_t     codes =
+        vorrq_u8(vandq_u8(lower, vreinterpretq_u8_u32(vdupq_n_u32(0x0f0f3f3fu))), vandq_u8(upper, vdupq_n_u8(0x30)));
+    const uint16x8_t  words[2] = {vmovl_u8(vget_low_u8(codes)), vmovl_high_u8(codes)};
+    const float32x4_t d        = vcvt_f32_f16(vreinterpret_f16_u8(vget_low_u8(head)));  // and dmin
+    out[0][0]                  = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(words[0]))), d, 0);
+    out[0][1]                  = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_high_u16(words[0])), d, 0);
+    out[1][0]                  = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(words[1]))), d, 1);
+    out[1][1]                  = (FloatLanes)vmulq_laneq_f32(vcvtq_f32_u32(vmovl_high_u16(words[1])), d, 1);
+}
+
 PCR_INLINE int32x4_t sums_of_pairs(int32x4_t first, int32x4_t second, int32x4_t third, int32x4_t fourth) {
     return vpaddq_s32(vpaddq_s32(first, second), vpaddq_s32(third, fourth));
 }
