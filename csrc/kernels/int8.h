@@ -302,27 +302,33 @@ typedef FloatLanes Int8Sums[2][int8_parts];
 // sums += a turn's share of a pair of blocks of the matrix times one of x.
 template <ggml_type type>
 PCR_INLINE void add_pair(const Int8Weights & w, const Int8Pair & x, int turn, Int8Sums & sums) {
-    IntLanes products[2][int8_parts], of_sub_blocks[int8_parts];
+    constexpr bool from_start = type == GGML_TYPE_Q6_K || (type == GGML_TYPE_Q8_0 && int8_biased);
+    IntLanes       products[2][int8_parts], of_sub_blocks[int8_parts];
     PCR_UNROLL
     for (int set = 0; set < 2; set++) {
+        CodeLanes values[int8_parts][4];
         PCR_UNROLL
         for (int part = 0; part < int8_parts; part++) {
-            CodeLanes values[4];
-            quads_of(x, set, turn, part, values);
-            const bool     biased = type == GGML_TYPE_Q8_0 && int8_biased;
-            const IntLanes start =
-                type == GGML_TYPE_Q6_K || biased ? share<IntLanes>(x.start[set], turn, part) : IntLanes{};
-            products[set][part] = dot<codes_of(type)>(biased ? start << 2 : start, w.codes[set][part], values);
+            quads_of(x, set, turn, part, values[part]);
+            const IntLanes start = from_start ? share<IntLanes>(x.start[set], turn, part) : IntLanes{};
             if (type == GGML_TYPE_Q6_K) {
-                sums[set][part] += __builtin_convertvector(products[set][part], FloatLanes) *
+                const IntLanes sum = dot<Codes::halves>(start, w.codes[set][part], values[part]);
+                sums[set][part] += __builtin_convertvector(sum, FloatLanes) *
                                    scale_of_halves(x.scale[0][0], set, turn) * w.scale[set][part];
+            } else if (int8_parts == 1) {
+                products[set][part] = dot<codes_of(type)>(start << 2, w.codes[set][part], values[part]);
             }
+        }
+        if constexpr (type != GGML_TYPE_Q6_K && int8_parts == 2) {
+            of_sub_blocks[set] = dot_halves<codes_of(type)>(w.codes[set], values);
         }
     }
     if (type == GGML_TYPE_Q6_K) {
         return;
     }
-    add_halves(products, of_sub_blocks);
+    if (int8_parts == 1) {
+        add_halves(products, of_sub_blocks);
+    }
     PCR_UNROLL
     for (int part = 0; part < int8_parts; part++) {
         sums[0][part] += __builtin_convertvector(of_sub_blocks[part], FloatLanes) *

@@ -83,6 +83,11 @@ template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes
 
 #endif
 
+// Both halves of a set.
+template <Codes kind> PCR_INLINE IntLanes dot_halves(const CodeLanes (&codes)[2][4], const CodeLanes (&x)[2][4]) {
+    return dot<kind>(dot<kind>(IntLanes{}, codes[0], x[0]), codes[1], x[1]);
+}
+
 }  // namespace
 
 }  // namespace pcr

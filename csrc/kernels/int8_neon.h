@@ -49,6 +49,14 @@ template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes
     return start + (IntLanes)sums_of_pairs(of(0), of(1), of(2), of(3));
 }
 
+// Both halves of a set.
+template <Codes> PCR_INLINE IntLanes dot_halves(const CodeLanes (&codes)[2][4], const CodeLanes (&x)[2][4]) {
+    const auto of = [&](int place) PCR_LAMBDA {
+        return (int32x4_t)add_dot(add_dot(IntLanes{}, codes[0][place], x[0][place]), codes[1][place], x[1][place]);
+    };
+    return (IntLanes)sums_of_pairs(of(0), of(1), of(2), of(3));
+}
+
 #else
 
 // start + the sums of the four places' products. 16 bits hold the sum of two products of any codes, of four below 64 and of
@@ -65,6 +73,23 @@ template <Codes kind> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&
     const int16x8_t first = vpaddq_s16(two(0), two(1)), second = vpaddq_s16(two(2), two(3));
     return start + (IntLanes)(kind == Codes::small ? vpaddlq_s16(vpaddq_s16(first, second))
                                                    : vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)));
+}
+
+// Both halves of a set.
+template <Codes kind> PCR_INLINE IntLanes dot_halves(const CodeLanes (&codes)[2][4], const CodeLanes (&x)[2][4]) {
+    if (kind == Codes::bytes) {
+        return dot<kind>(dot<kind>(IntLanes{}, codes[0], x[0]), codes[1], x[1]);
+    }
+    const auto four = [&](int place) PCR_LAMBDA {
+        int16x8_t sum = vdupq_n_s16(0);
+        PCR_UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int8x16_t w = (int8x16_t)codes[half][place], y = (int8x16_t)x[half][place];
+            sum = vmlal_high_s8(vmlal_s8(sum, vget_low_s8(w), vget_low_s8(y)), w, y);
+        }
+        return sum;
+    };
+    return (IntLanes)vpaddq_s32(vpaddlq_s16(vpaddq_s16(four(0), four(1))), vpaddlq_s16(vpaddq_s16(four(2), four(3))));
 }
 
 #endif
