@@ -319,9 +319,11 @@ PCR_INLINE void add_pair(const Int8Weights & w, const Int8Pair & x, int turn, In
                 products[set][part] = dot<codes_of(type)>(start << 2, w.codes[set][part], values[part]);
             }
         }
-        if constexpr (type != GGML_TYPE_Q6_K && int8_parts == 2) {
+#if defined(PCR_INT8_HALVES)
+        if (type != GGML_TYPE_Q6_K) {
             of_sub_blocks[set] = dot_halves<codes_of(type)>(w.codes[set], values);
         }
+#endif
     }
     if (type == GGML_TYPE_Q6_K) {
         return;

@@ -7,6 +7,7 @@ namespace pcr {
 
 namespace {
 
+#define PCR_INT8_HALVES 1  // dot_halves(): a half is a register
 constexpr int  int8_width  = 16;
 constexpr bool int8_biased = false;
 #if defined(__aarch64__)
