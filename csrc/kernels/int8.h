@@ -443,7 +443,7 @@ void int8_gemv_rows(int64_t count, const uint8_t * rows, size_t row_bytes, int64
 template <ggml_type type>
 void int8_gemv_type(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int64_t n, const uint8_t * x, int64_t n_x,
                     float * out, int64_t out_stride) {
-    constexpr int     most    = 8;
+    constexpr int     most    = int8_width == 16 ? 4 : 8;  // what compilers find registers for
     constexpr int64_t l1      = 48 << 10;  // wide registers would wait for rows x that do not stay in the first cache
     const int64_t     at_once = int8_width == 64 && most * static_cast<int64_t>(int8_bytes(n)) > l1 ? most / 2 : most;
     const int64_t     block   = n_x > at_once ? rows_in_cache(row_bytes) : n_rows;
