@@ -32,6 +32,10 @@ constexpr int place_of(int64_t s) {  // in its set
     return static_cast<int>(s / 2);
 }
 
+constexpr int sub_block_of(int set, int place) {
+    return 2 * place + ((set ^ place) & 1);
+}
+
 // 512 values of a row x: each 32 scaled to -127..127.
 struct Int8Pair {
     int8_t  codes[4][2][2][2][4][4];  // [m][set][block][half][place]: quad m of a half; see quad_of()
@@ -362,14 +366,20 @@ PCR_INLINE float sum_of(F4 t) {
     return ((t[0] + t[2]) + t[3]) + t[1];
 }
 
-// Four of them, transposed.
-PCR_INLINE F4 sums_of(const F4 (&t)[4]) {
-    const auto pairs = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(t[i], t[i + 1], 0, 4, 1, 5); };
-    const auto rest  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(t[i], t[i + 1], 2, 6, 3, 7); };
-    const F4   a = pairs(0), b = pairs(2), c = rest(0), d = rest(2);
-    const F4   t0 = __builtin_shufflevector(a, b, 0, 1, 4, 5), t3 = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    const F4   t1 = __builtin_shufflevector(c, d, 0, 1, 4, 5), t2 = __builtin_shufflevector(c, d, 2, 3, 6, 7);
-    return ((t0 + t1) + t2) + t3;
+PCR_INLINE void transpose_four(F4 (&v)[4]) {
+    const auto first = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(v[i], v[i + 1], 0, 4, 1, 5); };
+    const auto last  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(v[i], v[i + 1], 2, 6, 3, 7); };
+    const F4   a = first(0), b = first(2), c = last(0), d = last(2);
+    v[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    v[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    v[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    v[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Four of them.
+PCR_INLINE F4 sums_of(F4 (&t)[4]) {
+    transpose_four(t);
+    return ((t[0] + t[2]) + t[3]) + t[1];
 }
 
 // Rows of the matrix, each with n_x rows x.
@@ -415,7 +425,8 @@ void int8_gemv_rows(const uint8_t * rows, size_t row_bytes, int64_t n_rows, int6
         }
         PCR_UNROLL
         for (int j = 0; j + 4 <= n_x; j += 4) {
-            const F4 four[4] = {last[j], last[j + 1], last[j + 2], last[j + 3]}, y = sums_of(four);
+            F4       four[4] = {last[j], last[j + 1], last[j + 2], last[j + 3]};
+            const F4 y       = sums_of(four);
             PCR_UNROLL
             for (int k = 0; k < 4; k++) {
                 out[(j + k) * out_stride + r] = y[k];

@@ -17,7 +17,7 @@ struct Int8RowStep {
     float   scale[2];  // Q6_K: of each half; Q4_K and Q5_K: the scale and the minimum
     int32_t start[2];  // what sums of a half (Q6_K) or of all begin with
 };
-static_assert(sizeof(Int8RowStep) == 4 * int8_row_step, "kernels.h");
+static_assert(sizeof(Int8RowStep) == 4 * int8_row_step && offsetof(Int8RowStep, start) == 40, "kernels.h");
 
 // 32 values of 16 rows x.
 struct Int8PanelStep {
@@ -101,7 +101,7 @@ template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, u
         alignas(64) int8_t codes[2][4][2][2][16];  // [set][place][block][half]
         alignas(
             64) float scale[2][2][2][4];  // Q6_K: [set][block][half][place]; else [scale, minimum][block][set][place]
-        alignas(64) int32_t start[2][2][2][4];  // [set][block][half][place]
+        alignas(64) int32_t start[2][2][2][4] = {};  // [set][block][half][place]
         PCR_UNROLL
         for (int turn = 0; turn < int8_turns; turn++) {
             Int8Weights w = weights_of<type>(from, turn);
@@ -128,22 +128,30 @@ template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, u
                 }
             }
         }
-        for (int64_t i = 0; i < values; i += 32) {
-            const int64_t block = i / int8_block, s = i / 32 % 8;
-            const int     set = set_of(s), place = place_of(s);
-            Int8RowStep & step = steps[int8_step(n, at + i)];
-            std::memcpy(step.codes, codes[set][place][block], 32);
+        PCR_UNROLL
+        for (int j = 0; j < 4; j++) {
+            const int block = j / 2, set = j % 2;
+            F4        of_places[4];  // what stands behind the codes of a step
             if (type == GGML_TYPE_Q6_K) {
-                step.scale[0] = scale[set][block][0][place];
-                step.scale[1] = scale[set][block][1][place];
+                of_places[0] = load<F4>(scale[set][block][0]);
+                of_places[1] = load<F4>(scale[set][block][1]);
+                of_places[2] = load<F4>(start[set][block][0]);
+                of_places[3] = load<F4>(start[set][block][1]);
             } else {
-                step.scale[0] = scale[0][block][set][place];
-                step.scale[1] = scale[1][block][set][place];
+                typedef int32_t I4 __attribute__((vector_size(16)));
+                of_places[0] = load<F4>(scale[0][block][set]);
+                of_places[1] = load<F4>(scale[1][block][set]);
+                of_places[2] = of_places[3] = (F4)(load<I4>(start[set][block][0]) + load<I4>(start[set][block][1]));
             }
-            if (int8_biased) {
-                step.start[0] =
-                    start[set][block][0][place] + (type == GGML_TYPE_Q6_K ? 0 : start[set][block][1][place]);
-                step.start[1] = start[set][block][1][place];
+            transpose_four(of_places);
+            PCR_UNROLL
+            for (int place = 0; place < 4; place++) {
+                const int64_t i = int8_block * block + 32 * sub_block_of(set, place);
+                if (i < values) {
+                    Int8RowStep & step = steps[int8_step(n, at + i)];
+                    std::memcpy(step.codes, codes[set][place][block], sizeof(step.codes));
+                    store(step.scale, of_places[place]);
+                }
             }
         }
     }
