@@ -31,9 +31,8 @@ typedef struct {
 #  include <sched.h>
 #  include <sys/syscall.h>
 #  include <unistd.h>
-#else
-#  include <time.h>
 #endif
+#include <time.h>
 #if defined(__x86_64__) || defined(_M_X64)
 #  include <immintrin.h>
 #  define PCR_PAUSE() _mm_pause()
@@ -72,6 +71,18 @@ static inline int pcr_cpu(void) {
 #endif
 }
 
+/* Whether threads on one CPU wait asleep at the moment. For 16 of 128 milliseconds they spin all the same: only while the
+ * system sees both of them run will it move one to another CPU, should that have become idle. */
+static inline int pcr_gives_way(void) {
+#if defined(_WIN32)
+    return GetTickCount64() % 128 >= 16;
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (now.tv_sec * 1000 + now.tv_nsec / 1000000) % 128 >= 16;
+#endif
+}
+
 /* Called by a thread that comes to the barrier number `passed`. Whether another one came on the same CPU to this or to the
  * one before: most likely it is still there. */
 static inline int pcr_arrive(struct pcr_waiting * waiting, int passed) {
@@ -84,7 +95,7 @@ static inline int pcr_arrive(struct pcr_waiting * waiting, int passed) {
     if (atomic_exchange_explicit(arrived, passed, memory_order_relaxed) == passed) {
         atomic_store_explicit(crowded, passed, memory_order_relaxed);
     }
-    return (unsigned)passed - (unsigned)atomic_load_explicit(crowded, memory_order_relaxed) <= 1;
+    return (unsigned)passed - (unsigned)atomic_load_explicit(crowded, memory_order_relaxed) <= 1 && pcr_gives_way();
 }
 
 /* Returns once *value is no longer `old`. */
