@@ -40,10 +40,10 @@ constexpr Kernels make_table(const char * name) {
     table.int8_epilogue_panel = int8_epilogue_panel;
 #endif
     table.silu_multiply = silu_multiply;
-    table.add            = add;
-    table.attend         = attend;
-    table.max            = max_of;
-    table.sum_exp        = sum_exp;
+    table.add           = add;
+    table.attend        = attend;
+    table.max           = max_of;
+    table.sum_exp       = sum_exp;
     return table;
 }
 
