@@ -59,17 +59,14 @@ constexpr int tile_rows = 2, tile_groups = 1;
 using R = FloatRegister;
 
 template <bool bf16> PCR_INLINE R multiply_add(R sum, const uint32_t * word, R column) {
-#if defined(__AVX512BF16__)
+#if defined(PCR_BF16)
     if (bf16) {
-        int32_t both;
-        std::memcpy(&both, word, 4);
-        return (R)_mm512_dpbf16_ps((__m512)sum, (__m512bh)column, (__m512bh)_mm512_set1_epi32(both));
-    }
-#elif defined(PCR_BF16)
-    if (bf16) {
-        int32_t both;
-        std::memcpy(&both, word, 4);
-        return (R)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)column, (bfloat16x8_t)vdupq_n_s32(both));
+        const IntRegister both = IntRegister{} + load<int32_t>(word);
+#  if defined(__AVX512BF16__)
+        return (R)_mm512_dpbf16_ps((__m512)sum, (__m512bh)column, (__m512bh)both);
+#  else
+        return (R)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)column, (bfloat16x8_t)both);
+#  endif
     }
 #endif
     float one;

@@ -100,7 +100,7 @@ PCR_INLINE float sum_of(const FloatRegister (&sums)[gemv_registers]) {
     for (int i = 1; i < lanes / 4; i++) {
         four[0] += four[i];
     }
-    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+    return fold_four(four[0], [](F4 a, F4 b) PCR_LAMBDA { return a + b; });
 }
 
 // Rows of the matrix with rows x.

@@ -76,6 +76,10 @@ typedef int16_t EightWords __attribute__((vector_size(16)));
 #  include "kernels/int8_any.h"
 #endif
 
+#if defined(PCR_INT8_ADD_DOT) || defined(__AVX2__)
+#  define PCR_INT8_GEMM 1
+#endif
+
 namespace pcr {
 
 namespace {
@@ -107,6 +111,17 @@ template <typename Pair> PCR_INLINE auto * quad_of(Pair & x, int64_t m, int64_t 
     const int set = set_of(s), place = place_of(s);
     return int8_by_place ? &x.codes[place][set][block][half][m][0] : &x.codes[m][set][block][half][place][0];
 }
+
+#if defined(PCR_INT8_ADD_DOT) && !defined(PCR_INT8_HALVES)
+// start + sums of the four quads' products. Codes are unsigned bytes.
+template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
+    PCR_UNROLL
+    for (int m = 0; m < 4; m++) {
+        start = add_dot(start, codes[m], x[m]);
+    }
+    return start;
+}
+#endif
 
 // The quads of a set.
 PCR_INLINE void quads_of(const Int8Pair & x, int set, int turn, int part, CodeLanes (&out)[4]) {
@@ -219,8 +234,9 @@ struct Int8Weights {
     FloatLanes scale[2][int8_parts];  // Q6_K: of each set's halves; else of sub-blocks, and their minima (Q4_K, Q5_K)
 };
 
-// ggml's block_q4_K: d, dmin (F16), 12 bytes of scales and minima, 128 bytes of nibbles; block_q5_K: 32 bytes of fifth
-// bits before the nibbles.
+// ggml's block_q4_K: d, dmin (F16), 12 bytes of 8 scales and 8 minima of 6 bits, 128 bytes of nibbles; block_q5_K: 32 bytes
+// of fifth bits before the nibbles. Of the 12 bytes the lower bits of 0..3 and 4..7 hold the first four scales and minima,
+// the nibbles of 8..11 the others' lower bits, and the top of 0..3 and 4..7 their upper ones.
 template <bool fifth> PCR_INLINE Int8Weights weights_q45_k(const uint8_t * from, int turn) {
     constexpr int64_t bytes = fifth ? 176 : 144;
     constexpr int     first = fifth ? 48 : 16;
@@ -364,16 +380,6 @@ template <ggml_type type> PCR_INLINE F4 last_four(const Int8Sums (&sums)[int8_tu
 
 PCR_INLINE float sum_of(F4 t) {
     return ((t[0] + t[2]) + t[3]) + t[1];
-}
-
-PCR_INLINE void transpose_four(F4 (&v)[4]) {
-    const auto first = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(v[i], v[i + 1], 0, 4, 1, 5); };
-    const auto last  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(v[i], v[i + 1], 2, 6, 3, 7); };
-    const F4   a = first(0), b = first(2), c = last(0), d = last(2);
-    v[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-    v[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    v[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
-    v[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
 // Four of them.

@@ -21,14 +21,7 @@ typedef int32_t IntLanes __attribute__((vector_size(16)));
 typedef float   FloatLanes __attribute__((vector_size(16)));
 
 PCR_INLINE void transpose_quads(CodeLanes (&v)[4]) {
-    const auto     words = [&](int i) PCR_LAMBDA { return (IntLanes)v[i]; };
-    const auto     low  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(words(i), words(i + 1), 0, 4, 1, 5); };
-    const auto     high = [&](int i) PCR_LAMBDA { return __builtin_shufflevector(words(i), words(i + 1), 2, 6, 3, 7); };
-    const IntLanes a = low(0), b = low(2), c = high(0), d = high(2);
-    v[0] = (CodeLanes)__builtin_shufflevector(a, b, 0, 1, 4, 5);
-    v[1] = (CodeLanes)__builtin_shufflevector(a, b, 2, 3, 6, 7);
-    v[2] = (CodeLanes)__builtin_shufflevector(c, d, 0, 1, 4, 5);
-    v[3] = (CodeLanes)__builtin_shufflevector(c, d, 2, 3, 6, 7);
+    transpose_four(v);
 }
 
 // Quads of half `part` of four sub-blocks of 32 bytes, which lie at a, b, c and d.

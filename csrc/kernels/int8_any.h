@@ -30,9 +30,7 @@ PCR_INLINE FloatLanes wide(uint32_t four) {
 #endif
 }
 
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in.
 PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
     const uint8_t * block = from + bytes * turn;
     uint32_t        a, b, c;

@@ -13,7 +13,6 @@ constexpr bool int8_biased = true;  // signed codes are multiplied as if they we
 #else
 constexpr bool int8_biased = false;
 #endif
-
 constexpr bool int8_by_place = false;
 
 typedef uint8_t CodeLanes __attribute__((vector_size(32)));
@@ -60,9 +59,7 @@ PCR_INLINE CodeLanes neighbours_swapped(CodeLanes v) {
     return (CodeLanes)_mm256_shuffle_epi32((__m256i)v, 0xb1);
 }
 
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in.
 PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][1]) {
     const __m128i head = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + bytes * turn));
     const __m128i first =
@@ -112,44 +109,10 @@ PCR_INLINE FloatLanes scale_of_halves(const float * scales, int set, int turn) {
 
 #if defined(__AVXVNNI__)
 
-// start + sums of the four quads' products. small: codes are 0..31; halves: 0..63; bytes: any byte, here unsigned.
-template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
-    __m256i sum = (__m256i)start;
-    PCR_UNROLL
-    for (int m = 0; m < 4; m++) {
-        sum = _mm256_dpbusd_avx_epi32(sum, (__m256i)codes[m], (__m256i)x[m]);
-    }
-    return (IntLanes)sum;
-}
-
-// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
-// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
-// any signed byte; else -32..31.
-template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
-PCR_INLINE void int8_products(Word word, Start start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
-    PCR_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        PCR_UNROLL
-        for (int v = 0; v < n_vectors; v++) {
-            sums[r][v] = (IntLanes)_mm256_set1_epi32(start(r));
-        }
-    }
-    PCR_UNROLL
-    for (int q = 0; q < n_quads; q++) {
-        CodeLanes values[n_vectors];
-        PCR_UNROLL
-        for (int v = 0; v < n_vectors; v++) {
-            values[v] = x(v, q);
-        }
-        PCR_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            const __m256i codes = _mm256_set1_epi32(word(r, q));
-            PCR_UNROLL
-            for (int v = 0; v < n_vectors; v++) {
-                sums[r][v] = (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sums[r][v], (__m256i)values[v], codes);
-            }
-        }
-    }
+#  define PCR_INT8_ADD_DOT 1
+// sum + sums of four neighbouring products of unsigned codes and signed ones.
+PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
+    return (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
 }
 
 #else
@@ -177,9 +140,7 @@ template <Codes kind> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&
                                          : sums_of_pairs(first) + sums_of_pairs(second));
 }
 
-// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
-// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
-// any signed byte; else -32..31.
+// See int8_gemm.h.
 template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
 PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
     constexpr int together = bytes ? 1 : 4;  // pairs whose sum stays within 16 bits
@@ -216,8 +177,6 @@ PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_
 }
 
 #endif
-
-#define PCR_INT8_GEMM 1
 
 }  // namespace
 

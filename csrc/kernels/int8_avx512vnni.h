@@ -66,9 +66,7 @@ PCR_INLINE __m256i both_blocks(EightWords first, EightWords second) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)first), (__m128i)second, 1);
 }
 
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in.
 PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int, FloatLanes (&out)[2][1]) {
     const auto    at    = [](const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); };
     const __m256i heads = _mm256_inserti128_si256(_mm256_castsi128_si256(at(from)), at(from + bytes), 1);
@@ -110,14 +108,10 @@ template <typename Of> PCR_INLINE void from_halves(int, Of of, FloatLanes (&out)
     out[0] = (FloatLanes)_mm512_cvtph_ps(both_blocks(of(0), of(1)));
 }
 
-// start + sums of the four quads' products. small: codes are 0..31; halves: 0..63; bytes: any unsigned byte.
-template <Codes> PCR_INLINE IntLanes dot(IntLanes start, const CodeLanes (&codes)[4], const CodeLanes (&x)[4]) {
-    __m512i sum = (__m512i)start;
-    PCR_UNROLL
-    for (int m = 0; m < 4; m++) {
-        sum = _mm512_dpbusd_epi32(sum, (__m512i)codes[m], (__m512i)x[m]);
-    }
-    return (IntLanes)sum;
+#define PCR_INT8_ADD_DOT 1
+// sum + sums of four neighbouring products of unsigned codes and signed ones.
+PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
+    return (IntLanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
 }
 
 // 128 of its bits.
@@ -142,37 +136,6 @@ PCR_INLINE void add_halves(const IntLanes (&sums)[2][1], IntLanes (&out)[1]) {
 PCR_INLINE FloatLanes scale_of_halves(const float * scales, int set, int) {
     const __m512 all = _mm512_loadu_ps(scales);
     return (FloatLanes)(set == 0 ? _mm512_shuffle_f32x4(all, all, 0xa0) : _mm512_shuffle_f32x4(all, all, 0xf5));
-}
-
-#define PCR_INT8_GEMM 1
-// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
-// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
-// any signed byte; else -32..31.
-template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
-PCR_INLINE void int8_products(Word word, Start start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
-    PCR_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        PCR_UNROLL
-        for (int v = 0; v < n_vectors; v++) {
-            sums[r][v] = (IntLanes)_mm512_set1_epi32(start(r));
-        }
-    }
-    PCR_UNROLL
-    for (int q = 0; q < n_quads; q++) {
-        CodeLanes values[n_vectors];
-        PCR_UNROLL
-        for (int v = 0; v < n_vectors; v++) {
-            values[v] = x(v, q);
-        }
-        PCR_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            const __m512i codes = _mm512_set1_epi32(word(r, q));
-            PCR_UNROLL
-            for (int v = 0; v < n_vectors; v++) {
-                sums[r][v] = (IntLanes)_mm512_dpbusd_epi32((__m512i)sums[r][v], (__m512i)values[v], codes);
-            }
-        }
-    }
 }
 
 }  // namespace

@@ -99,8 +99,8 @@ template <ggml_type type> void int8_unpack_row(const uint8_t * row, int64_t n, u
             from = rest;
         }
         alignas(64) int8_t codes[2][4][2][2][16];  // [set][place][block][half]
-        alignas(
-            64) float scale[2][2][2][4];  // Q6_K: [set][block][half][place]; else [scale, minimum][block][set][place]
+        // Q6_K: [set][block][half][place]; else [scale, minimum][block][set][place].
+        alignas(64) float   scale[2][2][2][4];
         alignas(64) int32_t start[2][2][2][4] = {};  // [set][block][half][place]
         PCR_UNROLL
         for (int turn = 0; turn < int8_turns; turn++) {
@@ -166,6 +166,38 @@ void int8_unpack(ggml_type type, const void * row, int64_t n, uint32_t * out) {
         default: return int8_unpack_row<GGML_TYPE_Q8_0>(from, n, out);
     }
 }
+
+#  if defined(PCR_INT8_ADD_DOT)
+// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
+// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
+// any signed byte; else -32..31.
+template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
+PCR_INLINE void int8_products(Word word, Start start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
+    PCR_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            sums[r][v] = int8_biased ? IntLanes{} + start(r) : IntLanes{};
+        }
+    }
+    PCR_UNROLL
+    for (int q = 0; q < n_quads; q++) {
+        CodeLanes values[n_vectors];
+        PCR_UNROLL
+        for (int v = 0; v < n_vectors; v++) {
+            values[v] = x(v, q);
+        }
+        PCR_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            const auto codes = (CodeLanes)(IntLanes{} + word(r, q));
+            PCR_UNROLL
+            for (int v = 0; v < n_vectors; v++) {
+                sums[r][v] = add_dot(sums[r][v], values[v], codes);
+            }
+        }
+    }
+}
+#  endif
 
 // Registers for a number of each of 16 rows x.
 constexpr int int8_vectors = 64 / int8_width;

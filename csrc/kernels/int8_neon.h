@@ -12,9 +12,7 @@ PCR_INLINE CodeLanes shifted_right(CodeLanes v, int place, int a, int b, int c, 
     return v >> static_cast<uint8_t>(place == 0 ? a : place == 1 ? b : place == 2 ? c : d);
 }
 
-// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in. 12 bytes hold 8 scales and 8 minima of 6 bits: the
-// first four of each in the lower bits of bytes 0..3 and 4..7, the others' lower bits in the nibbles of 8..11, their upper
-// ones at the top of 0..3 and 4..7.
+// The scales and minima of Q4_K or Q5_K, d and dmin (F16) multiplied in.
 PCR_INLINE void scales_q45_k(const uint8_t * from, int64_t bytes, int turn, FloatLanes (&out)[2][2]) {
     static const uint8_t lower_at[16] = {4, 7, 12, 15, 5, 6, 13, 14, 8, 11, 12, 15, 9, 10, 13, 14};
     static const uint8_t upper_at[16] = {255, 255, 4, 7, 255, 255, 5, 6, 255, 255, 8, 11, 255, 255, 9, 10};
@@ -38,6 +36,7 @@ PCR_INLINE int32x4_t sums_of_pairs(int32x4_t first, int32x4_t second, int32x4_t 
 
 #if defined(__ARM_FEATURE_DOTPROD)
 
+#  define PCR_INT8_ADD_DOT 1
 // sum + sums of four neighbouring products. Codes are -128..127.
 PCR_INLINE IntLanes add_dot(IntLanes sum, CodeLanes codes, CodeLanes x) {
     return (IntLanes)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
@@ -92,34 +91,6 @@ template <Codes kind> PCR_INLINE IntLanes dot_halves(const CodeLanes (&codes)[2]
     return (IntLanes)vpaddq_s32(vpaddlq_s16(vpaddq_s16(four(0), four(1))), vpaddlq_s16(vpaddq_s16(four(2), four(3))));
 }
 
-#endif
-
-#if defined(__ARM_FEATURE_DOTPROD)
-#  define PCR_INT8_GEMM 1
-// Sums of products of 4 values in each lane: over n_quads, of n_rows rows and n_vectors vectors of x. word(r, q): 4 codes of
-// a row, for all lanes; start(r): what its sums begin with; x(v, q): 4 values of each lane. small: codes are 0..31; bytes:
-// any signed byte; else -32..31.
-template <bool small, bool bytes, int n_rows, int n_vectors, int n_quads, typename Word, typename Start, typename X>
-PCR_INLINE void int8_products(Word word, Start, X x, IntLanes (&sums)[n_rows][n_vectors]) {
-    PCR_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        PCR_UNROLL
-        for (int v = 0; v < n_vectors; v++) {
-            sums[r][v] = IntLanes{};
-        }
-    }
-    PCR_UNROLL
-    for (int q = 0; q < n_quads; q++) {
-        PCR_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            const CodeLanes codes = (CodeLanes)vdupq_n_s32(word(r, q));
-            PCR_UNROLL
-            for (int v = 0; v < n_vectors; v++) {
-                sums[r][v] = add_dot(sums[r][v], codes, x(v, q));
-            }
-        }
-    }
-}
 #endif
 
 }  // namespace

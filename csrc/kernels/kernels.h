@@ -115,8 +115,8 @@ struct Kernels {
     void (*gemv)(ggml_type type, const void * rows, size_t row_bytes, int64_t n_rows, int64_t n, const float * x,
                  int64_t n_x, float * out, int64_t out_stride) = nullptr;
 
-    // The same for some quantised types in 8-bit integers; null where the processor has no instructions for it. x: rows
-    // of int8_bytes(n) bytes each, by int8_quantize: each 32 values scaled to -127..127.
+    // The same for some quantised types in 8-bit integers. x: rows of int8_bytes(n) bytes each, by int8_quantize: each 32
+    // values scaled to -127..127.
     bool (*int8_takes)(ggml_type type, int64_t n)                    = nullptr;
     void (*int8_quantize)(const float * x, int64_t n, uint8_t * out) = nullptr;
     // At least the length |x - what int8_quantize's bytes stand for|.

@@ -249,15 +249,29 @@ PCR_INLINE F max(const F & a, const F & b) {
 
 typedef float F4 __attribute__((vector_size(16)));
 
+// 4 x 4 words, whatever they are.
+template <typename V> PCR_INLINE void transpose_four(V (&v)[4]) {
+    const auto first = [&](int i) PCR_LAMBDA { return __builtin_shufflevector((F4)v[i], (F4)v[i + 1], 0, 4, 1, 5); };
+    const auto last  = [&](int i) PCR_LAMBDA { return __builtin_shufflevector((F4)v[i], (F4)v[i + 1], 2, 6, 3, 7); };
+    const F4   a = first(0), b = first(2), c = last(0), d = last(2);
+    v[0] = (V)__builtin_shufflevector(a, b, 0, 1, 4, 5);
+    v[1] = (V)__builtin_shufflevector(a, b, 2, 3, 6, 7);
+    v[2] = (V)__builtin_shufflevector(c, d, 0, 1, 4, 5);
+    v[3] = (V)__builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
 // Folds the upper half onto the lower one until one lane is left.
+template <typename Fold> PCR_INLINE float fold_four(F4 four, Fold fold) {
+    four = fold(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+    four = fold(four, __builtin_shufflevector(four, four, 1, 1, 1, 1));
+    return four[0];
+}
+
 template <typename Fold> PCR_INLINE float fold_lanes(const F & v, Fold fold) {
     float lane[16];
     store(lane, v);
     const F4 quarter[4] = {load<F4>(lane), load<F4>(lane + 4), load<F4>(lane + 8), load<F4>(lane + 12)};
-    F4       four       = fold(fold(quarter[0], quarter[2]), fold(quarter[1], quarter[3]));
-    four                = fold(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
-    four                = fold(four, __builtin_shufflevector(four, four, 1, 1, 1, 1));
-    return four[0];
+    return fold_four(fold(fold(quarter[0], quarter[2]), fold(quarter[1], quarter[3])), fold);
 }
 
 PCR_INLINE float largest_lane(const F & v) {

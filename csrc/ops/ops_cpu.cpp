@@ -134,9 +134,10 @@ void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
     const float *       bias     = node.linear->bias ? static_cast<const float *>(node.linear->bias->data) : nullptr;
     const float *       residual = dst->src[1] ? static_cast<const float *>(dst->src[1]->data) : nullptr;
 
+    const int64_t decoded     = panel_rows * row_words(node.in, in);
     uint32_t *    panel       = node.compute->scratch(thread);
-    uint32_t *    gate_panel  = panel + panel_rows * row_words(node.in, in);
-    float *       results     = reinterpret_cast<float *>(node.gate ? gate_panel + (gate_panel - panel) : gate_panel);
+    uint32_t *    gate_panel  = panel + decoded;
+    float *       results     = reinterpret_cast<float *>(gate_panel + (node.gate ? decoded : 0));
     float *       gate_result = results + panel_rows * max_groups * block_side;
     const int64_t out_words   = panel_words(node.out, out);
 
@@ -176,7 +177,7 @@ void run_gemm(ggml_tensor * dst, int thread, int n_threads, void * user) {
 }
 
 bool takes_int8(const Arithmetic & how, ggml_type type, int64_t n) {
-    return !how.exact && how.kernels->int8_takes && how.kernels->int8_takes(type, n);
+    return !how.exact && how.kernels->int8_takes(type, n);
 }
 
 // What GEMM holds the factors of a product of ours in.
@@ -184,11 +185,8 @@ ComputeType gemm_type(const Arithmetic & how, ggml_type type, int64_t n) {
     return !how.quantised && how.kernels->int8_gemm && takes_int8(how, type, n) ? ComputeType::int8 : how.type;
 }
 
-// The choice between our kernels and ggml's for rows of n values of a matrix: docs/performance.md has what it rests on.
+// The choice between our kernels, where these multiply at all, and ggml's for rows of n values of a matrix: docs/performance.md has what it rests on.
 bool multiplies(const Arithmetic & how, Path path, ggml_type type, int64_t n) {
-    if (!how.products) {
-        return false;
-    }
     if (is_float(type) || how.exact) {
         return true;
     }
@@ -377,7 +375,7 @@ std::unique_ptr<Ops> make_ops(const Model & model, Compute & compute, Importance
 }
 
 std::string describe_product(const Arithmetic & how, Path path, ggml_type type, int64_t n_in) {
-    if (!how.kernels || !multiplies(how, path, type, n_in)) {
+    if (!how.products || !multiplies(how, path, type, n_in)) {
         return "ggml";
     }
     const ComputeType as = path == Path::gemm              ? gemm_type(how, type, n_in)

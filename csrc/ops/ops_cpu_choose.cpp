@@ -153,8 +153,7 @@ Screen make_screen(const ggml_tensor * head, const GgufFile & file, Compute & co
     Screen          screen;
     const Kernels & ours = *compute.arithmetic.kernels;
     const int64_t   n    = head->ne[0];
-    if (compute.arithmetic.exact || !ours.int8_takes || !ours.int8_takes(GGML_TYPE_Q8_0, n) ||
-        ggml_blck_size(head->type) != 1) {
+    if (compute.arithmetic.exact || !ours.int8_takes(GGML_TYPE_Q8_0, n) || ggml_blck_size(head->type) != 1) {
         return screen;
     }
     const size_t vocab = static_cast<size_t>(head->ne[1]);
