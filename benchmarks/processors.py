@@ -39,24 +39,17 @@ ROWS = (1, 4, 8, 16, 390)
 
 def stages(kernels: str, model: Path, threads: int, runs: int, tokens: int) -> dict[str, Any]:
     """Medians of each stage, of our kernels, ggml's products and crispasr."""
-    import numpy as np
-
     from pycrispasr.lab import bench
 
-    samples = (0.05 * np.random.default_rng(0).standard_normal(480000)).astype(np.float32)
+    samples = bench.noise()
     sides = {
         "ours": bench.Ours(model, samples, threads, kernels=kernels),
         "ggml": bench.Ours(model, samples, threads, kernels="ggml"),
         "crispasr": bench.Crispasr(model, samples, threads, (tokens + 8) * runs),
     }
-    times = bench.measure(list(sides.values()), runs)
-    result: dict[str, Any] = {}
-    for i, side in enumerate(sides):
-        median = {stage: statistics.median(times[stage][i]) for stage in bench.STAGES}
-        median["encoder + adapter"] = median.pop("encoder") + median.pop("adapter")
-        median["clip"] = sum(median.values()) + (tokens - 1) * median["token"]
-        result[side] = median
-    return result
+    times = bench.with_sums(bench.measure(list(sides.values()), runs), tokens)
+    shown = ("log-mel", "encoder + adapter", "prefill", "token", "clip")
+    return {side: {stage: statistics.median(times[stage][i]) for stage in shown} for i, side in enumerate(sides)}
 
 
 def products(kernels: str, threads: int) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pycrispasr.model import devices as list_devices
 @app.command(rich_help_panel=MEASURE)
 def devices(as_json: AsJson = False) -> None:
     """List the devices that a model can run on, the one that "auto" picks first, and why others are missing."""
-    from pycrispasr.runtimes.native import kernels_by_product
+    from pycrispasr.runtimes.native import kernel_lines, kernels_by_product
 
     found, kinds, products = list_devices(), backends(), kernels_by_product()
     if as_json:
@@ -31,8 +31,8 @@ def devices(as_json: AsJson = False) -> None:
     for device in found:
         memory = f"{bytes_text(device.memory_free)} of {bytes_text(device.memory_total)} free"
         print("  ".join(filter(None, [f"{device.name:<8}", device.description, memory, device.features])))
-        for rows, by_type in products.items() if device.name == "cpu" else ():
-            print(f"{'':<8}  {rows}: " + "; ".join(f"{kind} by {computes}" for kind, computes in by_type.items()))
+        for line in kernel_lines(products) if device.name == "cpu" else ():
+            print(f"{'':<8}  {line}")
     for kind in kinds:
         if kind.missing:
             print(f"{kind.name:<8}  {kind.missing}")

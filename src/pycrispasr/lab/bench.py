@@ -220,8 +220,7 @@ def bench(
             raise UsageError(f"{name} cannot be {value}: it must be at least 1")
     path = hub.resolve(model)
     if recording is None:
-        noise = np.random.default_rng(0).standard_normal(30 * audio.SAMPLE_RATE)
-        samples = (0.05 * noise).astype(np.float32)
+        samples = noise()
     else:
         samples = audio.load(recording, sample_rate=sample_rate)[: round(audio.CHUNK_SECONDS * audio.SAMPLE_RATE)]
     threads = threads or native.usable_cores()
@@ -239,22 +238,11 @@ def bench(
     if against:
         tell(f"{against}, once before it counts: this takes a while")
         sides.append(Crispasr(path, samples, threads, (tokens + 8) * runs))
-    times = measure(sides, runs, tell)
-    rows = [Row(stage, *map(tuple, times[stage])) for stage in STAGES]
-    whole = [
-        tuple(
-            sum(times[stage][side][run] * (tokens if stage == "token" else 1) for stage in STAGES)
-            for run in range(runs)
-        )
-        for side in range(len(sides))
-    ]
-    both = [
-        tuple(times["encoder"][side][run] + times["adapter"][side][run] for run in range(runs))
-        for side in range(len(sides))
-    ]
+    times = with_sums(measure(sides, runs, tell), tokens)
     seconds = len(samples) / audio.SAMPLE_RATE
-    rows.insert(3, Row("encoder + adapter", *both))
-    rows.append(Row(f"{seconds:.3g} s, {tokens} tokens", *whole))
+    names = {"clip": f"{seconds:.3g} s, {tokens} tokens"}
+    lines = (*STAGES[:3], "encoder + adapter", *STAGES[3:], "clip")
+    rows = [Row(names.get(line, line), *map(tuple, times[line])) for line in lines]
     rows.append(Row("second load", tuple(loads[1:])))
     return Report(
         rows=tuple(rows),
@@ -264,7 +252,7 @@ def bench(
         tokens=tokens,
         against=against,
         model=path.name,
-        machine=machine(threads),
+        machine=machine(threads, precision),
         peak_bytes=peak,
         file_bytes=path.stat().st_size,
     )
@@ -283,7 +271,27 @@ def measure(sides: list[Side], runs: int, tell: Callable[[str], object] = lambda
     return times
 
 
-def machine(threads: int) -> dict[str, Any]:
+def with_sums(times: Times, tokens: int) -> Times:
+    """With "encoder + adapter", and "clip": every stage once and so many tokens."""
+
+    def total(counts: Mapping[str, int]) -> list[list[float]]:
+        return [
+            [sum(count * times[stage][side][run] for stage, count in counts.items()) for run in range(len(kept))]
+            for side, kept in enumerate(times["token"])
+        ]
+
+    return times | {
+        "encoder + adapter": total({"encoder": 1, "adapter": 1}),
+        "clip": total(dict.fromkeys(STAGES, 1) | {"token": tokens}),
+    }
+
+
+def noise(seconds: float = 30) -> Floats:
+    """Samples that sound like nothing, always the same."""
+    return (0.05 * np.random.default_rng(0).standard_normal(round(seconds * audio.SAMPLE_RATE))).astype(np.float32)
+
+
+def machine(threads: int, precision: Precision = "auto") -> dict[str, Any]:
     """What the figures were measured on."""
     description = next((device["description"] for device in native.devices() if device["name"] == "cpu"), "")
     return {
@@ -291,7 +299,7 @@ def machine(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": threads,
         "kernels": native.kernels()[-1],
-        "products": native.kernels_by_product(),
+        "products": native.kernels_by_product(precision=precision),
         "pycrispasr": native.versions()[0],
         "ggml": native.versions()[1],
     }
@@ -302,10 +310,7 @@ def table(report: Report) -> str:
     about = report.machine
     lines = [
         f"{report.model} on {about['processor']}, {about['threads']} threads, kernels {about['kernels']}",
-        *(
-            f"{rows}: " + "; ".join(f"{kind} by {computes}" for kind, computes in by_type.items())
-            for rows, by_type in about["products"].items()
-        ),
+        *native.kernel_lines(about["products"]),
         f"{report.audio_seconds:.3g} s of audio: {report.audio_rows} audio rows, {report.prompt_tokens} prompt tokens",
         "",
         f"{'stage':<22} {'seconds':>9}" + (f" {report.against:>9} {'ratio':>7}" if report.against else ""),

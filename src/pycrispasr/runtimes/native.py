@@ -254,6 +254,14 @@ def kernels_by_product(*, kernels: str = "auto", precision: str = "auto") -> dic
     }
 
 
+def kernel_lines(products: dict[str, dict[str, str]]) -> list[str]:
+    """What `kernels_by_product` gives, as text: a line for each number of rows."""
+    return [
+        f"{rows}: " + "; ".join(f"{kind} by {computes}" for kind, computes in by_type.items())
+        for rows, by_type in products.items()
+    ]
+
+
 class NativeHandle:
     """The only owner of a native handle: frees it once, and lends its pointer until then.
 
