@@ -5,76 +5,11 @@
 #include <cstring>
 #include <limits>
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed among this file's own functions only
-
 namespace pcr {
 
 namespace {
 
 constexpr double pi = 3.141592653589793238462643383279502884;
-
-// Eight frames at once, one in each lane of a vector (GCC's and Clang's): a frame's numbers do not depend on the others.
-constexpr int   lanes = 8;
-typedef double  D __attribute__((vector_size(8 * lanes)));
-typedef int64_t I __attribute__((vector_size(8 * lanes)));
-
-struct Complex {
-    D re, im;
-};
-
-// A root of unity times z.
-inline Complex times(std::complex<double> root, const Complex & z) {
-    return {root.real() * z.re - root.imag() * z.im, root.real() * z.im + root.imag() * z.re};
-}
-
-constexpr int half_size = LogMel::n_fft / 2;  // 200 = 5 * 5 * 4 * 2
-constexpr int radices[] = {5, 5, 4, 2};
-
-// Discrete Fourier transform of in[0], in[stride], ..., n of them, by decimation in time (Cooley and Tukey 1965).
-// roots: exp(-2 pi i k / 200).
-void fft(const Complex * in, Complex * out, int n, int stride, const int * radix, const std::complex<double> * roots) {
-    const int r = *radix, m = n / r;
-    if (m == 1) {
-        for (int j = 0; j < r; j++) {
-            out[j] = in[j * stride];
-        }
-    } else {
-        for (int j = 0; j < r; j++) {
-            fft(in + j * stride, out + j * m, m, stride * r, radix + 1, roots);
-        }
-    }
-    // Combine: out[k + q m] = sum_j exp(-2 pi i j (k + q m) / n) part_j[k]; roots step by 200 / n = stride.
-    Complex part[5];
-    for (int k = 0; k < m; k++) {
-        part[0] = out[k];
-        for (int j = 1; j < r; j++) {
-            part[j] = times(roots[j * k * stride], out[k + j * m]);
-        }
-        for (int q = 0; q < r; q++) {
-            Complex sum = part[0];
-            for (int j = 1; j < r; j++) {
-                const Complex term = times(roots[(j * q * m * stride) % half_size], part[j]);
-                sum.re += term.re;
-                sum.im += term.im;
-            }
-            out[k + q * m] = sum;
-        }
-    }
-}
-
-// x > 0, normal. log10(2^e m) with m in sqrt(1/2) .. sqrt(2) by the series of 2 artanh((m - 1) / (m + 1)): within 1e-15.
-inline D log10_of(D x) {
-    const I bits     = (I)x;
-    const I above    = (bits & 0xfffffffffffffLL) > 0x6a09e667f3bcdLL;  // the fraction of sqrt(2)
-    const I exponent = (bits >> 52) - 1023 - above;                     // a comparison's true is -1
-    const D m        = (D)((bits & 0xfffffffffffffLL) | ((1023 + above) << 52));
-    const D s = (m - 1.0) / (m + 1.0), q = s * s;
-    D       series = q * (1.0 / 21.0) + 1.0 / 19.0;
-    for (int k = 17; k >= 1; k -= 2) {
-        series = series * q + 1.0 / k;
-    }
-    return (__builtin_convertvector(exponent, D) * 0.69314718055994530942 + 2.0 * s * series) * 0.43429448190325182765;
-}
 
 // Slaney's mel scale: linear below 1000 Hz, logarithmic above (Auditory Toolbox, 1998).
 double hertz_to_mel(double f) {
@@ -85,127 +20,71 @@ double mel_to_hertz(double m) {
     return m < 15.0 ? m * 200.0 / 3.0 : 1000.0 * std::exp((m - 15.0) * std::log(6.4) / 27.0);
 }
 
-// Triangles of equal area between n_mels + 2 points, equally spaced in mel: [n_bins][n_mels].
+// Triangles of equal area between n_mels + 2 points, equally spaced in mel: [n_mels][n_bins].
 std::vector<float> slaney_filters(int n_mels) {
-    const double        top = LogMel::sample_rate / 2.0;
+    constexpr int       n_bins = LogMel::n_bins;
+    const double        top    = LogMel::sample_rate / 2.0;
     std::vector<double> edges(static_cast<size_t>(n_mels) + 2);
     for (size_t i = 0; i < edges.size(); i++) {
         edges[i] = mel_to_hertz(hertz_to_mel(top) * static_cast<double>(i) / (n_mels + 1));
     }
-    std::vector<float> filters(static_cast<size_t>(LogMel::n_bins) * static_cast<size_t>(n_mels));
-    for (int bin = 0; bin < LogMel::n_bins; bin++) {
-        const double f = top * bin / (LogMel::n_bins - 1);
-        for (int mel = 0; mel < n_mels; mel++) {
-            const double low = edges[size_t(mel)], middle = edges[size_t(mel) + 1], high = edges[size_t(mel) + 2];
+    std::vector<float> filters(static_cast<size_t>(n_bins) * static_cast<size_t>(n_mels));
+    for (int mel = 0; mel < n_mels; mel++) {
+        const double low = edges[size_t(mel)], middle = edges[size_t(mel) + 1], high = edges[size_t(mel) + 2];
+        for (int bin = 0; bin < n_bins; bin++) {
+            const double f      = top * bin / (n_bins - 1);
             const double height = std::max(0.0, std::min((f - low) / (middle - low), (high - f) / (high - middle)));
-            filters[static_cast<size_t>(bin) * size_t(n_mels) + size_t(mel)] =
-                static_cast<float>(height * 2.0 / (high - low));
+            filters[size_t(mel) * n_bins + size_t(bin)] = static_cast<float>(height * 2.0 / (high - low));
         }
     }
     return filters;
 }
 
+// exp(-2 pi i k / n), k < count.
+std::vector<ComplexRoot> roots_of_unity(int n, int count) {
+    std::vector<ComplexRoot> roots(static_cast<size_t>(count));
+    for (int k = 0; k < count; k++) {
+        const double angle = 2.0 * pi * k / n;
+        roots[size_t(k)]   = {std::cos(angle), -std::sin(angle)};
+    }
+    return roots;
+}
+
 }  // namespace
 
-LogMel::LogMel(int n_mels, const float * filters, const float * window_) {
-    window.resize(n_fft);
+LogMel::LogMel(int n_mels, const float * filters_, const float * window_)
+    : window(n_fft),
+      roots_half(roots_of_unity(n_fft / 2, n_fft / 2)),
+      roots(roots_of_unity(n_fft, n_fft / 4 + 1)),
+      ranges(static_cast<size_t>(n_mels)) {
     for (size_t i = 0; i < n_fft; i++) {
         window[i] = window_ ? double(window_[i]) : 0.5 - 0.5 * std::cos(2.0 * pi * static_cast<double>(i) / n_fft);
     }
-
-    std::vector<float> slaney;
-    if (!filters) {
-        slaney  = slaney_filters(n_mels);
-        filters = slaney.data();
-    }
-    mels.resize(static_cast<size_t>(n_mels));
-    for (size_t mel = 0; mel < mels.size(); mel++) {
-        int first = 0, last = -1;
-        for (int bin = 0; bin < n_bins; bin++) {
-            if (filters[static_cast<size_t>(bin) * mels.size() + mel] != 0.0f) {
-                first = last < 0 ? bin : first;
-                last  = bin;
+    if (filters_) {
+        filters.resize(ranges.size() * n_bins);
+        for (size_t mel = 0; mel < ranges.size(); mel++) {
+            for (size_t bin = 0; bin < n_bins; bin++) {
+                filters[mel * n_bins + bin] = filters_[bin * ranges.size() + mel];
             }
         }
-        mels[mel].first = first;
-        for (int bin = first; bin <= last; bin++) {
-            mels[mel].weights.push_back(filters[static_cast<size_t>(bin) * mels.size() + mel]);
+    } else {
+        filters = slaney_filters(n_mels);
+    }
+    for (size_t mel = 0; mel < ranges.size(); mel++) {
+        const float * const filter = filters.data() + mel * n_bins;
+        const auto          is_set = [](float weight) { return weight != 0.0f; };
+        const float * const first  = std::find_if(filter, filter + n_bins, is_set);
+        const float *       end    = filter + n_bins;
+        while (end > first && !is_set(end[-1])) {
+            end--;
         }
-    }
-
-    roots_half.resize(half_size);
-    for (int k = 0; k < half_size; k++) {
-        roots_half[size_t(k)] = std::polar(1.0, -2.0 * pi * k / half_size);
-    }
-    roots.resize(half_size / 2 + 1);
-    for (int k = 0; k <= half_size / 2; k++) {
-        roots[size_t(k)] = std::polar(1.0, -2.0 * pi * k / n_fft);
+        ranges[mel] = {static_cast<int>(first - filter), static_cast<int>(end - first)};
     }
 }
 
-void LogMel::frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) const {
-    D       frame[n_fft], bins[n_bins];
-    Complex packed[half_size], spectrum[half_size];
-    for (int64_t t = first; t < first + count; t += lanes) {
-        const int64_t n = std::min<int64_t>(lanes, first + count - t);
-        for (int64_t lane = 0; lane < lanes; lane++) {
-            const int64_t start = (t + std::min(lane, n - 1)) * hop - pad;  // the last frame stands for those beyond it
-            if (start >= 0 && start + n_fft <= n_samples) {
-                for (int i = 0; i < n_fft; i++) {
-                    frame[i][lane] = window[size_t(i)] * double(samples[start + i]);
-                }
-                continue;
-            }
-            for (int i = 0; i < n_fft; i++) {
-                int64_t at     = start + i;
-                at             = at < 0 ? -at : at;
-                at             = at >= n_samples ? 2 * (n_samples - 1) - at : at;
-                frame[i][lane] = window[size_t(i)] * double(samples[at]);
-            }
-        }
-
-        // Power spectrum of 400 real values: one complex transform of 200 (even samples real, odd ones imaginary),
-        // untangled.
-        for (int i = 0; i < half_size; i++) {
-            packed[i] = {frame[2 * i], frame[2 * i + 1]};
-        }
-        fft(packed, spectrum, half_size, 1, radices, roots_half.data());
-        for (int k = 0; k <= half_size / 2; k++) {
-            const Complex & a       = spectrum[k];
-            const Complex & b       = spectrum[(half_size - k) % half_size];  // to be conjugated
-            const D         even_re = 0.5 * (a.re + b.re), even_im = 0.5 * (a.im - b.im);
-            const Complex   odd     = times(roots[size_t(k)], {0.5 * (a.im + b.im), 0.5 * (b.re - a.re)});
-            const D         plus_re = even_re + odd.re, plus_im = even_im + odd.im;
-            const D         minus_re = even_re - odd.re, minus_im = even_im - odd.im;
-            bins[k]             = plus_re * plus_re + plus_im * plus_im;
-            bins[half_size - k] = minus_re * minus_re + minus_im * minus_im;
-        }
-
-        for (size_t m = 0; m < mels.size(); m++) {
-            const Filter & mel = mels[m];
-            D              sum = {};
-            for (size_t i = 0; i < mel.weights.size(); i++) {
-                sum += double(mel.weights[i]) * bins[size_t(mel.first) + i];
-            }
-            // A sum that is not a number becomes the floor: !(x > floor).
-            const I above = sum > 1e-10;
-            const D power = (D)(((I)sum & above) | ((I)(D{} + 1e-10) & ~above));
-            const D value = log10_of(power);
-            for (int64_t lane = 0; lane < n; lane++) {
-                out[(t - first + lane) * static_cast<int64_t>(mels.size()) + static_cast<int64_t>(m)] =
-                    static_cast<float>(value[lane]);
-            }
-        }
-    }
-}
-
-std::vector<float> LogMel::filters_of() const {
-    std::vector<float> all(mels.size() * n_bins);
-    for (size_t m = 0; m < mels.size(); m++) {
-        std::copy(mels[m].weights.begin(), mels[m].weights.end(),
-                  all.begin() + static_cast<std::ptrdiff_t>(m * n_bins) + mels[m].first);
-    }
-    return all;
+LogMelTables LogMel::tables() const {
+    return {window.data(),  roots_half.data(), roots.data(),
+            filters.data(), ranges.data(),     static_cast<int64_t>(ranges.size())};
 }
 
 namespace {
@@ -222,7 +101,7 @@ float high_of(float x) {
     return x;
 }
 
-// LogMel::frames by ggml's operations in F32: the Fourier transform as a product with the window's cosines and sines. A
+// Kernels::log_mel by ggml's operations in F32: the Fourier transform as a product with the window's cosines and sines. A
 // frame's numbers do not depend on how many are asked for.
 class DeviceLogMel final : public FrontEnd {
 public:
@@ -246,14 +125,15 @@ private:
 
 class HostLogMel final : public FrontEnd {
 public:
-    explicit HostLogMel(const LogMel & log_mel_) : log_mel(log_mel_) {}
+    HostLogMel(const LogMel & log_mel, const Kernels & kernels_) : tables(log_mel.tables()), kernels(kernels_) {}
 
     void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) override {
-        log_mel.frames(samples, n_samples, first, count, out);
+        kernels.log_mel(tables, samples, n_samples, first, count, out);
     }
 
 private:
-    const LogMel & log_mel;
+    LogMelTables    tables;
+    const Kernels & kernels;
 };
 
 DeviceLogMel::DeviceLogMel(const LogMel & log_mel, int n_mels_, Compute & compute_)
@@ -325,7 +205,7 @@ void DeviceLogMel::frames(const float * samples, int64_t n_samples, int64_t firs
 
 std::unique_ptr<FrontEnd> make_front_end(const LogMel & log_mel, int n_mels, Compute & compute) {
     if (compute.arithmetic.kernels) {
-        return std::make_unique<HostLogMel>(log_mel);
+        return std::make_unique<HostLogMel>(log_mel, *compute.arithmetic.kernels);
     }
     return std::make_unique<DeviceLogMel>(log_mel, n_mels, compute);
 }

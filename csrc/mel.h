@@ -4,7 +4,6 @@
 
 #include "device/graph.h"
 
-#include <complex>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -13,12 +12,12 @@ namespace pcr {
 
 class LogMel {
 public:
-    static constexpr int sample_rate = 16000;
-    static constexpr int n_fft       = 400;
-    static constexpr int n_bins      = n_fft / 2 + 1;
-    static constexpr int hop         = 160;
-    static constexpr int pad         = n_fft / 2;  // reflected at both ends of the clip
-    static constexpr int min_samples = pad + 1;    // what reflecting needs
+    static constexpr int sample_rate = LogMelTables::sample_rate;
+    static constexpr int n_fft       = LogMelTables::n_fft;
+    static constexpr int n_bins      = LogMelTables::n_bins;
+    static constexpr int hop         = LogMelTables::hop;
+    static constexpr int pad         = LogMelTables::pad;
+    static constexpr int min_samples = pad + 1;  // what reflecting needs
 
     LogMel() = default;
 
@@ -28,13 +27,12 @@ public:
     // Frames of a clip; one whose last hop is not full is dropped.
     static int64_t frame_count(int64_t n_samples) { return n_samples / hop; }
 
-    // log10 of the mel powers, floored at 1e-10, of frames first..first+count of a clip: [count][n_mels].
-    // Frame t reads samples t*160-200 .. t*160+199, reflected where they leave the clip; n_samples >= min_samples.
-    void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) const;
+    // What Kernels::log_mel reads; valid as long as this LogMel.
+    LogMelTables tables() const;
 
     // The same numbers as matrices, for a device. window_of: [n_fft]. filters_of: [n_mels][n_bins].
     const std::vector<double> & window_of() const { return window; }
-    std::vector<float>          filters_of() const;
+    const std::vector<float> &  filters_of() const { return filters; }
 
     // What the encoder reads, given the clip's largest log10 value: at most 8 decades below it, scaled to about -1..1.
     static float normalized(float value, float largest) {
@@ -43,15 +41,11 @@ public:
     }
 
 private:
-    struct Filter {
-        int                first;    // bin
-        std::vector<float> weights;  // of the bins from first on
-    };
-
-    std::vector<double>               window;
-    std::vector<Filter>               mels;
-    std::vector<std::complex<double>> roots_half;  // exp(-2 pi i k / 200)
-    std::vector<std::complex<double>> roots;       // exp(-2 pi i k / 400), k <= 100
+    std::vector<double>      window;
+    std::vector<ComplexRoot> roots_half;
+    std::vector<ComplexRoot> roots;
+    std::vector<float>       filters;  // [n_mels][n_bins]
+    std::vector<BinRange>    ranges;
 };
 
 // Where a session computes its frames.
@@ -59,7 +53,7 @@ class FrontEnd {
 public:
     virtual ~FrontEnd() = default;
 
-    // As LogMel::frames.
+    // As Kernels::log_mel.
     virtual void frames(const float * samples, int64_t n_samples, int64_t first, int64_t count, float * out) = 0;
 };
 

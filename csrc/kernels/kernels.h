@@ -67,6 +67,30 @@ struct PackedRows {
     int64_t          step;  // from 16 words of a row to the next 16
 };
 
+// What log-mel frames are computed with (mel.h).
+struct ComplexRoot {
+    double re, im;
+};
+
+struct BinRange {
+    int first, count;
+};
+
+struct LogMelTables {
+    static constexpr int sample_rate = 16000;
+    static constexpr int n_fft       = 400;
+    static constexpr int n_bins      = n_fft / 2 + 1;
+    static constexpr int hop         = 160;
+    static constexpr int pad         = n_fft / 2;  // reflected at both ends of the clip
+
+    const double *      window;  // [n_fft]
+    const ComplexRoot * roots_half;  // exp(-2 pi i k / 200), k < 200
+    const ComplexRoot * roots;  // exp(-2 pi i k / 400), k <= 100
+    const float *       filters;  // [n_mels][n_bins]
+    const BinRange *    ranges;  // [n_mels]: where a filter is not zero
+    int64_t             n_mels;
+};
+
 // What an epilogue applies to a product's results.
 enum class Activation { none, gelu };
 
@@ -146,6 +170,11 @@ struct Kernels {
     // values: F32 or F16, row_bytes from row to row. scratch: attention_scratch(head_dim) floats.
     void (*attend)(const float * q, const int32_t * counts, int64_t n_rows, ggml_type type, const void * keys,
                    const void * values, size_t row_bytes, int64_t head_dim, float * scratch, float * out) = nullptr;
+
+    // log10 of the mel powers, floored at 1e-10, of frames first .. first + count - 1 of a clip: [count][n_mels].
+    // Frame t reads samples t*160-200 .. t*160+199, reflected where they leave the clip; n_samples > pad.
+    void (*log_mel)(const LogMelTables & tables, const float * samples, int64_t n_samples, int64_t first, int64_t count,
+                    float * out) = nullptr;
 
     // The largest of n values, and the sum of exp(x - minus). A value that is not a number is never the largest.
     float (*max)(const float * x, int64_t n)                   = nullptr;

@@ -4,6 +4,7 @@
 #include "kernels/gemv.h"
 #include "kernels/int8.h"
 #include "kernels/int8_gemm.h"
+#include "kernels/log_mel.h"
 #include "kernels/reduce.h"
 #include "kernels/unpack.h"
 
@@ -42,6 +43,7 @@ constexpr Kernels make_table(const char * name) {
     table.silu_multiply = silu_multiply;
     table.add           = add;
     table.attend        = attend;
+    table.log_mel       = log_mel;
     table.max           = max_of;
     table.sum_exp       = sum_exp;
     return table;
