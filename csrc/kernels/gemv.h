@@ -11,7 +11,7 @@ namespace {
 
 // Results whose sums stay in registers: of so many rows of the matrix and rows x.
 #if defined(__AVX512F__)
-constexpr int gemv_rows = 4, gemv_columns = 3;
+constexpr int gemv_rows = 4, gemv_columns = 6;
 #else
 constexpr int gemv_rows = 2, gemv_columns = 3;
 #endif
@@ -42,27 +42,36 @@ PCR_INLINE void keep_in_register(FloatRegister & value) {
 
 template <int n_rows, int n_x> using GemvSums = FloatRegister[n_rows][n_x][gemv_registers];
 
-// sums[r][j] += values k < count of row r times those of row j of x; count a multiple of 32. A function of its own, with a
-// short loop: else compilers run out of registers.
-template <ggml_type type, int n_rows, int n_x>
-__attribute__((noinline)) void add_products(const uint8_t * rows, size_t row_bytes, int64_t count, const float * x,
-                                            int64_t stride, GemvSums<n_rows, n_x> & sums) {
-    constexpr int64_t     bytes = type == GGML_TYPE_F32 ? 4 : 2;
-    GemvSums<n_rows, n_x> held;
+// Registers that hold sums; those of more take turns.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int gemv_held = 24;
+#else
+constexpr int gemv_held = 12;
+#endif
+
+// add_products for the registers first .. first + n_held - 1 of each sum. A function of its own, with a short loop: else
+// compilers run out of registers.
+template <ggml_type type, int n_rows, int n_x, int first, int n_held>
+__attribute__((noinline)) void add_products_of(const uint8_t * rows, size_t row_bytes, int64_t count, const float * x,
+                                               int64_t stride, GemvSums<n_rows, n_x> & sums) {
+    constexpr int64_t bytes = type == GGML_TYPE_F32 ? 4 : 2;
+    FloatRegister     held[n_rows][n_x][n_held];
     PCR_UNROLL
     for (int r = 0; r < n_rows; r++) {
         PCR_UNROLL
-        for (int j = 0; j < gemv_registers * n_x; j++) {
-            held[r][j / gemv_registers][j % gemv_registers] = sums[r][j / gemv_registers][j % gemv_registers];
+        for (int j = 0; j < n_held * n_x; j++) {
+            held[r][j / n_held][j % n_held] = sums[r][j / n_held][first + j % n_held];
         }
     }
-    for (int64_t k = 0; k < count; k += gemv_registers * lanes) {
-        PCR_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            fetch_ahead(rows + static_cast<size_t>(r) * row_bytes + bytes * k, gemv_registers * lanes * bytes);
+    for (int64_t k = lanes * first; k < count; k += gemv_registers * lanes) {
+        if (first == 0) {
+            PCR_UNROLL
+            for (int r = 0; r < n_rows; r++) {
+                fetch_ahead(rows + static_cast<size_t>(r) * row_bytes + bytes * k, gemv_registers * lanes * bytes);
+            }
         }
         PCR_UNROLL
-        for (int i = 0; i < gemv_registers; i++) {
+        for (int i = 0; i < n_held; i++) {
             FloatRegister y[n_x];
             PCR_UNROLL
             for (int j = 0; j < n_x; j++) {
@@ -83,9 +92,22 @@ __attribute__((noinline)) void add_products(const uint8_t * rows, size_t row_byt
     PCR_UNROLL
     for (int r = 0; r < n_rows; r++) {
         PCR_UNROLL
-        for (int j = 0; j < gemv_registers * n_x; j++) {
-            sums[r][j / gemv_registers][j % gemv_registers] = held[r][j / gemv_registers][j % gemv_registers];
+        for (int j = 0; j < n_held * n_x; j++) {
+            sums[r][j / n_held][first + j % n_held] = held[r][j / n_held][j % n_held];
         }
+    }
+}
+
+// sums[r][j] += values k < count of row r times those of row j of x; count a multiple of 32.
+template <ggml_type type, int n_rows, int n_x>
+PCR_INLINE void add_products(const uint8_t * rows, size_t row_bytes, int64_t count, const float * x, int64_t stride,
+                             GemvSums<n_rows, n_x> & sums) {
+    if constexpr (n_rows * n_x * gemv_registers <= gemv_held) {
+        add_products_of<type, n_rows, n_x, 0, gemv_registers>(rows, row_bytes, count, x, stride, sums);
+    } else {
+        static_assert(gemv_registers == 2);
+        add_products_of<type, n_rows, n_x, 0, 1>(rows, row_bytes, count, x, stride, sums);
+        add_products_of<type, n_rows, n_x, 1, 1>(rows, row_bytes, count, x, stride, sums);
     }
 }
 
