@@ -1,4 +1,4 @@
-"""Words and the spaces between them, in writing with spaces and without; sizes for people."""
+"""Words and the spaces between them, in writing with spaces and without; text and sizes for people."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def join(before: str, after: str) -> str:
 def is_wide(character: str) -> bool:
     """True for a character of two columns, such as a Chinese one."""
     return unicodedata.east_asian_width(character) in "WF"
+
+
+def printable(text: str) -> str:
+    """Text of a stranger as it may stand in a message: what would steer a terminal or end the line is escaped.
+
+    As `repr` does, without its quotes: control characters, line separators, marks of direction, lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def bytes_text(count: int) -> str:
