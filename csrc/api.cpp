@@ -28,7 +28,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 7;
+constexpr int32_t abi_version = 8;
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -258,7 +258,7 @@ int32_t pcr_usable_cores_of(const char * root, const char * allowed) {
 // ---- Model
 
 void pcr_model_params_default(pcr_model_params * params) {
-    *params = {sizeof(*params), "auto", "auto", "auto"};
+    *params = {sizeof(*params), "auto", "auto", "auto", 1};
 }
 
 pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pcr_model ** model) {
@@ -277,7 +277,7 @@ pcr_status pcr_model_load(const char * path, const pcr_model_params * params, pc
         require_size(params, "pcr_model_params");
         require(params->device && params->precision && params->kernels, "a NULL in pcr_model_params");
         pcr::adopt_ggml_log();
-        (*model)->model = pcr::load_model(path, params->device, params->precision, params->kernels);
+        (*model)->model = pcr::load_model(path, params->map != 0, params->device, params->precision, params->kernels);
         return PCR_OK;
     });
 }

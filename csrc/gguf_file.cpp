@@ -2,9 +2,11 @@
 
 #include "log.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <system_error>
 
 #if defined(_WIN32)
@@ -26,11 +28,138 @@ namespace {
                 "cannot " + std::string(what) + " '" + path + "': " + std::system_category().message(code));
 }
 
+// Walks through a header, and refuses what ggml would run into: counts and lengths beyond the file, and dimensions that
+// are zero or whose product is no size. What is left is for gguf_init_from_buffer to check.
+class HeaderCheck {
+public:
+    HeaderCheck(const std::string & path_, const uint8_t * data, size_t size)
+        : path(path_), begin(data), at(data), end(data + size) {}
+
+    void run() {
+        skip(4);  // magic
+        const auto version = number<uint32_t>("its version");
+        if (version != 2 && version != GGUF_VERSION) {
+            return;  // of another layout: ggml says what it reads
+        }
+        const auto n_tensors = number<uint64_t>("the number of tensors"), n_kv = number<uint64_t>("the number of keys");
+        require_room(n_tensors, 8 + 4 + 4 + 8, "tensors");
+        require_room(n_kv, 8 + 4 + 1, "keys");
+        for (uint64_t i = 0; i < n_kv; i++) {
+            const std::string key = text();
+            skip_value(static_cast<gguf_type>(number<uint32_t>("a key's type")), key);
+        }
+        for (uint64_t i = 0; i < n_tensors; i++) {
+            const std::string name   = text();
+            const auto        n_dims = number<uint32_t>("a tensor's dimensions");
+            if (n_dims > GGML_MAX_DIMS) {
+                broken(format("tensor '%s' has %u dimensions, more than %d", name.c_str(), n_dims, GGML_MAX_DIMS));
+            }
+            uint64_t values = 1;
+            for (uint32_t d = 0; d < n_dims; d++) {
+                const auto ne = number<uint64_t>("a tensor's dimension");
+                if (ne == 0 || ne > most_values / values) {
+                    broken(format("dimension %u of tensor '%s' is %llu", d, name.c_str(),
+                                  static_cast<unsigned long long>(ne)));
+                }
+                values *= ne;
+            }
+            skip(sizeof(uint32_t) + sizeof(uint64_t));  // type and offset
+        }
+    }
+
+private:
+    static constexpr uint64_t most_values = uint64_t(1) << 48;
+
+    [[noreturn]] void broken(const std::string & why) const {
+        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is a broken or truncated GGUF file of " +
+                                          std::to_string(end - begin) + " bytes: " + why + "; fetch it again");
+    }
+
+    size_t left() const { return static_cast<size_t>(end - at); }
+
+    void skip(uint64_t bytes) {
+        if (bytes > left()) {
+            broken("its header ends too early");
+        }
+        at += bytes;
+    }
+
+    void require_room(uint64_t count, uint64_t least_bytes, const char * what) const {
+        if (count > left() / least_bytes) {
+            broken(
+                format("it tells of %llu %s, more than it has room for", static_cast<unsigned long long>(count), what));
+        }
+    }
+
+    template <typename T> T number(const char * what) {
+        T value;
+        if (sizeof(T) > left()) {
+            broken(format("its header ends before %s", what));
+        }
+        std::memcpy(&value, at, sizeof(T));
+        at += sizeof(T);
+        return value;
+    }
+
+    std::string text() {
+        const auto length = number<uint64_t>("a name's length");
+        const auto start  = at;
+        skip(length);
+        return {reinterpret_cast<const char *>(start), static_cast<size_t>(std::min<uint64_t>(length, 80))};
+    }
+
+    void skip_value(gguf_type type, const std::string & key) {
+        if (type == GGUF_TYPE_ARRAY) {
+            const auto element = static_cast<gguf_type>(number<uint32_t>("an array's type"));
+            const auto count   = number<uint64_t>("an array's length");
+            if (element == GGUF_TYPE_STRING) {
+                require_room(count, sizeof(uint64_t), ("strings in '" + key + "'").c_str());
+                for (uint64_t i = 0; i < count; i++) {
+                    skip(number<uint64_t>("a string's length"));
+                }
+            } else {
+                const size_t bytes = bytes_of(element, key);
+                require_room(count, bytes, ("values in '" + key + "'").c_str());
+                skip(count * bytes);
+            }
+        } else if (type == GGUF_TYPE_STRING) {
+            skip(number<uint64_t>("a string's length"));
+        } else {
+            skip(bytes_of(type, key));
+        }
+    }
+
+    size_t bytes_of(gguf_type type, const std::string & key) const {
+        switch (type) {
+            case GGUF_TYPE_UINT8:
+            case GGUF_TYPE_INT8:
+            case GGUF_TYPE_BOOL: return 1;
+            case GGUF_TYPE_UINT16:
+            case GGUF_TYPE_INT16: return 2;
+            case GGUF_TYPE_UINT32:
+            case GGUF_TYPE_INT32:
+            case GGUF_TYPE_FLOAT32: return 4;
+            case GGUF_TYPE_UINT64:
+            case GGUF_TYPE_INT64:
+            case GGUF_TYPE_FLOAT64: return 8;
+            default: broken(format("key '%s' has type %d, which there is not", key.c_str(), static_cast<int>(type)));
+        }
+    }
+
+    const std::string & path;
+    const uint8_t *     begin;
+    const uint8_t *     at;
+    const uint8_t *     end;
+};
+
+[[maybe_unused]] constexpr std::align_val_t alignment{4096};  // a page, as in a mapping
+constexpr size_t                            read_piece = size_t(1) << 26;
+
 }  // namespace
 
 #if defined(_WIN32)
 
-MappedFile::MappedFile(const std::string & path) {
+FileBytes::FileBytes(const std::string & path, bool map_) : mapped(map_) {
     const int    length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, nullptr, 0);
     std::wstring wide(length > 0 ? static_cast<size_t>(length) : 0, L'\0');
     if (length <= 0) {
@@ -42,34 +171,51 @@ MappedFile::MappedFile(const std::string & path) {
     if (handle == INVALID_HANDLE_VALUE) {
         io_error(path, static_cast<int>(GetLastError()), "open");
     }
+    file              = handle;
+    const auto failed = [&](const char * what) {
+        const int code = static_cast<int>(GetLastError());
+        close();
+        io_error(path, code, what);
+    };
     LARGE_INTEGER bytes;
     if (!GetFileSizeEx(handle, &bytes)) {
-        const int code = static_cast<int>(GetLastError());
-        CloseHandle(handle);
-        io_error(path, code, "read");
+        failed("read");
     }
     size = static_cast<size_t>(bytes.QuadPart);
-    file = handle;
     if (size == 0) {
         return;
     }
-    mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
-    if (mapping) {
-        data = static_cast<const uint8_t *>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
-    }
-    if (!data) {
-        const int code = static_cast<int>(GetLastError());
+    if (mapped) {
+        mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
         if (mapping) {
-            CloseHandle(mapping);
+            data = static_cast<const uint8_t *>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
         }
-        CloseHandle(handle);
-        io_error(path, code, "map");
+        if (!data) {
+            failed("map");
+        }
+        return;
+    }
+    auto * const memory = static_cast<uint8_t *>(VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE));
+    if (!memory) {
+        close();
+        throw std::bad_alloc();
+    }
+    data = memory;
+    for (size_t at = 0; at < size;) {
+        const DWORD piece = static_cast<DWORD>(std::min(size - at, read_piece));
+        DWORD       got   = 0;
+        if (!ReadFile(handle, memory + at, piece, &got, nullptr) || got == 0) {
+            failed("read");
+        }
+        at += got;
     }
 }
 
-MappedFile::~MappedFile() {
-    if (data) {
+void FileBytes::close() {
+    if (data && mapped) {
         UnmapViewOfFile(data);
+    } else if (data) {
+        VirtualFree(const_cast<uint8_t *>(data), 0, MEM_RELEASE);
     }
     if (mapping) {
         CloseHandle(mapping);
@@ -79,55 +225,102 @@ MappedFile::~MappedFile() {
 
 #else
 
-MappedFile::MappedFile(const std::string & path) {
+FileBytes::FileBytes(const std::string & path, bool map_) : mapped(map_) {
     // O_NONBLOCK: opening a FIFO must not wait for its writer.
     descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
         io_error(path, errno, "open");
     }
+    const auto failed = [&](int code, const char * what) {
+        close();
+        io_error(path, code, what);
+    };
     struct stat status;
     if (fstat(descriptor, &status) != 0) {
-        const int code = errno;
-        close(descriptor);
-        io_error(path, code, "read");
+        failed(errno, "read");
     }
     if (!S_ISREG(status.st_mode)) {
-        close(descriptor);
+        close();
         throw Error(PCR_ERROR_IO, "'" + path + "' is not a regular file: name a .gguf file");
     }
     size = static_cast<size_t>(status.st_size);
     if (size == 0) {
         return;
     }
-    void * address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (address == MAP_FAILED) {
-        const int code = errno;
-        close(descriptor);
-        io_error(path, code, "map");
+    if (mapped) {
+        void * const address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        if (address == MAP_FAILED) {
+            failed(errno, "map");
+        }
+        data = static_cast<const uint8_t *>(address);
+        return;
     }
-    data = static_cast<const uint8_t *>(address);
+    auto * const memory = static_cast<uint8_t *>(::operator new(size, alignment, std::nothrow));
+    if (!memory) {
+        close();
+        throw std::bad_alloc();
+    }
+    data = memory;
+    for (size_t at = 0; at < size;) {
+        const ssize_t got = pread(descriptor, memory + at, std::min(size - at, read_piece), static_cast<off_t>(at));
+        if (got == 0) {
+            const size_t had = size;
+            close();
+            throw Error(PCR_ERROR_FORMAT, format("'%s' became shorter while it was read: %zu bytes instead of %zu; "
+                                                 "wait until it is complete",
+                                                 path.c_str(), at, had));
+        }
+        if (got < 0 && errno != EINTR) {
+            failed(errno, "read");
+        }
+        at += got > 0 ? static_cast<size_t>(got) : 0;
+    }
 }
 
-MappedFile::~MappedFile() {
-    if (data) {
+void FileBytes::close() {
+    if (data && mapped) {
         munmap(const_cast<uint8_t *>(data), size);
+    } else if (data) {
+        ::operator delete(const_cast<uint8_t *>(data), alignment);
     }
-    close(descriptor);
+    ::close(descriptor);
 }
 
 #endif
 
-void MappedFile::read(const uint8_t * bytes, size_t count, void * out) const {
+FileBytes::~FileBytes() {
+    close();
+}
+
+void FileBytes::read(const uint8_t * bytes, size_t count, void * out) const {
 #if !defined(_WIN32)
-    const ssize_t got = pread(descriptor, out, count, static_cast<off_t>(bytes - data));
-    if (got == static_cast<ssize_t>(count)) {
-        return;
+    if (mapped) {
+        const ssize_t got = pread(descriptor, out, count, static_cast<off_t>(bytes - data));
+        if (got == static_cast<ssize_t>(count)) {
+            return;
+        }
     }
 #endif
     std::memcpy(out, bytes, count);
 }
 
-GgufFile::GgufFile(const std::string & path) : file(path) {
+void FileBytes::release(const uint8_t * bytes, size_t count) const {
+#if !defined(_WIN32)
+    if (mapped) {
+        const size_t page  = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        const size_t first = static_cast<size_t>(bytes - data);  // the mapping begins with a page
+        const size_t begin = (first + page - 1) / page * page, end = (first + count) / page * page;
+        if (begin < end) {
+            madvise(const_cast<uint8_t *>(data) + begin, end - begin, MADV_DONTNEED);  // advice: a refusal costs memory
+        }
+    }
+#else
+    (void)bytes;
+    (void)count;
+#endif
+}
+
+GgufFile::GgufFile(const std::string & path, bool map) : file(path, map) {
     if (file.size == 0) {
         throw Error(PCR_ERROR_FORMAT, "'" + path + "' is empty");
     }
@@ -135,6 +328,7 @@ GgufFile::GgufFile(const std::string & path) : file(path) {
         throw Error(PCR_ERROR_FORMAT, "'" + path + "' is not a GGUF file: it does not begin with 'GGUF'" +
                                           (file.size < 24 ? " and its header" : ""));
     }
+    HeaderCheck(path, file.data, file.size).run();
     ggml_context *   context = nullptr;
     gguf_init_params params  = {/*.no_alloc =*/true, /*.ctx =*/&context};
     CollectErrors    errors;
@@ -263,12 +457,21 @@ std::string GgufFile::string(const char * key, const char * otherwise) const {
     return otherwise;
 }
 
-std::vector<std::string> GgufFile::strings(const char * key) const {
+int64_t GgufFile::strings_key(const char * key) const {
     const int64_t id = key_of(key);
     if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_ARRAY ||
         gguf_get_arr_type(gguf.get(), id) != GGUF_TYPE_STRING) {
         throw Error(PCR_ERROR_FORMAT, format("the file lacks the metadata key '%s' as an array of strings", key));
     }
+    return id;
+}
+
+size_t GgufFile::n_strings(const char * key) const {
+    return gguf_get_arr_n(gguf.get(), strings_key(key));
+}
+
+std::vector<std::string> GgufFile::strings(const char * key) const {
+    const int64_t            id = strings_key(key);
     std::vector<std::string> values(gguf_get_arr_n(gguf.get(), id));
     for (size_t i = 0; i < values.size(); i++) {
         values[i] = gguf_get_arr_str(gguf.get(), id, i);
@@ -287,21 +490,6 @@ ggml_tensor * GgufFile::find(const char * name) const {
 const uint8_t * GgufFile::bytes(const ggml_tensor * tensor) const {
     const int64_t id = gguf_find_tensor(gguf.get(), ggml_get_name(tensor));
     return file.data + gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id);
-}
-
-void GgufFile::release(const uint8_t * bytes_, size_t count) const {
-#if !defined(_WIN32)
-    const size_t page  = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t first = static_cast<size_t>(bytes_ - file.data);  // the mapping begins with a page
-    const size_t begin = (first + page - 1) / page * page, end = (first + count) / page * page;
-    if (begin < end) {
-        madvise(const_cast<uint8_t *>(file.data) + begin, end - begin,
-                MADV_DONTNEED);  // advice: a refusal costs memory
-    }
-#else
-    (void)bytes_;
-    (void)count;
-#endif
 }
 
 }  // namespace pcr

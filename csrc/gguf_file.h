@@ -1,4 +1,4 @@
-// A GGUF file, mapped: metadata by key and type, tensors by name. Everything is checked against the file's size.
+// A GGUF file, mapped or read into memory: metadata by key and type, tensors by name. Everything is checked against the file's size.
 #pragma once
 
 #include "error.h"
@@ -11,33 +11,38 @@
 
 namespace pcr {
 
-// A whole file, mapped read-only.
-class MappedFile {
+// A whole file, mapped read-only, or read into memory of this process's own.
+class FileBytes {
 public:
-    explicit MappedFile(const std::string & path);  // UTF-8
-    ~MappedFile();
-    MappedFile(const MappedFile &)             = delete;
-    MappedFile & operator=(const MappedFile &) = delete;
+    FileBytes(const std::string & path, bool map);  // UTF-8
+    ~FileBytes();
+    FileBytes(const FileBytes &)             = delete;
+    FileBytes & operator=(const FileBytes &) = delete;
 
-    // Copies bytes of the mapping without making them part of this process's memory, where the system can.
+    // Copies bytes, which a mapping does not make part of this process's memory, where the system can.
     void read(const uint8_t * bytes, size_t count, void * out) const;
+
+    // Gives back the memory that these bytes of a mapping take; they are read from the file again when needed.
+    void release(const uint8_t * bytes, size_t count) const;
 
     const uint8_t * data = nullptr;
     size_t          size = 0;
 
 private:
-#if !defined(_WIN32)
-    int descriptor = -1;
-#endif
+    void close();
+
+    const bool mapped;
 #if defined(_WIN32)
     void * file    = nullptr;
     void * mapping = nullptr;
+#else
+    int descriptor = -1;
 #endif
 };
 
 class GgufFile {
 public:
-    explicit GgufFile(const std::string & path);
+    GgufFile(const std::string & path, bool map);
 
     // A missing key or one of another type is an Error(PCR_ERROR_FORMAT) that names it.
     int32_t                  positive(const char * key, int32_t max) const;  // a whole number in 1..max
@@ -46,6 +51,7 @@ public:
     bool                     boolean(const char * key) const;
     std::string              string(const char * key, const char * otherwise = nullptr) const;
     std::vector<std::string> strings(const char * key) const;
+    size_t                   n_strings(const char * key) const;
 
     // Every number whose key begins with the prefix and ends with ".name" must be this one, where there is any:
     // otherwise an Error(PCR_ERROR_UNSUPPORTED) that names the key and the value.
@@ -56,23 +62,22 @@ public:
     // nullptr when the file has no tensor of that name.
     ggml_tensor * find(const char * name) const;
 
-    // The tensor's bytes in the mapping; its whole extent lies inside the file.
+    // The tensor's bytes; its whole extent lies inside the file.
     const uint8_t * bytes(const ggml_tensor * tensor) const;
 
-    // Copies bytes of the mapping; large matrices of which few rows are read do not come into memory by it.
+    // As FileBytes': large matrices of which few rows are read do not come into memory by it.
     void read(const uint8_t * bytes, size_t count, void * out) const { file.read(bytes, count, out); }
-
-    // Gives back the memory that these bytes of the mapping take; they are read from the file again when needed.
-    void release(const uint8_t * bytes, size_t count) const;
+    void release(const uint8_t * bytes, size_t count) const { file.release(bytes, count); }
 
     size_t       size() const { return file.size; }
     const void * base() const { return file.data; }
 
 private:
-    int64_t key_of(const char * key) const;                 // -1: none
+    int64_t strings_key(const char * key) const;
+    int64_t key_of(const char * key) const;  // -1: none
     int64_t whole(const char * key, int64_t low, int64_t high) const;
 
-    MappedFile       file;
+    FileBytes        file;
     gguf_context_ptr gguf;
     ggml_context_ptr tensors;
 };

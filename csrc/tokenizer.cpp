@@ -5,7 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <iterator>
+#include <queue>
+#include <random>
+#include <tuple>
+#include <utility>
 
 namespace pcr {
 
@@ -128,7 +133,36 @@ uint64_t pair_key(int32_t left, int32_t right) {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
 }
 
+// A product of 128 bits, its halves folded together.
+uint64_t mix(uint64_t a, uint64_t b) {
+    const uint64_t low_a = a & 0xffffffffu, high_a = a >> 32, low_b = b & 0xffffffffu, high_b = b >> 32;
+    const uint64_t middle = high_a * low_b + (low_a * low_b >> 32), other = low_a * high_b + (middle & 0xffffffffu);
+    return (a * b) ^ (high_a * high_b + (middle >> 32) + (other >> 32));
+}
+
 }  // namespace
+
+SeededHash::SeededHash() {
+    static const uint64_t chosen = [] {
+        std::random_device device;
+        return static_cast<uint64_t>(device()) << 32 | device();
+    }();
+    seed = chosen;
+}
+
+size_t SeededHash::operator()(uint64_t key) const {
+    return static_cast<size_t>(mix(key ^ seed, 0x9e3779b97f4a7c15u ^ (seed << 1)));
+}
+
+size_t SeededHash::operator()(std::string_view text) const {
+    uint64_t hash = seed ^ text.size();
+    for (size_t at = 0; at < text.size(); at += 8) {
+        uint64_t piece = 0;
+        std::memcpy(&piece, text.data() + at, std::min<size_t>(8, text.size() - at));
+        hash = mix(hash ^ piece, 0x9e3779b97f4a7c15u ^ (seed << 1));
+    }
+    return static_cast<size_t>(hash);
+}
 
 Tokenizer::Tokenizer(std::vector<std::string> tokens, const std::vector<std::string> & merge_lines) {
     const std::array<uint32_t, 256> alphabet = byte_alphabet();
@@ -150,14 +184,17 @@ Tokenizer::Tokenizer(std::vector<std::string> tokens, const std::vector<std::str
         return out;
     };
 
-    bytes.resize(tokens.size());
-    ids.reserve(tokens.size());
-    for (size_t i = 0; i < tokens.size(); i++) {
-        bytes[i] = to_bytes(tokens[i], 0, tokens[i].size());
+    for (std::string & token : tokens) {
+        token = to_bytes(token, 0, token.size());
+    }
+    bytes = std::move(tokens);
+    ids.reserve(bytes.size());
+    for (size_t i = 0; i < bytes.size(); i++) {
         ids.emplace(bytes[i], static_cast<int32_t>(i));
     }
     for (int b = 0; b < 256; b++) {
-        const auto found = ids.find(std::string(1, static_cast<char>(b)));
+        const char byte  = static_cast<char>(b);
+        const auto found = ids.find(std::string_view(&byte, 1));
         byte_ids[b]      = found == ids.end() ? -1 : found->second;
     }
     merges.reserve(merge_lines.size());
@@ -208,7 +245,7 @@ std::vector<int32_t> Tokenizer::encode(const std::string & text) const {
     for (size_t at = 0; at < points.size();) {
         const size_t next = at + word_length(points, at);
         const size_t end  = next < points.size() ? points[next].start : text.size();
-        append_word(text.substr(points[at].start, end - points[at].start), out);
+        append_word(std::string_view(text).substr(points[at].start, end - points[at].start), out);
         at = next;
     }
     return out;
@@ -219,34 +256,67 @@ std::vector<int32_t> Tokenizer::word(const std::string & text) const {
     return found == ids.end() ? encode(text) : std::vector<int32_t>{found->second};
 }
 
-void Tokenizer::append_word(const std::string & word, std::vector<int32_t> & out) const {
-    std::vector<int32_t> parts;
-    for (const char c : word) {
-        const int32_t id = byte_ids[static_cast<uint8_t>(c)];
-        if (id < 0) {
-            throw Error(PCR_ERROR_FORMAT,
-                        format("the vocabulary has no token for the byte 0x%02X", static_cast<uint8_t>(c)));
+const Tokenizer::Merge * Tokenizer::merge_of(int32_t left, int32_t right) const {
+    const auto found = merges.find(pair_key(left, right));
+    return found == merges.end() ? nullptr : &found->second;
+}
+
+void Tokenizer::append_word(std::string_view word, std::vector<int32_t> & out) const {
+    struct Part {
+        int32_t token;     // -1: it was joined to the part before
+        size_t  previous;  // none: beyond all parts
+        size_t  next;
+    };
+    // Two neighbours that can be joined, as they were when they were found.
+    struct Pair {
+        int32_t rank;
+        size_t  left;
+        int32_t left_token, right_token, joined;
+
+        // Of std::priority_queue: the pair that was learnt first comes last, of equal ones the first in the word.
+        bool operator<(const Pair & other) const { return std::tie(rank, left) > std::tie(other.rank, other.left); }
+    };
+    std::vector<Part>         parts(word.size());
+    std::priority_queue<Pair> pairs;
+
+    const auto find = [&](size_t left) {
+        const size_t right = left < parts.size() ? parts[left].next : parts.size();
+        if (right >= parts.size()) {
+            return;
         }
-        parts.push_back(id);
+        if (const Merge * merge = merge_of(parts[left].token, parts[right].token)) {
+            pairs.push({merge->rank, left, parts[left].token, parts[right].token, merge->token});
+        }
+    };
+    for (size_t i = 0; i < word.size(); i++) {
+        const auto byte = static_cast<uint8_t>(word[i]);
+        if (byte_ids[byte] < 0) {
+            throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token for the byte 0x%02X", byte));
+        }
+        parts[i] = {byte_ids[byte], i == 0 ? parts.size() : i - 1, i + 1};
     }
-    // Join the pair that was learnt first, again and again. Words are short: a plain search is quickest.
-    while (parts.size() > 1) {
-        const Merge * best    = nullptr;
-        size_t        best_at = 0;
-        for (size_t i = 0; i + 1 < parts.size(); i++) {
-            const auto found = merges.find(pair_key(parts[i], parts[i + 1]));
-            if (found != merges.end() && (!best || found->second.rank < best->rank)) {
-                best    = &found->second;
-                best_at = i;
-            }
-        }
-        if (!best) {
-            break;
-        }
-        parts[best_at] = best->token;
-        parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(best_at) + 1);
+    for (size_t i = 0; i + 1 < parts.size(); i++) {
+        find(i);
     }
-    out.insert(out.end(), parts.begin(), parts.end());
+    while (!pairs.empty()) {
+        const Pair pair = pairs.top();
+        pairs.pop();
+        Part & left = parts[pair.left];
+        if (left.token != pair.left_token || left.next >= parts.size() || parts[left.next].token != pair.right_token) {
+            continue;  // one of them was joined to another one since
+        }
+        parts[left.next].token = -1;
+        left.token             = pair.joined;
+        left.next              = parts[left.next].next;
+        if (left.next < parts.size()) {
+            parts[left.next].previous = pair.left;
+        }
+        find(left.previous);
+        find(pair.left);
+    }
+    for (size_t i = 0; i < parts.size(); i = parts[i].next) {
+        out.push_back(parts[i].token);
+    }
 }
 
 }  // namespace pcr

@@ -3,14 +3,31 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 namespace pcr {
 
+// A hash that is another one in every process, so that no file can be made of keys that meet in one bucket.
+class SeededHash {
+public:
+    SeededHash();
+
+    size_t operator()(std::string_view text) const;
+    size_t operator()(uint64_t key) const;
+
+private:
+    uint64_t seed;
+};
+
 class Tokenizer {
 public:
-    Tokenizer() = default;
+    Tokenizer()                              = default;
+    Tokenizer(Tokenizer &&)                  = default;
+    Tokenizer & operator=(Tokenizer &&)      = default;
+    Tokenizer(const Tokenizer &)             = delete;  // ids' keys lie in bytes
+    Tokenizer & operator=(const Tokenizer &) = delete;
 
     // tokens and merges ("left right") as GGUF holds them, written in GPT-2's byte alphabet.
     Tokenizer(std::vector<std::string> tokens, const std::vector<std::string> & merges);
@@ -35,12 +52,14 @@ private:
         int32_t token;
     };
 
-    void append_word(const std::string & word, std::vector<int32_t> & out) const;
+    // Null where the two never become one token.
+    const Merge * merge_of(int32_t left, int32_t right) const;
+    void          append_word(std::string_view word, std::vector<int32_t> & out) const;
 
-    std::vector<std::string>                 bytes;        // of each token
-    std::unordered_map<std::string, int32_t> ids;          // by bytes, without special tokens
-    std::unordered_map<uint64_t, Merge>      merges;       // by (left token, right token)
-    int32_t                                  byte_ids[256] = {};
+    std::vector<std::string>                                  bytes;   // of each token
+    std::unordered_map<std::string_view, int32_t, SeededHash> ids;     // by bytes, without special tokens
+    std::unordered_map<uint64_t, Merge, SeededHash>           merges;  // by (left token, right token)
+    int32_t                                                   byte_ids[256] = {};
 };
 
 }  // namespace pcr

@@ -118,7 +118,17 @@ DAMAGES: dict[str, tuple[Edit, type[PycrispasrError], list[str]]] = {
     "list of unknown type": (with_bytes(b"tokenizer.ggml.tokens", 4, "<I", 77), FORMAT, []),
     "list of lists": (with_bytes(b"tokenizer.ggml.tokens", 4, "<I", 9), FORMAT, []),
     "tensor of 5 dimensions": (with_bytes(b"enc.conv_out.weight", 0, "<I", 5), FORMAT, []),
-    "tensor of 0 columns": (with_bytes(b"enc.conv_out.weight", 4, "<Q", 0), FORMAT, []),
+    "tensor of 0 columns": (with_bytes(b"enc.conv_out.weight", 4, "<Q", 0), FORMAT, ["enc.conv_out.weight", "is 0"]),
+    "tensor of 0 rows": (with_bytes(b"enc.conv_out.weight", 12, "<Q", 0), FORMAT, ["dimension 1", "is 0"]),
+    "convolution of 0 rows": (with_bytes(b"enc.conv1.weight", 12, "<Q", 0), FORMAT, ["dimension 1", "is 0"]),
+    "convolution of 0 channels": (with_bytes(b"enc.conv1.weight", 28, "<Q", 0), FORMAT, ["dimension 3", "is 0"]),
+    "vector of 0 values": (with_bytes(b"enc.conv1.bias", 4, "<Q", 0), FORMAT, ["enc.conv1.bias", "is 0"]),
+    "sizes whose product is none": (with_bytes(b"enc.conv_out.weight", 12, "<Q", 1 << 62), FORMAT, [str(1 << 62)]),
+    "more tokens than there are": (
+        with_value("tokenizer.ggml.tokens", [f"t{i}" for i in range(1000)], ""),
+        FORMAT,
+        ["1000 tokens", "384"],
+    ),
     "tensor of 10^18 columns": (with_bytes(b"enc.conv_out.weight", 4, "<Q", 10**18), FORMAT, []),
     "tensor of -1 columns": (with_bytes(b"enc.conv_out.weight", 4, "<q", -1), FORMAT, []),
     "tensor of unknown type": (with_bytes(b"enc.conv_out.weight", 20, "<I", 12345), FORMAT, []),
@@ -139,6 +149,17 @@ def test_a_damaged_file_is_refused_by_what_is_wrong(damage: str, nano_path: Path
     assert "damaged.gguf" in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_whose_results_are_not_finite_are_an_error_of_the_file(
+    value: float, nano_path: Path, tmp_path: Path
+) -> None:
+    name = "llm.blk.0.ffn.down.weight"
+    damaged = np.full_like(tensor(nano_path, name), value)
+    path = rewrite(nano_path, tmp_path / "damaged.gguf", tensors={name: damaged})
+    with Model(path) as model, pytest.raises(ModelFormatError, match="not finite"):
+        model.transcribe(make_tones(1), sample_rate=16000, max_new_tokens=2)
 
 
 def test_a_rewritten_sound_file_still_loads(nano_path: Path, tmp_path: Path) -> None:

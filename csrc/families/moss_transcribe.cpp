@@ -165,13 +165,12 @@ Tokenizer load_tokenizer(const GgufFile & file, const DecoderWeights & decoder) 
         throw Error(PCR_ERROR_UNSUPPORTED, "the tokenizer is '" + file.string("tokenizer.ggml.model", "") +
                                                "': this runtime reads byte-level BPE ('gpt2')");
     }
-    const int32_t vocab = decoder.vocab;
-    Tokenizer     tokenizer(file.strings("tokenizer.ggml.tokens"), file.strings("tokenizer.ggml.merges"));
-    if (tokenizer.size() > vocab) {
+    const size_t count = file.n_strings("tokenizer.ggml.tokens");
+    if (count > static_cast<size_t>(decoder.vocab)) {
         throw Error(PCR_ERROR_FORMAT,
-                    format("the vocabulary has %d tokens, llm.vocab_size is %d", tokenizer.size(), vocab));
+                    format("the vocabulary has %zu tokens, llm.vocab_size is %d", count, decoder.vocab));
     }
-    return tokenizer;
+    return {file.strings("tokenizer.ggml.tokens"), file.strings("tokenizer.ggml.merges")};
 }
 
 Prompt load_prompt(const GgufFile & file, const DecoderWeights & decoder, Tokenizer & tokenizer) {

@@ -54,7 +54,8 @@ typedef enum pcr_status {
     PCR_ERROR_ARGUMENT = -1,
     /* The file is not there or cannot be read. */
     PCR_ERROR_IO = -2,
-    /* The file is no GGUF, or is truncated, or contradicts itself. */
+    /* The file is no GGUF, or is truncated, contradicts itself, was changed while it was mapped, or has weights whose
+     * results are not finite. */
     PCR_ERROR_FORMAT = -3,
     /* A sound file of another architecture, a tensor type that cannot be computed, or work that this device cannot
      * do. */
@@ -158,11 +159,14 @@ typedef struct pcr_model_params {
     /* "auto"; one of pcr_kernels_name(); "ggml": ggml's products instead of ours, to compare; or "operations": ggml's
      * operations only, as on a GPU. */
     const char * kernels;
+    /* 1: the file is mapped, and must stay as it is while the model is open. 0: it is read into memory of this
+     * process's own. */
+    int32_t map;
 } pcr_model_params;
 
 PCR_API void pcr_model_params_default(pcr_model_params * params);
 
-/* Opens a GGUF file (path in UTF-8), checks all of it, and maps its weights. params may be NULL. */
+/* Opens a GGUF file (path in UTF-8) and checks all of it. params may be NULL. */
 PCR_API pcr_status   pcr_model_load(const char * path, const pcr_model_params * params, pcr_model ** model);
 PCR_API void         pcr_model_free(pcr_model * model);
 PCR_API const char * pcr_model_error(const pcr_model * model);

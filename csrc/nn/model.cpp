@@ -6,15 +6,15 @@
 
 namespace pcr {
 
-std::unique_ptr<Model> load_model(const std::string & path, const std::string & device, const std::string & precision,
-                                  const std::string & kernels) {
+std::unique_ptr<Model> load_model(const std::string & path, bool map, const std::string & device,
+                                  const std::string & precision, const std::string & kernels) {
     std::vector<Device> found = find_devices(device);
     if (device == "auto" && (precision != "auto" || kernels != "auto")) {
         found.erase(found.begin(), found.end() - 1);  // which only the CPU has
     }
     for (const Device & one : found) {
         try {
-            return std::make_unique<Model>(path, one, precision, kernels);
+            return std::make_unique<Model>(path, map, one, precision, kernels);
         } catch (const std::exception & error) {
             // What a driver or its library throws is none of ours, or a failed check of ggml's.
             const auto * const ours   = dynamic_cast<const Error *>(&error);
@@ -30,9 +30,9 @@ std::unique_ptr<Model> load_model(const std::string & path, const std::string & 
     throw Error(PCR_ERROR_DEVICE, "this build has no device");
 }
 
-Model::Model(const std::string & path, const Device & device_, const std::string & precision,
+Model::Model(const std::string & path, bool map, const Device & device_, const std::string & precision,
              const std::string & kernels)
-    : store(path, device_, Arithmetic::choose(device_, precision, kernels)),
+    : store(path, map, device_, Arithmetic::choose(device_, precision, kernels)),
       device(store.device),
       arithmetic(store.arithmetic) {
     const std::string found = store.file.string("general.architecture", "");

@@ -19,13 +19,15 @@ class Model;
 
 // A model on the device that a name means. Where "auto" tries a device that does not start, or has too little memory, the
 // next one follows, with a warning in the log.
-std::unique_ptr<Model> load_model(const std::string & path, const std::string & device, const std::string & precision,
-                                  const std::string & kernels);
+std::unique_ptr<Model> load_model(const std::string & path, bool map, const std::string & device,
+                                  const std::string & precision, const std::string & kernels);
 
 class Model {
 public:
     // precision, kernels: see Arithmetic::choose.
-    Model(const std::string & path, const Device & device, const std::string & precision, const std::string & kernels);
+    // map: see FileBytes.
+    Model(const std::string & path, bool map, const Device & device, const std::string & precision,
+          const std::string & kernels);
     ~Model();
 
     // The head's copy for choosing tokens (ops/screen.h), made by the first session that asks, with its threads.

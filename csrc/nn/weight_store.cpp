@@ -44,9 +44,9 @@ std::string shape_text(const int64_t * ne) {
 
 }  // namespace
 
-WeightStore::WeightStore(const std::string & path, const Device & device_, const Arithmetic & arithmetic_)
-    : file(path), device(device_), arithmetic(arithmetic_) {
-    // The weights stay where the file is mapped, for the CPU. ggml takes a pointer to non-const but never writes to them.
+WeightStore::WeightStore(const std::string & path, bool map, const Device & device_, const Arithmetic & arithmetic_)
+    : file(path, map), device(device_), arithmetic(arithmetic_) {
+    // For the CPU the weights stay where the file lies in memory. ggml takes a pointer to non-const but never writes to them.
     mapped.reset(ggml_backend_dev_buffer_from_host_ptr(find_devices("cpu").front().handle,
                                                        const_cast<void *>(file.base()), file.size(), file.size()));
     if (!mapped) {

@@ -14,7 +14,7 @@ namespace pcr {
 
 class WeightStore {
 public:
-    WeightStore(const std::string & path, const Device & device, const Arithmetic & arithmetic);
+    WeightStore(const std::string & path, bool map, const Device & device, const Arithmetic & arithmetic);
 
     // Weights by name; the shape is ggml's (fastest first), checked together with the type.
     ggml_tensor * vector(const std::string & name, int64_t n);

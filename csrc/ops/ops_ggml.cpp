@@ -157,7 +157,7 @@ private:
 }  // namespace
 
 Error not_finite() {
-    return Error(PCR_ERROR_INTERNAL,
+    return Error(PCR_ERROR_FORMAT,
                  "the model's logits are not finite: the file's weights are damaged, or its numbers overflow; try "
                  "precision 'f32', or a bf16, q8_0 or f32 file of the same model");
 }

@@ -507,7 +507,7 @@ def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.
             )
         return foreign.open_with_crispasr(path, options.device, threads)
     try:
-        return native.NativeModel(path, options.device, options.precision)
+        return native.NativeModel(path, options.device, options.precision, mmap=options.mmap)
     except (ModelFormatError, UnsupportedModelError) as error:
         # Only now does anything else look into the file: it is sound, or no GGUF.
         kind = None if options.runtime == "pycrispasr" else foreign.architecture(path)

@@ -66,6 +66,9 @@ class LoadingOptions(_Options):
         revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
             use.
         local_files_only: Never use the network, not even for a model that is not here yet.
+        mmap: Map the model's file, so that loading takes no time, and all processes share one copy of it; the file must
+            not be changed while the model is open. False: read it into memory of this process's own, which takes as
+            long as reading does, and nothing that happens to the file matters from then on.
     """
 
     device: str = "auto"
@@ -74,6 +77,7 @@ class LoadingOptions(_Options):
     runtime: Runtime = "auto"
     revision: str | None = None
     local_files_only: bool = False
+    mmap: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -151,6 +155,7 @@ class OwnLoadingKeywords(TypedDict, total=False):
     precision: Precision
     revision: str | None
     local_files_only: bool
+    mmap: bool
 
 
 class LoadingKeywords(OwnLoadingKeywords, total=False):

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pycrispasr import errors
 from pycrispasr.options import MAX_NEW_TOKENS
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -311,9 +311,12 @@ class NativeModel:
         device: "auto" or a device's name.
         precision: "auto", "f32" or "bf16".
         kernels: "auto", one of `kernels()`, or "ggml": for comparisons.
+        mmap: Map the file instead of reading it.
     """
 
-    def __init__(self, path: Path, device: str = "auto", precision: str = "auto", kernels: str = "auto") -> None:
+    def __init__(
+        self, path: Path, device: str = "auto", precision: str = "auto", kernels: str = "auto", *, mmap: bool = True
+    ) -> None:
         ffi, lib = self._ffi, self._lib = library()
         level = logging.DEBUG if TRACE else _logger.getEffectiveLevel()
         lib.pcr_set_log_level(max(lib.PCR_LOG_DEBUG, min(lib.PCR_LOG_ERROR, (level - 1) // 10)))
@@ -321,6 +324,7 @@ class NativeModel:
         lib.pcr_model_params_default(params)
         names = [ffi.new("char[]", name.encode()) for name in (device, precision, kernels)]
         params.device, params.precision, params.kernels = names
+        params.map = mmap
         status = lib.pcr_model_load(os.fsencode(path), params, out)
         drain_log()
         self._handle = NativeHandle("model", out[0], lib.pcr_model_free)
