@@ -16,6 +16,7 @@ import soundfile
 
 import pycrispasr
 from pycrispasr import Model
+from pycrispasr.models import hub
 from pycrispasr.models.random_model import generate
 from pycrispasr.results import formats
 from pycrispasr.runtimes import crispasr
@@ -59,7 +60,7 @@ def foreign_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYCRISPASR_LIBCRISPASR", raising=False)
-    monkeypatch.setitem(sys.modules, "crispasr", None)
+    monkeypatch.setattr(crispasr, "installed_paths", list)
     crispasr.library.cache_clear()
 
 
@@ -207,6 +208,41 @@ def test_a_named_library_is_used(monkeypatch: pytest.MonkeyPatch, whisper_path: 
     monkeypatch.setenv("PYCRISPASR_LIBCRISPASR", str(crispasr_library_path()))
     with Model(whisper_path, threads=1) as model:
         assert model.runtime == "crispasr"
+
+
+PLANTED = """
+import os, sys
+sys.path[:0] = FIRST
+from pycrispasr.runtimes import crispasr
+print(crispasr.find())
+"""
+
+
+@pytest.mark.parametrize("how", ["python -m", "a prompt", "a folder's full path"])
+def test_no_library_is_taken_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    package, metadata = tmp_path / "crispasr", tmp_path / "crispasr-9.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('planted')")
+    for name in ("libcrispasr.so", "libcrispasr.dylib", "crispasr.dll"):
+        (package / name).write_bytes(b"planted")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: crispasr\nVersion: 9\n")
+    (metadata / "RECORD").write_text("crispasr/libcrispasr.so,,\n")
+    monkeypatch.chdir(tmp_path)
+    expected = crispasr.find()
+    assert expected is None or tmp_path not in expected.parents
+    if how == "python -m":
+        (tmp_path / "numpy.py").write_text("raise SystemExit('planted')")
+        (tmp_path / "signal.py").write_text("raise SystemExit('planted')")
+        command = ["-m", "pycrispasr", "models", "path", "tiny"]
+    else:
+        first = [""] if how == "a prompt" else [str(tmp_path)]
+        command = ["-c", PLANTED.replace("FIRST", repr(first))]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == str(hub.resolve("tiny") if how == "python -m" else expected)
 
 
 def crispasr_library_path() -> Path:

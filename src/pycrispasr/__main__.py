@@ -1,7 +1,27 @@
 """`python -m pycrispasr`, and what the installed command calls: the command line."""
 
-import signal
+import os
 import sys
+
+
+def _leave_out_current_folder() -> None:
+    """Takes the current folder, where `python -m` looks for modules first, out of `sys.path`: it may hold downloads.
+
+    It stays where this package itself lies in it.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        here = os.getcwd()
+    except OSError:  # it has been removed
+        here = ""
+    if sys.path[:1] in ([""], [here]) and here != home:
+        del sys.path[0]
+
+
+if __name__ == "__main__":
+    _leave_out_current_folder()
+
+import signal  # noqa: E402  after that: a file signal.py of the current folder is none of ours
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 # ruff: noqa: N999  PyInstaller looks for this name
 """What PyInstaller cannot see: modules that are imported when they are needed, libraries, models and tables."""
 
-import importlib.util
-
 from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs
 
 import pycrispasr
@@ -14,5 +12,5 @@ hiddenimports = [f"pycrispasr.{module}" for module in (*pycrispasr._HOMES, "audi
 hiddenimports.append("_cffi_backend")
 datas = collect_data_files("pycrispasr")
 binaries = [(str(path), "pycrispasr") for path in _PACKAGE.iterdir() if path.suffix in (".so", ".dylib", ".dll")]
-if importlib.util.find_spec("pycrispasr_cuda"):
+if (_PACKAGE.parent / "pycrispasr_cuda").is_dir():  # where our library looks for it, and nowhere else
     binaries += collect_dynamic_libs("pycrispasr_cuda")

@@ -12,7 +12,7 @@ import atexit
 import codecs
 import contextlib
 import functools
-import importlib.util
+import importlib.metadata
 import logging
 import math
 import os
@@ -91,10 +91,25 @@ def find() -> Path | None:
                 f"PYCRISPASR_LIBCRISPASR is {named!r}, but there is no such file: correct or unset it"
             )
         return Path(named).absolute()
-    spec = importlib.util.find_spec("crispasr")  # finds without importing
-    folders = spec.submodule_search_locations if spec is not None else None
-    names = _LIBRARY_NAMES.get(sys.platform, ("libcrispasr.so",))
-    return next((path for folder in folders or () for name in names if (path := Path(folder) / name).is_file()), None)
+    for package in importlib.metadata.Distribution.discover(name="crispasr", path=installed_paths()):
+        for name in _LIBRARY_NAMES.get(sys.platform, ("libcrispasr.so",)):
+            path = Path(str(package.locate_file(f"crispasr/{name}")))
+            if path.is_file():
+                return path.absolute()
+    return None
+
+
+def installed_paths() -> list[str]:
+    """`sys.path` without the current folder, unless this package itself is installed there.
+
+    `python -m`, `python -c` and a prompt put the current folder first, and nobody who works in a folder of downloads
+    has installed what lies there.
+    """
+    home = Path(__file__).parents[2]
+    with contextlib.suppress(OSError):  # the current folder has been removed
+        here = Path.cwd()
+        return [path for path in sys.path if os.path.isabs(path) and (Path(path) != here or Path(path) == home)]
+    return [path for path in sys.path if os.path.isabs(path)]
 
 
 @functools.cache
