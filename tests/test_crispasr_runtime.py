@@ -219,9 +219,7 @@ print(crispasr.find())
 
 
 @pytest.mark.parametrize("how", ["python -m", "a prompt", "a folder's full path"])
-def test_no_library_is_taken_from_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_no_library_is_taken_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     package, metadata = tmp_path / "crispasr", tmp_path / "crispasr-9.dist-info"
     package.mkdir()
     metadata.mkdir()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+
+# What steers a terminal, ends a line, or changes the order in which others are shown; and lone surrogates.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"  # of these what separates words or lines
 
 
 def pieces(text: str) -> list[str]:
@@ -40,13 +45,29 @@ def is_wide(character: str) -> bool:
 def printable(text: str) -> str:
     """Text of a stranger as it may stand in a message: what would steer a terminal or end the line is escaped.
 
-    As `repr` does, without its quotes: control characters, line separators, marks of direction, lone surrogates.
+    As in a string of Python's: control characters, line separators, overrides of direction, lone surrogates.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def plain(text: str) -> str:
+    """What was said as files of text and terminals may have it: without what `printable` escapes.
+
+    Newlines and tabs stay; what else separates lines becomes a space.
     """
     if text.isprintable():
         return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+    return _CONTROLS.sub(_plain_character, text.replace("\r\n", "\n"))
+
+
+def _plain_character(found: re.Match[str]) -> str:
+    return found[0] if found[0] in "\n\t" else " " * (found[0] in _BREAKS)
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON in which letters stand as they are, and all that `printable` escapes is escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)  # has newlines between values, never in a string
+    return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def bytes_text(count: int) -> str:

@@ -15,7 +15,7 @@ import typer
 
 from pycrispasr import __version__
 from pycrispasr.cli import files, live, machine, models, transcribe  # noqa: F401 - each adds its commands
-from pycrispasr.cli.common import app, complain, obeying_signals
+from pycrispasr.cli.common import app, complain, log_to_stderr, obeying_signals
 from pycrispasr.errors import PycrispasrError, UsageError
 from pycrispasr.runtimes import native
 
@@ -58,6 +58,6 @@ def _options(
     ] = False,
 ) -> None:
     if native.TRACE:
-        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(message)s")
+        log_to_stderr(logging.DEBUG)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop

@@ -13,6 +13,7 @@ import numpy as np
 from pycrispasr.audio import AudioReader
 from pycrispasr.errors import ClosedError, DeviceError, InstallationError, PycrispasrError, UsageError
 from pycrispasr.results.events import Event, Final, Partial
+from pycrispasr.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -251,13 +252,13 @@ def draw(events: Iterable[Event], console: Console) -> Iterator[Event]:
     with Live(console=console, auto_refresh=False, transient=True) as picture:
         for event in events:
             if isinstance(event, Partial):
-                text = Text(event.committed).append(event.tentative, "dim")
+                text = Text(plain(event.committed)).append(plain(event.tentative), "dim")
                 lines = text.wrap(console, console.width)[1 - console.height :]  # the end of it, where it is too long
                 picture.update(Text("\n").join(lines), refresh=True)
             elif isinstance(event, Final):
                 picture.update("", refresh=True)
                 if event.segment.text:
-                    console.print(Text(event.segment.text), soft_wrap=True)
+                    console.print(Text(plain(event.segment.text)), soft_wrap=True)
             yield event
 
 

@@ -21,6 +21,8 @@ from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.results.segment import Token
 from pycrispasr.terminal import is_terminal as is_terminal
 from pycrispasr.text import bytes_text as bytes_text
+from pycrispasr.text import plain as plain
+from pycrispasr.text import printable as printable
 
 TRANSCRIBE, MAKE, MEASURE = "Transcribe", "Make and shrink models", "Look at models and measure"
 """The groups of commands, in the order of use."""
@@ -79,7 +81,7 @@ def print_tokens(tokens: Iterable[Token]) -> None:
     """Prints text as it comes, without the whitespace at its ends."""
     held, begun = "", False
     for token in tokens:
-        held += token.text
+        held += plain(token.text)
         ready = held.rstrip()
         if ready:
             print(ready if begun else ready.lstrip(), end="", flush=True)
@@ -159,7 +161,7 @@ def writing(out: str) -> Iterator[Callable[[float, float], object] | None]:
 
     A signal to stop goes the way of an exception, so that no unfinished file stays.
     """
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="pycrispasr: %(message)s")
+    log_to_stderr(logging.WARNING, "pycrispasr: %(message)s")
     with obeying_signals(), bar(out) as progress:
         yield progress
     tell(f"{out}: {bytes_text(Path(out).stat().st_size)}")
@@ -176,7 +178,7 @@ def bar(title: str) -> Iterator[Callable[[float, float], object] | None]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(Path(title).name, total=None)  # a long path would leave no room for the bar
+        task = bar.add_task(printable(Path(title).name), total=None)  # a long path would leave no room for the bar
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -187,10 +189,22 @@ def standard_input() -> BinaryIO:
     return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def log_to_stderr(level: int, form: str = "%(message)s") -> None:
+    """Shows what is logged, without control characters."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def tell(message: str) -> None:
-    """Prints a line on stderr, if there is one."""
+    """Prints a line on stderr, if there is one. Control characters are escaped: servers and files have a say in it."""
     if sys.stderr is not None:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:

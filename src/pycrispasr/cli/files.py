@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from pycrispasr import audio
-from pycrispasr.cli.common import MAKE, MEASURE, AsJson, Threads, TokenLimit, app, bar, bytes_text, writing
+from pycrispasr.cli.common import MAKE, MEASURE, AsJson, Threads, TokenLimit, app, bar, bytes_text, printable, writing
 from pycrispasr.decoding import word_times
 from pycrispasr.model import Model, ModelInfo
 from pycrispasr.models import gguf_file, hub
+from pycrispasr.text import json_text
 
 Kind = Annotated[str, typer.Option("--type", help="f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, ...")]
 AllMatrices = Annotated[
@@ -54,15 +54,15 @@ def info(
             "memory": {"weights": sizes.weight_bytes, "cache": cache, "buffers": buffers},
             "checked": {"tensors": True, "finite": check or None},
         }
-        print(json.dumps(content, ensure_ascii=False, indent=2))
+        print(json_text(content, indent=2))
         return
-    print(f"{path}: {bytes_text(sizes.file_bytes)}, {sizes.parameters / 1e6:,.1f} M parameters\n")
+    print(f"{printable(str(path))}: {bytes_text(sizes.file_bytes)}, {sizes.parameters / 1e6:,.1f} M parameters\n")
     for key, value in metadata.items():
-        print(f"{key:<48} {value}")
+        print(printable(f"{key:<48} {value}"))
     if each:
         print(f"\n{'tensor':<32} {'type':<8} {'shape':<20} {'bytes':>14}")
         for tensor in tensors:
-            print(f"{tensor.name:<32} {tensor.type:<8} {tensor.shape!s:<20} {tensor.bytes:>14,}")
+            print(printable(f"{tensor.name:<32} {tensor.type:<8} {tensor.shape!s:<20} {tensor.bytes:>14,}"))
     print(f"\n{'type':<8} {'tensors':>8} {'parameters':>16} {'size':>10}")
     for group in groups:
         print(f"{group.type:<8} {group.count:>8} {group.parameters:>16,} {bytes_text(group.bytes):>10}")

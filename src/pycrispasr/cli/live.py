@@ -19,6 +19,7 @@ from pycrispasr.cli.common import (
     complain,
     is_terminal,
     print_tokens,
+    printable,
     standard_input,
     tell,
     until_stopped,
@@ -91,7 +92,7 @@ def live(
         found = listening.microphones()
         for one in found:
             print(
-                f"{'*' if one['default'] else ' '} {one['number']:>3}  {one['name']}  "
+                f"{'*' if one['default'] else ' '} {one['number']:>3}  {printable(one['name'])}  "
                 f"({one['channels']} channels, {one['sample_rate']} Hz)"
             )
         if not found:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import TRANSCRIBE, AsJson, app, bytes_text, is_terminal, tell
+from pycrispasr.cli.common import TRANSCRIBE, AsJson, app, bytes_text, is_terminal, printable, tell
 from pycrispasr.models import hub
 
 models = typer.Typer(help="List models; fetch, remove and find them.")
@@ -34,7 +34,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     width = max(map(len, names))
     print(f"{'name':<{width}}  {'type':<5} {'size':>8}  where")
     for name, model in zip(names, known, strict=True):
-        print(f"{name:<{width}}  {model.type:<5} {_size(model):>8}  {model.path or 'not here'}")
+        print(printable(f"{name:<{width}}  {model.type:<5} {_size(model):>8}  {model.path or 'not here'}"))
 
 
 @models.command()

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from pycrispasr.cli.common import complain, is_terminal, tell
+from pycrispasr.cli.common import complain, is_terminal, plain, printable, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ class Progress:
         now = time.perf_counter()
         if self._live is not None and now - self._drawn >= _DRAW_EVERY:
             self._drawn = now
-            self._draw(name, seconds, self._state(seconds, jobs, known), text)
+            self._draw(printable(name), seconds, self._state(seconds, jobs, known), plain(text))
         elif self._lines and self._live is None and now - self._told >= _LINE_EVERY:
             self._told = now
             tell(f"{name}: {self._state(seconds, jobs, known)[1]}")
@@ -110,6 +110,7 @@ class Progress:
 
     def print(self, text: str, *, gap: str = "") -> None:
         """Prints a segment on stdout: on a terminal as a line of its own, else behind `gap` in the same one."""
+        text = plain(text)
         if not text:
             return
         if is_terminal(sys.stdout):

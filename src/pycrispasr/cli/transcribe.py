@@ -30,6 +30,7 @@ from pycrispasr.cli.common import (
     app,
     complain,
     is_terminal,
+    log_to_stderr,
     standard_input,
     tell,
     until_stopped,
@@ -124,7 +125,7 @@ def transcribe(
 ) -> None:
     """Write what is said in recordings: text to stdout, or files into a folder."""
     if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+        log_to_stderr(logging.INFO)
     wanted = [formats.FORMATS[formats.FORMATS.index(kind.value)] for kind in dict.fromkeys(kinds or [Format.txt])]
     if folder is None and len(wanted) > 1:
         raise typer.BadParameter("several formats need a folder for their files: -o DIR", param_hint="--format")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pycrispasr.atomic import replacing
 from pycrispasr.errors import ModelNotFoundError, PycrispasrError
 from pycrispasr.terminal import is_terminal
-from pycrispasr.text import bytes_text
+from pycrispasr.text import bytes_text, printable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -295,4 +295,4 @@ def _explained(remote: Remote, error: Exception) -> str:
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line."""
     line = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
-    return re.sub(r"^\[Errno -?\d+\] ", "", line)
+    return printable(re.sub(r"^\[Errno -?\d+\] ", "", line))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pycrispasr.errors import UsageError
 from pycrispasr.results.segment import Segment, Word
-from pycrispasr.text import is_wide, pieces, separator
+from pycrispasr.text import is_wide, pieces, plain, separator
 
 if TYPE_CHECKING:
     from pycrispasr.results.transcript import Transcript
@@ -58,7 +58,7 @@ def cues(
     A cue ends where its segment does, before a pause between words, or where the next word finds no room: then rather
     after the end of a sentence or a clause. Where a segment has its words' times, these are the cues' times; else its
     time is shared out among its words by their lengths. Cues are in order, do not overlap, and last at least one
-    millisecond. A segment without text gives none.
+    millisecond. A segment without text gives none. Control characters are left out.
 
     Args:
         transcript: What was said.
@@ -78,7 +78,7 @@ def cues(
         raise UsageError(f"max_cue_seconds cannot be {max_cue_seconds}: it must be at least 0.1")
     found: list[Cue] = []
     free = 0  # milliseconds up to where the screen is taken
-    for segment in transcript.segments:
+    for segment in map(_plain, transcript.segments):
         units = [part for unit in _units(segment) for part in _cut(unit, max_line_chars)]
         while units:
             lines = _lines(units, max_line_chars, max_lines, max_cue_seconds)
@@ -112,6 +112,12 @@ def spaced_words(segment: Segment) -> Iterator[Word]:
             space = separator(before, text)
         yield dataclasses.replace(word, text=space + text)
         before = text
+
+
+def _plain(segment: Segment) -> Segment:
+    """A segment without control characters."""
+    words = segment.words and tuple(dataclasses.replace(word, text=plain(word.text)) for word in segment.words)
+    return dataclasses.replace(segment, text=plain(segment.text), words=words)
 
 
 def _units(segment: Segment) -> list[Word]:

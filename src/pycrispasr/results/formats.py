@@ -1,16 +1,21 @@
-"""Transcripts and events as text for files and pipes: subtitles, tables, labels, JSON. See `docs/output.md`."""
+"""Transcripts and events as text for files and pipes: subtitles, tables, labels, JSON. See `docs/output.md`.
+
+A model's vocabulary may hold anything, and so may a text. Control characters are left out of every format but JSON,
+which escapes them, and no text can end its cue, its line or its cell.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-import json
+import re
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pycrispasr.errors import UsageError
 from pycrispasr.results.cues import Cue, cues, milliseconds
 from pycrispasr.results.events import Event, Final, Overrun, Partial, Silence, SpeechStarted
 from pycrispasr.results.segment import Segment, without_nan
+from pycrispasr.text import json_text, plain
 
 if TYPE_CHECKING:
     from pycrispasr.results.transcript import Transcript
@@ -21,16 +26,20 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 def to_txt(transcript: Transcript) -> str:
     """The text alone, in one piece and without a newline at its end."""
-    return transcript.text
+    return plain(transcript.text)
 
 
 def to_srt(
     transcript: Transcript, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0
 ) -> str:
-    """SubRip subtitles, see `cues`. Characters stand as they are: the format knows no escapes."""
+    """SubRip subtitles, see `cues`.
+
+    Characters stand as they are, since the format knows no escapes; only the arrow that marks times loses a dash.
+    """
     found = cues(transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
     return "\n".join(
-        f"{number}\n{_clock(milliseconds(cue.start), ',')} --> {_clock(milliseconds(cue.end), ',')}\n{cue.text}\n"
+        f"{number}\n{_clock(milliseconds(cue.start), ',')} --> {_clock(milliseconds(cue.end), ',')}\n"
+        f"{_without_arrows(cue.text)}\n"
         for number, cue in enumerate(found, 1)
     )
 
@@ -43,12 +52,17 @@ def to_vtt(
     A note names each segment that failed.
     """
     found = cues(transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
-    blocks = [f"NOTE {_failure(segment).replace('-->', '->')}\n" for segment in _failed(transcript)]
+    blocks = [f"NOTE {_without_arrows(_failure(segment))}\n" for segment in _failed(transcript)]
     blocks += [
         f"{_clock(milliseconds(cue.start), '.')} --> {_clock(milliseconds(cue.end), '.')}\n{_vtt_text(cue)}\n"
         for cue in found
     ]
     return "\n".join(["WEBVTT\n", *blocks])
+
+
+def _without_arrows(text: str) -> str:
+    """Without what marks a line of times in subtitles."""
+    return re.sub("--+>", "->", text)
 
 
 def _vtt_text(cue: Cue) -> str:
@@ -68,9 +82,9 @@ def _vtt_text(cue: Cue) -> str:
 def to_tsv(transcript: Transcript) -> str:
     """A line "start", "end", "text" for each segment with text, separated by tabs, below a header. In milliseconds."""
     rows = [
-        f"{milliseconds(segment.start)}\t{milliseconds(segment.end)}\t{' '.join(segment.text.split())}\n"
+        f"{milliseconds(segment.start)}\t{milliseconds(segment.end)}\t{_cell(segment.text)}\n"
         for segment in transcript.segments
-        if segment.text
+        if _cell(segment.text)
     ]
     return "start\tend\ttext\n" + "".join(rows)
 
@@ -88,7 +102,12 @@ def to_audacity(transcript: Transcript) -> str:
             labels.append((segment.start, segment.end, segment.text))
         if segment.status == "failed":
             labels.append((segment.start, segment.end, f"[{_failure(segment)}]"))
-    return "".join(f"{start:.6f}\t{end:.6f}\t{' '.join(text.split())}\n" for start, end, text in labels)
+    return "".join(f"{start:.6f}\t{end:.6f}\t{_cell(text)}\n" for start, end, text in labels)
+
+
+def _cell(text: str) -> str:
+    """A text on one line, without tabs."""
+    return " ".join(plain(text).split())
 
 
 def to_json(transcript: Transcript, *, indent: int | None = None, **extra: str) -> str:
@@ -99,7 +118,7 @@ def to_json(transcript: Transcript, *, indent: int | None = None, **extra: str) 
         indent: Spaces for each level, or None for one line.
         extra: More fields, such as "audio".
     """
-    return json.dumps({**extra, **transcript.to_dict()}, ensure_ascii=False, indent=indent)
+    return json_text({**extra, **transcript.to_dict()}, indent=indent)
 
 
 def render(
@@ -144,7 +163,7 @@ def event_to_json(event: Event) -> str:
     """One JSON object on one line: its "type", then its fields; of a `Final` those of its segment."""
     content = event.segment if isinstance(event, Final) else event
     fields = dataclasses.asdict(content, dict_factory=without_nan)
-    return json.dumps({"type": _EVENTS[type(event)], **fields}, ensure_ascii=False)
+    return json_text({"type": _EVENTS[type(event)], **fields})
 
 
 _EVENTS = {SpeechStarted: "speech_started", Partial: "partial", Final: "final", Silence: "silence", Overrun: "overrun"}
@@ -162,4 +181,4 @@ def _failed(transcript: Transcript) -> list[Segment]:
 
 def _failure(segment: Segment) -> str:
     """What went wrong, on one line."""
-    return " ".join(f"{segment.start:.3f}-{segment.end:.3f} s failed: {segment.error or 'no reason known'}".split())
+    return _cell(f"{segment.start:.3f}-{segment.end:.3f} s failed: {segment.error or 'no reason known'}")

@@ -17,6 +17,7 @@ from pycrispasr.atomic import replacing
 from pycrispasr.audio import addresses
 from pycrispasr.errors import AudioError, AudioNotFoundError, OutputError, UsageError
 from pycrispasr.results.transcript import Transcript
+from pycrispasr.text import json_text, plain
 
 ENDINGS = frozenset((
     # What libsndfile reads.
@@ -263,13 +264,13 @@ class Results:
 
     def _lines(self, rows: list[dict[str, Any]], *, header: bool) -> bytes:
         if _is_json(self._path):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text = "".join(json_text(row) + "\n" for row in rows)
         else:
             table = io.StringIO(newline="")
             writer = csv.DictWriter(table, self._names, extrasaction="ignore")
             if header:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(map(_plain, rows))
             text = table.getvalue()
         return text.encode(errors="backslashreplace")  # names of files can have bytes that are no text
 
@@ -306,6 +307,11 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 def _result(transcript: Transcript) -> dict[str, Any]:
     return summary(transcript) | {"segments": transcript.to_dict()["segments"]}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose results have no control characters; what came from a list of recordings goes back as it is."""
+    return row | {name: plain(row[name]) for name in RESULTS if isinstance(row.get(name), str)}
 
 
 def _is_json(path: Path) -> bool:

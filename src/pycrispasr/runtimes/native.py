@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pycrispasr import errors
 from pycrispasr.options import MAX_NEW_TOKENS
+from pycrispasr.text import printable
 
 ABI_VERSION = 8
 """The `pcr_abi_version` this module is written for."""
@@ -591,7 +592,10 @@ def _check(status: int, message: str) -> None:
         return
     ffi, _ = library()
     name = ffi.string(ffi.cast("pcr_status", status))
-    raise _EXCEPTIONS.get(name, errors.InternalError)(message or f"the library reported {name} without a message")
+    # A message may quote what a file holds.
+    raise _EXCEPTIONS.get(name, errors.InternalError)(
+        printable(message) or f"the library reported {name} without a message"
+    )
 
 
 def _check_work(status: int, message: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TextIO
 
 from pycrispasr.compat import common
 from pycrispasr.compat.common import compression_ratio as compression_ratio
 from pycrispasr.compat.common import format_timestamp as format_timestamp
+from pycrispasr.text import plain
 
 _PAUSE = 3.0  # seconds between words after which lines of limited width begin a new subtitle
 _ENDLESS = 1000
@@ -108,7 +110,7 @@ class WriteTXT(ResultWriter):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """As `ResultWriter`."""
-        file.writelines(f"{segment['text'].strip()}\n" for segment in result["segments"])
+        file.writelines(f"{plain(segment['text']).strip()}\n" for segment in result["segments"])
 
 
 class SubtitlesWriter(ResultWriter):
@@ -146,22 +148,22 @@ class SubtitlesWriter(ResultWriter):
         segments = result["segments"]
         if not segments or "words" not in segments[0]:
             for segment in segments:
-                yield (*self._times(segment, segment), segment["text"].strip().replace("-->", "->"))
+                yield (*self._times(segment, segment), _shown(segment["text"].strip()))
             return
         for cue in _cues(segments, width, lines, words):
             text = "".join(word["word"] for word in cue)
             if not (highlight_words or given.get("highlight_words", False)):
-                yield (*self._times(cue[0], cue[-1]), text)
+                yield (*self._times(cue[0], cue[-1]), _shown(text))
                 continue
             last = self.format_timestamp(cue[0]["start"])
             for number, word in enumerate(cue):
                 start, end = self._times(word, word)
                 if last != start:
-                    yield last, start, text
+                    yield last, start, _shown(text)
                 yield (
                     start,
                     end,
-                    "".join(_marked(one["word"]) if i == number else one["word"] for i, one in enumerate(cue)),
+                    _shown("".join(_marked(one["word"]) if i == number else one["word"] for i, one in enumerate(cue))),
                 )
                 last = end
 
@@ -202,6 +204,11 @@ def _cues(
             last = word["start"]
     if cue:
         yield cue
+
+
+def _shown(text: str) -> str:
+    """A text that cannot end its subtitle: no arrow, no empty line, no control characters."""
+    return re.sub(r"\n\s*\n", "\n", re.sub("--+>", "->", plain(text)))
 
 
 def _marked(word: str) -> str:
@@ -257,7 +264,7 @@ class WriteTSV(ResultWriter):
         file.write("start\tend\ttext\n")
         for segment in result["segments"]:
             times = f"{round(1000 * segment['start'])}\t{round(1000 * segment['end'])}"
-            text = segment["text"].strip().replace("\t", " ")
+            text = " ".join(plain(segment["text"]).split())
             file.write(f"{times}\t{text}\n")
 
 
