@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pycrispasr import Model, ModelFormatError
+from pycrispasr import Model, ModelFormatError, cli
 from pycrispasr.cli import app, common
 from pycrispasr.results import formats
 from pycrispasr.text import json_text, plain, printable
@@ -39,7 +39,9 @@ def test_texts_keep_all_but_controls(text: str) -> None:
         assert plain(text) == text
 
 
-@pytest.mark.parametrize("name", ["録音\u3000１.wav", "a\xa0b", "می\u200cخواهم", "👩\u200d💻", "\ufeffx"])
+@pytest.mark.parametrize(
+    "name", ["録音\u3000\uff11.wav", "a\xa0b", "\u0645\u06cc\u200c\u062e", "👩\u200d💻", "\ufeffx"]
+)
 def test_names_are_shown_as_they_are(name: str) -> None:
     assert printable(name) == plain(name) == name
 
@@ -114,9 +116,7 @@ def test_a_server_s_words_steer_no_terminal(
     monkeypatch.setattr("huggingface_hub.file_download.http_get", fails)
     monkeypatch.setattr("sys.argv", ["pycrispasr", "models", "download", "moss-transcribe"])
     with pytest.raises(SystemExit):
-        from pycrispasr.cli import main
-
-        main()
+        cli.main()
     shown = capsys.readouterr().err
     assert not CONTROLS.search(shown)
     assert "\\x1b[2J" in shown
