@@ -566,6 +566,4 @@ def transcribe(
     check_names("transcribe", options, TranscribeKeywords)
     with Model(model, **dataclasses.asdict(LoadingOptions.of(options))) as opened:
         reading, decoding = ReadingOptions.of(options), DecodingOptions.of(options)
-        return opened.transcribe(
-            audio, progress=progress, **dataclasses.asdict(reading), **dataclasses.asdict(decoding)
-        )
+        return opened.transcribe(audio, progress=progress, **reading.keywords(), **decoding.keywords())

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
-from pycrispasr.errors import UsageError
+from pycrispasr.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Vad = Literal["auto", "on", "off"]
 Runtime = Literal["auto", "pycrispasr", "crispasr"]
 Precision = Literal["auto", "f32", "bf16"]
+Allow = Literal["all", "public", "data"]
 
 MAX_NEW_TOKENS = 512
 """Tokens after which the text of a segment is cut unless told otherwise: more than anybody says in 30 seconds."""
@@ -43,6 +44,10 @@ class _Options:
         """Takes its own out of many keywords."""
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls(**{name: keywords[name] for name in names if keywords.get(name) is not None})
+
+    def keywords(self) -> dict[str, Any]:
+        """What `of` makes the same again of."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,47 @@ class LoadingOptions(_Options):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one recording may take. `math.inf` stands for no limit.
+
+    Arrays have no limit, nor has what is heard while it comes (`audio.listen`, sessions).
+
+    Attributes:
+        seconds: Of sound. A longer recording is refused where its header tells so; else it ends there with an error,
+            and what was heard until then is kept.
+        gap_seconds: Of silence that stands for sound that is missing in one place. Where a file's clock jumps further,
+            what follows is taken to follow at once, with a warning.
+        download_bytes: From a web address, a pipe, or another file object that cannot seek.
+        download_seconds: From a web address: from looking up its host to the last byte.
+    """
+
+    seconds: float = 100_000.0
+    gap_seconds: float = 3600.0
+    download_bytes: float = 20e9
+    download_seconds: float = 7200.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise UsageError(f"Limits.{field.name} cannot be {value!r}: it must be a positive number, or math.inf")
+
+    def exceeded(self, name: str, what: str) -> AudioError:
+        """The error for a recording that is beyond a limit.
+
+        Args:
+            name: The limit.
+            what: What the recording does, as a sentence goes on behind its name.
+        """
+        unit = name.rpartition("_")[2]
+        option = {"seconds": "--max-seconds", "download_bytes": "--max-download"}.get(name, "--max-download-seconds")
+        return AudioError(
+            f"{what} more than the limit of {getattr(self, name):.15g} {unit}: to allow more, "
+            f"pass limits=audio.Limits({name}=...), on the command line {option}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingOptions(_Options):
     """What of a recording is heard, and how it is divided into segments.
 
@@ -101,6 +147,10 @@ class ReadingOptions(_Options):
             seconds, but only what is quiet too is left out, so that no music or noise is passed over in which somebody
             might speak.
         silence: Seconds without speech that end a segment, and are left out. None: 0.8 with "on", 1.0 with "auto".
+        allow: What a recording may be. "all": anything. "data": arrays, bytes and file objects; a name, which could
+            mean any file, device or address that this process can reach, is refused. "public": these, and web
+            addresses whose host is public.
+        limits: How long a recording may be, and how much of it is downloaded: see `audio.Limits`.
     """
 
     sample_rate: float | None = None
@@ -108,9 +158,12 @@ class ReadingOptions(_Options):
     track: int | None = None
     vad: Vad = "auto"
     silence: float | None = None
+    allow: Allow = "all"
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         check_choice(f"vad cannot be {self.vad!r}", self.vad, Vad)
+        check_source(self.allow, self.limits)
         if self.silence is not None:
             check_seconds("silence", self.silence)
 
@@ -176,6 +229,8 @@ class FileKeywords(SegmentingKeywords, total=False):
 
     channel: int | None
     track: int | None
+    allow: Allow
+    limits: Limits
 
 
 class ReadingKeywords(FileKeywords, total=False):
@@ -287,6 +342,18 @@ def check_seconds(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise UsageError(f"{name} cannot be {value}: it must be a positive number of seconds")
     return float(value)
+
+
+def check_source(allow: Allow, limits: Limits) -> None:
+    """What a recording may be, and may take.
+
+    Raises:
+        UsageError: There is no such `allow`.
+        TypeError: `limits` are none.
+    """
+    check_choice(f"allow cannot be {allow!r}", allow, Allow)
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be audio.Limits(...), not {limits!r}")
 
 
 def check_choice(refusal: str, value: str, choices: Any) -> None:

@@ -14,6 +14,7 @@ from pycrispasr.audio.reader import (
     open,  # noqa: A004  audio.open, as in wave.open
     to_mono,
 )
+from pycrispasr.options import Limits
 
 __all__ = [
     "CHUNK_SECONDS",
@@ -21,6 +22,7 @@ __all__ = [
     "SAMPLE_RATE",
     "Audio",
     "AudioReader",
+    "Limits",
     "Resampler",
     "Samples",
     "check_rate",

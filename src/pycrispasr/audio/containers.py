@@ -13,6 +13,7 @@ import functools
 import io
 import itertools
 import math
+import re
 import struct
 from typing import BinaryIO, Literal
 
@@ -24,6 +25,7 @@ Order = Literal["little", "big"]
 Kind = Literal["mp3", "ogg", "unknown mpeg", "other"]
 
 _BLOCK = 1 << 20  # bytes that are looked at at once
+_BACK = 1 << 13  # bytes before these that are kept: a few frames of MPEG audio
 _MAX_PART = 1 << 30  # bytes of samples that one header describes here: fields of 32 bits hold four times as many
 _GOES_ON = 0.1  # seconds of samples behind the end that a header tells: less may be padding
 STREAMED = 0x7FFFF000
@@ -185,10 +187,12 @@ class _Header:
     def parts(self, told: int, length: int, stop: int) -> list[Part]:
         """The file with another length of its samples: several parts, where one header cannot tell of so many."""
         longest = _MAX_PART // self.frame * self.frame
-        warnings = (
-            f"its header tells of {told / self.per_second:.2f} s, but the samples go on: "
-            f"{length / self.per_second:.2f} s are read",
-        )
+        warnings: tuple[str, ...] = ()
+        if told and told < STREAMED and self.per_second > 0:
+            warnings = (
+                f"its header tells of {told / self.per_second:.2f} s, but the samples go on: "
+                f"{length / self.per_second:.2f} s are read",
+            )
         ranges: list[tuple[Range, ...]]
         if length <= longest:
             ranges = [((self.begin, stop),)]
@@ -201,7 +205,7 @@ class _Header:
             patches = [(at, (count + more).to_bytes(width, self.order)) for at, width, more in self.fields]
             if self.frames_at is not None:
                 patches.append((self.frames_at, (count // self.frame).to_bytes(4, self.order)))
-            found.append(Part(each, patches=tuple(patches), warnings=warnings if told and told < STREAMED else ()))
+            found.append(Part(each, patches=tuple(patches), warnings=warnings))
         return found
 
 
@@ -287,7 +291,7 @@ def _au(file: BinaryIO, begin: int, size: int) -> tuple[list[Part], int]:
     offset, told, encoding, rate, channels = (int.from_bytes(_read(file, begin + 4 * i, 4), order) for i in range(1, 6))
     frame = channels * {3: 2, 4: 3, 5: 4, 6: 4, 7: 8}.get(encoding, 1)
     end = begin + offset + told
-    if end < size and _read(file, end, 4) in (b".snd", b"dns."):
+    if begin + 24 <= end < size and _read(file, end, 4) in (b".snd", b"dns."):
         return [Part(((begin, end),))], end
     header = _Header(begin, begin + offset, ((begin + 8, 4, 0),), None, order, max(1, frame), rate * frame)
     is_sound = told == 0xFFFFFFFF or end >= size or size - end < _GOES_ON * header.per_second
@@ -316,7 +320,8 @@ def _flac(file: BinaryIO, begin: int, size: int) -> list[Part]:
                 starts.append(place + at)
     found = []
     for first, last in itertools.pairwise([*sorted(set(starts)), size]):
-        is_tagged = _read(file, last - 128, 3) == b"TAG"  # ID3v1, in which libFLAC would look for frames
+        # ID3v1, in which libFLAC would look for frames.
+        is_tagged = last - first > 128 and _read(file, last - 128, 3) == b"TAG"
         found.append(Part(((first, last - 128 if is_tagged else last),)))
     return found
 
@@ -417,8 +422,9 @@ class _Bytes:
     def get(self, place: int, count: int) -> bytes:
         offset = place - self._begin
         if offset < 0 or offset + count > len(self._held):
-            self._held = _read(self._file, place, max(_BLOCK, count))
-            self._begin, offset = place, 0
+            self._begin = max(0, place - _BACK)
+            offset = place - self._begin
+            self._held = _read(self._file, self._begin, offset + max(_BLOCK, count))
         return self._held[offset : offset + count]
 
     def frame(self, place: int) -> _Frame | None:
@@ -519,14 +525,11 @@ def is_mp3(head: bytes) -> bool:
 def _next_chain(content: _Bytes, place: int, stop: int) -> int:
     """Where frames follow each other next, or `stop`."""
     while place < stop:
-        block = content.get(place, min(_BLOCK, stop - place))
-        at = block.find(b"\xff")
-        if at < 0:
-            place += max(1, len(block))
-        elif content.chain(place + at):
-            return place + at
-        else:
-            place += at + 1
+        block = content.get(place, min(_BLOCK, stop - place) + 1)
+        for sync in re.finditer(rb"\xff[\xe0-\xff]", block):
+            if content.chain(place + sync.start()):
+                return place + sync.start()
+        place += _BLOCK
     return stop
 
 

@@ -17,6 +17,10 @@ import numpy.typing as npt
 from pycrispasr.audio import containers
 from pycrispasr.audio.containers import STREAMED, Part, Window
 from pycrispasr.errors import AudioError
+from pycrispasr.options import Limits
+
+LONGEST_GAP = Limits().gap_seconds
+"""Seconds that silence stands for unless told otherwise."""
 
 BLOCK_FRAMES = 1 << 16
 """The most frames that are decoded at once; at low rates it is four seconds."""
@@ -30,7 +34,6 @@ _STEP = 1 << 12  # frames for libsndfile: those of a step in which decoding fail
 _HOLE = 0.05  # seconds: silence stands for longer holes between packets; times of packets are rounded
 _TOLD = 0.2  # seconds: longer gaps get a warning
 _BEGUN = 0.1  # seconds: sound that has not gone on for so long begins behind a hole
-_LONGEST_GAP = 3600.0  # seconds that silence stands for; a file's clock that jumps further is wrong
 _BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings were cut and joined
 _LONGEST_GAP_OF_BROADCASTS = 60.0
 # Formats that are frames and nothing else: FFmpeg makes up their times, as if nothing in them ever changed.
@@ -75,26 +78,27 @@ class Decoder(Protocol):
         """Leaves the file object open."""
 
 
-def decode(file: BinaryIO, *, track: int | None = None) -> Decoder:
+def decode(file: BinaryIO, *, track: int | None = None, longest_gap: float = LONGEST_GAP) -> Decoder:
     """Begins to decode a seekable file object, from its first byte.
 
     Args:
         file: Stays open.
         track: Which stream of sound, from 0; None for the first one, with a warning where there are more.
+        longest_gap: Seconds that silence stands for; a file's clock that jumps further is wrong.
 
     Raises:
         AudioError: Nothing here can read it, or there is no sound in it, or no such track.
     """
-    return _Joined(file, containers.parts(file), track)
+    return _Joined(file, containers.parts(file), track, longest_gap)
 
 
 class _Joined:
     """A file's parts, each decoded by itself, one behind the other."""
 
-    def __init__(self, file: BinaryIO, parts: Sequence[Part], track: int | None) -> None:
+    def __init__(self, file: BinaryIO, parts: Sequence[Part], track: int | None, longest_gap: float) -> None:
         self.start = 0.0
-        self._file, self._parts, self._track = file, parts, track
-        self._first: Decoder | None = _open(file, parts[0], track)
+        self._file, self._parts, self._track, self._longest_gap = file, parts, track, longest_gap
+        self._first: Decoder | None = _open(file, parts[0], track, longest_gap)
         self._current: Decoder | None = self._first
         self.rate, self.channels, self.duration = self._first.rate, self._first.channels, self._first.duration
         if len(parts) > 1:
@@ -107,7 +111,7 @@ class _Joined:
         failure: AudioError | None = None
         for part in self._parts:
             try:
-                self._current = source = self._first or _open(self._file, part, self._track)
+                self._current = source = self._first or _open(self._file, part, self._track, self._longest_gap)
                 self._first = None
                 with contextlib.closing(source):
                     source.start = seconds
@@ -127,20 +131,22 @@ class _Joined:
             self._current.close()
 
 
-def _open(file: BinaryIO, part: Part, track: int | None) -> Decoder:
+def _open(file: BinaryIO, part: Part, track: int | None, longest_gap: float) -> Decoder:
     """The decoder for a part.
 
     libsndfile, where it reads the format: it gives the samples as they are. FFmpeg for all else, for a second track,
-    and for two formats that libsndfile reads too: it does not notice what is missing in an OGG file, and prints about
-    damage in an MP3 file.
+    and for some formats that libsndfile reads too: it does not notice what is missing in an OGG file, and prints about
+    damage in an MP3 file to stderr, and in those of `_prints` to stdout.
     """
     import soundfile
 
     window = Window(file, part)
     reason = "Format not recognised"
-    if track in (None, 0) and part.kind != "unknown mpeg" and not (part.kind in ("mp3", "ogg") and has_ffmpeg()):
+    if _prints(window):
+        reason = "not read with it, since it would print about damage"
+    elif track in (None, 0) and part.kind != "unknown mpeg" and not (part.kind in ("mp3", "ogg") and has_ffmpeg()):
         try:
-            return _Libsndfile(window, part)
+            return _Libsndfile(window, part, longest_gap)
         except soundfile.SoundFileError as error:
             window.check()
             reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
@@ -154,11 +160,21 @@ def _open(file: BinaryIO, part: Part, track: int | None) -> Decoder:
     import av
 
     try:
-        return FFmpeg(window, part, track=track)
+        return FFmpeg(window, part, track=track, longest_gap=longest_gap)
     except av.error.FFmpegError as error:
         raise AudioError(
             f"cannot be decoded (libsndfile: {reason}; FFmpeg: {error.strerror}): is it a file of sound?"
         ) from None
+
+
+def _prints(window: Window) -> bool:
+    """Whether libsndfile prints about damage in this format to stdout, which belongs to the program.
+
+    All that it prints are remarks of two readers, on MIDI's sample dumps (SDS) and on Apple Lossless in a CAF file.
+    """
+    head = window.read(32)
+    window.seek(0)
+    return (head[:2] == b"\xf0\x7e" and head[3:4] == b"\1") or (head[:4] == b"caff" and head[28:] == b"alac")
 
 
 def has_ffmpeg() -> bool:
@@ -171,11 +187,11 @@ def has_ffmpeg() -> bool:
 
 
 class _Libsndfile:
-    def __init__(self, window: Window, part: Part) -> None:
+    def __init__(self, window: Window, part: Part, longest_gap: float) -> None:
         import soundfile
 
         self.start = 0.0
-        self._window, self._part = window, part
+        self._window, self._part, self._longest_gap = window, part, longest_gap
         self._sound = soundfile.SoundFile(window)
         # soundfile seeks after each read of a seekable file. In an MP3 this loses the bits that frames borrow from the
         # ones before them, and in a damaged file it fails.
@@ -230,7 +246,7 @@ class _Libsndfile:
         import av
 
         try:
-            other = FFmpeg(self._window, self._part)
+            other = FFmpeg(self._window, self._part, longest_gap=self._longest_gap)
         except (AudioError, av.error.FFmpegError):
             return
         passed, other.start = 0.0, self.start
@@ -265,6 +281,7 @@ class FFmpeg:
         form: FFmpeg's name of the format. None: found out.
         step: Seconds of sound in a block, about.
         options: Further ones for FFmpeg.
+        longest_gap: As for `decode`.
     """
 
     def __init__(
@@ -276,6 +293,7 @@ class FFmpeg:
         form: str | None = None,
         step: float = 1.0,
         options: Mapping[str, str] | None = None,
+        longest_gap: float = LONGEST_GAP,
     ) -> None:
         import av
 
@@ -283,7 +301,7 @@ class FFmpeg:
             window.seek(0)
         part = part or Part(())
         self.start = 0.0
-        self._window, self._part, self._step = window, part, step
+        self._window, self._part, self._step, self._longest_gap = window, part, step, longest_gap
         # Tags need not be UTF-8; from its version 19 on PyAV does not mind.
         ways: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         if part.kind == "mp3":
@@ -325,7 +343,7 @@ class FFmpeg:
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """As a `Decoder`'s."""
-        clock = _Clock(self._origin, self._family)
+        clock = _Clock(self._origin, self._family, self._longest_gap)
         heard = 0.0  # seconds, with what is held
         held: list[Block] = []
         rate, count = self.rate, 0
@@ -336,10 +354,12 @@ class FFmpeg:
                 held, count = [], 0
             rate = frame.sample_rate
             missing = round(clock.gap(frame, heard) * rate)
-            for size in [BLOCK_FRAMES] * (missing // BLOCK_FRAMES) + [missing % BLOCK_FRAMES] * bool(missing):
+            heard += missing / rate
+            while missing:
+                size = min(missing, BLOCK_FRAMES, 4 * rate)
                 yield rate, np.concatenate([*held, np.zeros((size, block.shape[1]), np.float32)])
                 held, count = [], 0
-            heard += missing / rate
+                missing -= size
             held.append(block)
             count += len(block)
             heard += len(block) / rate
@@ -372,6 +392,8 @@ class FFmpeg:
                     self._window.check()
                     self.warnings.append(f"it cannot be read to its end (FFmpeg: {error.strerror})")
                     packet = None
+                except IndexError:  # at the file's end PyAV looks for a stream that has begun after its opening
+                    packet = None
                 try:
                     frames = self._stream.decode(packet) if packet is None else packet.decode()
                 except av.error.EOFError:
@@ -402,12 +424,13 @@ class _Clock:
     Args:
         origin: What the file calls its beginning, in seconds.
         family: FFmpeg's name of the format.
+        longest: Seconds that silence stands for.
     """
 
-    def __init__(self, origin: float, family: str) -> None:
+    def __init__(self, origin: float, family: str, longest: float) -> None:
         self._origin = origin
         self._has_times = family not in _WITHOUT_TIMES
-        self._longest = _LONGEST_GAP_OF_BROADCASTS if family in _BROADCASTS else _LONGEST_GAP
+        self._longest = min(longest, _LONGEST_GAP_OF_BROADCASTS) if family in _BROADCASTS else longest
         self._holes: list[tuple[float, float]] = []  # where, and how long
         self._jumps: list[tuple[float, float]] = []
 

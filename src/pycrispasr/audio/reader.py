@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr.audio import addresses, decoders, pipes
-from pycrispasr.errors import AudioError, AudioNotFoundError, ClosedError, UsageError
+from pycrispasr.errors import (
+    AudioError,
+    AudioNotFoundError,
+    ClosedError,
+    OutOfMemoryError,
+    PycrispasrError,
+    UsageError,
+)
+from pycrispasr.options import Allow, Limits, check_source
+from pycrispasr.text import printable
 
 SAMPLE_RATE = 16000
 """Samples per second that the model takes."""
@@ -44,7 +53,13 @@ _CANCELLED = 0.01  # what is left of the channels' power when they are mixed
 
 
 def open(  # noqa: A001  audio.open, as in wave.open
-    audio: Audio, *, sample_rate: float | None = None, channel: int | None = None, track: int | None = None
+    audio: Audio,
+    *,
+    sample_rate: float | None = None,
+    channel: int | None = None,
+    track: int | None = None,
+    allow: Allow = "all",
+    limits: Limits = Limits(),  # noqa: B008  it never changes
 ) -> AudioReader:
     """Opens audio to be read in blocks, so that a long recording is never in memory as a whole.
 
@@ -63,36 +78,40 @@ def open(  # noqa: A001  audio.open, as in wave.open
             agree.
         channel: Which channel to take, from 0. By default the mean of all.
         track: Which of several streams of sound in a file to take, from 0. By default the first, with a warning.
+        allow: What `audio` may be. "all": anything. "data": an array, bytes or a file object; a name, which could mean
+            any file, device or address that this process can reach, is refused. "public": these, and web addresses
+            whose host is public.
+        limits: How long it may be, and how much of it is downloaded.
 
     Raises:
         AudioNotFoundError: There is no such file.
-        AudioError: The file cannot be fetched or decoded, there is no such channel or track, or the array's type, shape
-            or rate cannot be right.
+        AudioError: The file cannot be fetched or decoded, or is beyond a limit, or `allow` refuses it; there is no such
+            channel or track; or the array's type, shape or rate cannot be right.
+        OutOfMemoryError: An allocation failed.
+        UsageError: There is no such `allow`.
     """
+    check_source(allow, limits)
     rate = None if sample_rate is None else check_rate(sample_rate)
     pick = None if channel is None else _check_number("channel", channel, "mix all")
     stream = None if track is None else _check_number("track", track, "take the first")
-    with contextlib.ExitStack() as stack:
+    name = "" if _is_array(audio) else _name(audio)
+    with contextlib.ExitStack() as stack, _explained(name):
         source: _Array | decoders.Decoder
-        if _is_array(audio):
-            name = ""
-            source = _Array(audio, rate)
+        if not name:
+            source, limits = _Array(audio, rate), Limits(seconds=math.inf)
             if stream:
                 raise AudioError(f"there is no track {stream}: an array is one track, 0")
         else:
-            name = _name(audio)
-            try:
-                file = _file(audio, stack)
-                source = stack.enter_context(contextlib.closing(decoders.decode(file, track=stream)))
-                if rate is not None and rate != source.rate:
-                    raise AudioError(f"its rate is {source.rate}, not {rate}: leave sample_rate away for files")
-                check_rate(source.rate)
-            except AudioError as error:
-                raise type(error)(f"{name}: {error}") from error.__cause__
-            except OSError as error:
-                raise AudioError(f"{name} cannot be read: {error.strerror or error}") from error
-        _check_channels(source.channels, pick, name)
-        return AudioReader(source, name, pick, stack.pop_all())
+            file = _file(audio, stack, allow, limits)
+            source = decoders.decode(file, track=stream, longest_gap=limits.gap_seconds)
+            stack.enter_context(contextlib.closing(source))
+            if rate is not None and rate != source.rate:
+                raise AudioError(f"its rate is {source.rate}, not {rate}: leave sample_rate away for files")
+            check_rate(source.rate)
+            if (source.duration or 0) > limits.seconds:
+                raise limits.exceeded("seconds", f"its header tells of {source.duration:.0f} s,")
+        _check_channels(source.channels, pick)
+        return AudioReader(source, name, pick, limits, stack.pop_all())
 
 
 def listen(
@@ -129,19 +148,22 @@ def listen(
     """
     rate = None if sample_rate is None else check_rate(sample_rate)
     pick = None if channel is None else _check_number("channel", channel, "mix all")
-    try:
+    with contextlib.ExitStack() as stack, _explained(name):
         source = pipes.decode(stream, form=format, sample_rate=rate, channels=channels)
+        stack.enter_context(contextlib.closing(source))
         check_rate(source.rate)
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from error.__cause__
-    _check_channels(source.channels, pick, name)
-    resources = contextlib.ExitStack()
-    resources.enter_context(contextlib.closing(source))
-    return AudioReader(source, name, pick, resources)
+        _check_channels(source.channels, pick)
+        return AudioReader(source, name, pick, Limits(seconds=math.inf), stack.pop_all())
 
 
 def load(
-    audio: Audio, *, sample_rate: float | None = None, channel: int | None = None, track: int | None = None
+    audio: Audio,
+    *,
+    sample_rate: float | None = None,
+    channel: int | None = None,
+    track: int | None = None,
+    allow: Allow = "all",
+    limits: Limits = Limits(),  # noqa: B008  it never changes
 ) -> Samples:
     """Reads audio and makes it mono at 16 kHz.
 
@@ -152,6 +174,8 @@ def load(
         sample_rate: As for `open`.
         channel: As for `open`.
         track: As for `open`.
+        allow: As for `open`.
+        limits: As for `open`.
 
     Returns:
         Samples, float32, of shape `[n]`, 16000 a second.
@@ -159,8 +183,10 @@ def load(
     Raises:
         AudioNotFoundError: There is no such file.
         AudioError: As `open` and `AudioReader.blocks` do.
+        OutOfMemoryError: An allocation failed.
+        UsageError: There is no such `allow`.
     """
-    with open(audio, sample_rate=sample_rate, channel=channel, track=track) as reader:
+    with open(audio, sample_rate=sample_rate, channel=channel, track=track, allow=allow, limits=limits) as reader:
         return np.concatenate(list(reader.blocks()))
 
 
@@ -174,13 +200,19 @@ class AudioReader:
     """
 
     def __init__(
-        self, source: _Array | decoders.Decoder, name: str, channel: int | None, resources: contextlib.ExitStack
+        self,
+        source: _Array | decoders.Decoder,
+        name: str,
+        channel: int | None,
+        limits: Limits,
+        resources: contextlib.ExitStack,
     ) -> None:
         self.duration = source.duration
         self.warnings: list[str] = []
         self._source: _Array | decoders.Decoder | None = source
         self._name = name
         self._channel = channel
+        self._limits = limits
         self._resources = resources
         self._begun = False
 
@@ -216,35 +248,62 @@ class AudioReader:
 
     def _read(self, source: _Array | decoders.Decoder) -> Iterator[Samples]:
         resampler = Resampler(source.rate)
-        seconds, is_empty = 0.0, True
+        seconds, is_empty, is_over = 0.0, True, False
         oddities = _Oddities()
         try:
-            for rate, block in source.blocks():
-                if rate != resampler.sample_rate:
-                    ready = resampler.finish()
-                    resampler = Resampler(rate)
-                    if ready.size:
+            with _explained(self._name):
+                for rate, block in source.blocks():
+                    if rate != resampler.sample_rate:
+                        ready = resampler.finish()
+                        resampler = Resampler(rate)
+                        if ready.size:
+                            is_empty = False
+                            yield ready
+                    room = (self._limits.seconds - seconds) * rate
+                    if is_over := len(block) > room:
+                        block = block[: int(room)]
+                    _check_channels(block.shape[1], self._channel)
+                    mono = _mono(block, self._channel)
+                    _check_values(mono, seconds, rate)
+                    oddities.hear(block if self._channel is None else mono[:, None], mono)
+                    seconds += len(block) / rate
+                    if (ready := resampler.push(mono)).size:
                         is_empty = False
                         yield ready
-                _check_channels(block.shape[1], self._channel)
-                mono = _mono(block, self._channel)
-                _check_values(mono, seconds, rate)
-                oddities.hear(block if self._channel is None else mono[:, None], mono)
-                seconds += len(block) / rate
-                if (ready := resampler.push(mono)).size:
+                    if is_over:
+                        break
+                if (ready := resampler.finish()).size:
                     is_empty = False
                     yield ready
-            if (ready := resampler.finish()).size:
-                is_empty = False
-                yield ready
-            if is_empty:
-                raise AudioError("the audio is empty")
-        except AudioError as error:
-            raise AudioError(f"{self._name}: {error}" if self._name else str(error)) from error.__cause__
-        except OSError as error:
-            raise AudioError(f"{self._name} cannot be read: {error.strerror or error}") from error
+                if is_over:
+                    raise self._limits.exceeded("seconds", "it goes on for")
+                if is_empty:
+                    raise AudioError("the audio is empty")
         finally:
             self.warnings += [*source.warnings, *oddities.sentences()]
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a recording is an error of ours that names it: decoders and file objects raise anything.
+
+    Args:
+        name: Of the recording; "" for an array.
+    """
+    before = f"{name}: " if name else ""
+    try:
+        yield
+    except AudioError as error:
+        raise type(error)(before + str(error)) from error.__cause__
+    except PycrispasrError:
+        raise
+    except OSError as error:
+        raise AudioError(f"{name} cannot be read: {printable(error.strerror or str(error))}") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{before}there is too little memory to read it") from error
+    except Exception as error:
+        told = printable(f"{type(error).__name__}: {error}")
+        raise AudioError(f"{before}it cannot be read ({told})") from error
 
 
 def to_mono(samples: npt.NDArray[Any]) -> Samples:
@@ -399,19 +458,23 @@ def _name(audio: Any) -> str:
         return repr(addresses.shown(os.fsdecode(audio)))
     if isinstance(audio, (bytes, bytearray, memoryview)):
         return f"audio of {len(audio)} bytes"
-    return f"file object {getattr(audio, 'name', '')!r}"
+    name = getattr(audio, "name", "")
+    return f"file object {(addresses.shown(name) if isinstance(name, str) else name)!r}"
 
 
-def _file(audio: Any, stack: contextlib.ExitStack) -> BinaryIO:
+def _file(audio: Any, stack: contextlib.ExitStack, allow: Allow, limits: Limits) -> BinaryIO:
     """A file object that libsndfile can work on. What is opened here is closed with the stack."""
     if isinstance(audio, str) and (address := re.match(r"\s*([a-z][a-z0-9+.-]*)://", audio, re.IGNORECASE)):
         scheme = address[1].lower()
-        if scheme in ("http", "https"):
-            return stack.enter_context(addresses.download(audio))
-        if scheme != "file":
+        if scheme in ("http", "https") and allow != "data":
+            return stack.enter_context(addresses.download(audio, limits, public=allow == "public"))
+        if scheme not in ("http", "https", "file"):
             raise AudioError(f"cannot be fetched from {scheme}://: pass http, https, file or a path")
-        audio = addresses.path_of(audio)
+        audio = addresses.path_of(audio) if allow == "all" else audio
     if isinstance(audio, (str, os.PathLike)):
+        if allow != "all":
+            also = "" if allow == "data" else ", or a public web address"
+            raise AudioError(f"a name is not followed here, allow={allow!r}: pass bytes or a file object{also}")
         path = os.fsdecode(audio)
         try:
             mode = os.stat(path).st_mode
@@ -422,10 +485,10 @@ def _file(audio: Any, stack: contextlib.ExitStack) -> BinaryIO:
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
             raise AudioError("this is a device: name an audio file")
         file = stack.enter_context(builtins.open(path, "rb"))  # noqa: SIM115  it is closed with the stack
-        return file if stat.S_ISREG(mode) else stack.enter_context(addresses.spool(file))
+        return file if stat.S_ISREG(mode) else stack.enter_context(addresses.spool(file, limits))
     if isinstance(audio, (bytes, bytearray, memoryview)):
         return io.BytesIO(audio)
-    return audio if _is_seekable(audio) else stack.enter_context(addresses.spool(audio))
+    return audio if _is_seekable(audio) else stack.enter_context(addresses.spool(audio, limits))
 
 
 def _is_seekable(file: Any) -> bool:
@@ -505,11 +568,10 @@ def _check_number(what: str, value: int, otherwise: str) -> int:
     return number
 
 
-def _check_channels(channels: int, channel: int | None, name: str = "") -> None:
+def _check_channels(channels: int, channel: int | None) -> None:
     """Refuses audio with too many channels, or without the one that is asked for."""
-    before = f"{name}: " if name else ""
     if channels > decoders.MAX_CHANNELS:
-        raise AudioError(f"{before}it has {channels} channels, more than {decoders.MAX_CHANNELS}")
+        raise AudioError(f"it has {channels} channels, more than {decoders.MAX_CHANNELS}")
     if channel is not None and channel >= channels:
         has = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"
-        raise AudioError(f"{before}there is no channel {channel}: the audio has {has}")
+        raise AudioError(f"there is no channel {channel}: the audio has {has}")
