@@ -195,10 +195,11 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int, form: str = "%(message)s") -> None:
-    """Shows what is logged, without control characters."""
+    """Shows what this package logs, without control characters. Of others, who log whole addresses, only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableFormatter(form))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("pycrispasr").setLevel(level)
 
 
 def tell(message: str) -> None:

@@ -41,11 +41,13 @@ from pycrispasr.decoding.job import Progress as JobProgress
 from pycrispasr.errors import CancelledError, PycrispasrError
 from pycrispasr.model import Model
 from pycrispasr.models import hub
-from pycrispasr.options import BATCH, JobKeywords, ReadingOptions
+from pycrispasr.options import BATCH, JobKeywords, Limits, ReadingOptions
 from pycrispasr.results import files, formats, manifest
 from pycrispasr.results.segment import Segment, Status
 from pycrispasr.results.transcript import Transcript
 from pycrispasr.text import separator
+
+_LIMITS = Limits()
 
 
 class Format(str, enum.Enum):
@@ -105,6 +107,15 @@ def transcribe(
     track: Annotated[
         int | None, typer.Option(min=0, help="The sound track that is heard, from 0. Default: the first one.")
     ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A longer recording ends there, with an error.")
+    ] = _LIMITS.seconds,
+    max_download: Annotated[
+        float, typer.Option(metavar="BYTES", help="The most that is taken of a web address, or of standard input.")
+    ] = _LIMITS.download_bytes,
+    max_download_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="The longest that a web address may take.")
+    ] = _LIMITS.download_seconds,
     max_line_chars: Annotated[int, typer.Option(min=2, help="Letters in a line of subtitles, at most.")] = 42,
     max_cue_seconds: Annotated[
         float, typer.Option(min=0.1, max=1e6, help="Seconds that a subtitle is shown, at most.")
@@ -135,6 +146,7 @@ def transcribe(
         raise typer.BadParameter("there is nothing to go on with: name -o DIR or --results FILE", param_hint="--resume")
     if resume and overwrite:
         raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
+    limits = Limits(seconds=max_seconds, download_bytes=max_download, download_seconds=max_download_seconds)
     ReadingOptions(vad=vad.value, silence=silence)  # before any work
     passed_over = collections.Counter[str]()
     found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
@@ -167,7 +179,7 @@ def transcribe(
         )  # fmt: skip
         options: JobKeywords = {
             "channel": channel, "track": track, "vad": vad.value, "silence": silence,
-            "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps,
+            "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps, "limits": limits,
         }  # fmt: skip
         if batch is not None:
             options["batch"] = batch

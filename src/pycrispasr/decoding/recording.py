@@ -147,22 +147,27 @@ class Recording:
         segmenter = Segmenter(vad=options.vad, silence=options.silence)
         try:
             reader = audio.open(
-                recording, sample_rate=options.sample_rate, channel=options.channel, track=options.track
+                recording,
+                sample_rate=options.sample_rate,
+                channel=options.channel,
+                track=options.track,
+                allow=options.allow,
+                limits=options.limits,
             )
-        except AudioError as error:
+        except PycrispasrError as error:
             opened = cls()
             opened._break_off(error)
             return opened
         return cls(reader, segmenter)
 
     def _read(self, reader: audio.AudioReader, segmenter: Segmenter) -> Iterator[AudioSegment]:
-        failure: AudioError | None = None
+        failure: PycrispasrError | None = None
         with reader:
             try:
                 for block in reader.blocks():
                     self.n_samples += len(block)
                     yield from (mark for mark in segmenter.push(block) if isinstance(mark, AudioSegment))
-            except AudioError as error:  # the file is broken, perhaps behind an hour of sound audio
+            except PycrispasrError as error:  # the file is broken, perhaps behind an hour of sound audio
                 failure = error
         yield from segmenter.finish()
         if failure is not None:
@@ -178,7 +183,7 @@ class Recording:
             except StopIteration:
                 self._source = None
                 self._settle()
-            except AudioError as error:
+            except PycrispasrError as error:
                 self._source = None
                 self._break_off(error)
         return bool(self.waiting)

@@ -253,9 +253,9 @@ def _name(recording: str) -> str:
     if recording == "-":
         return "stdin"
     if "://" in recording:
-        url = urllib.parse.urlsplit(addresses.shown(recording))
-        name = PurePath(urllib.parse.unquote(url.path)).name or url.netloc
-        return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name) or "url"  # what some system's names cannot have
+        host, _, path = addresses.shown(recording).partition("://")[2].partition("?")[0].partition("/")
+        name = PurePath(urllib.parse.unquote(path)).name or host
+        return re.sub(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*]', "_", name) or "url"  # what some system's names cannot have
     return os.path.basename(os.path.abspath(recording))
 
 

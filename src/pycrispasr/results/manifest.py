@@ -53,8 +53,8 @@ class Entry:
 
     Attributes:
         audio: A path, an address, or "-" for standard input.
-        name: The same as the list has it, without the user and the password of an address.
-        fields: All that the list says about it.
+        name: The same as the list has it; of an address what may be shown.
+        fields: All that the list says about it, addresses as they may be shown.
     """
 
     audio: str
@@ -132,9 +132,20 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
         name = next((row[column] for column in AUDIO if row.get(column)), None)
         if not isinstance(name, str):
             raise UsageError(f"entry {number} of {str(path)!r} names no recording: it needs a column {AUDIO[0]!r}")
+        if not _can_be(name):
+            raise UsageError(f"entry {number} of {str(path)!r} has a name that no file can have: {name!r}")
         is_path = "://" not in name and name != "-"
-        entries.append(Entry(str(path.parent / name) if is_path else name, addresses.shown(name), row))
+        columns = {column: addresses.shown(row[column]) for column in AUDIO if isinstance(row.get(column), str)}
+        entries.append(Entry(str(path.parent / name) if is_path else name, addresses.shown(name), row | columns))
     return entries
+
+
+def _can_be(name: str) -> bool:
+    """Whether the system can have a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeError:
+        return False
 
 
 def _rows(content: bytes, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
@@ -155,8 +166,9 @@ def _rows(content: bytes, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         if line.strip():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"line {number} of {str(path)!r} is no JSON: {error.msg}") from None
+            except (ValueError, RecursionError) as error:  # a number may have too many digits for Python
+                told = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise UsageError(f"line {number} of {str(path)!r} is no JSON: {told}") from None
             found.append(entry if isinstance(entry, dict) else {})
     return [], found
 
