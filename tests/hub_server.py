@@ -42,6 +42,8 @@ class Hub:
         no_commit: Answers lack what makes them the hub's.
         tells_size: Whether metadata hold the size.
         etag: The ETag in place of the checksum, or "".
+        commit: The commit that all answers tell, or "".
+        listed: More names of files that listings tell.
         slow: Waits for this before the second half of a file.
         requests: Method, path, and headers of every request so far.
     """
@@ -58,6 +60,8 @@ class Hub:
     no_commit: bool = False
     tells_size: bool = True
     etag: str = ""
+    commit: str = ""
+    listed: list[str] = dataclasses.field(default_factory=list)
     slow: threading.Event | None = None
     requests: list[tuple[str, str, dict[str, str]]] = dataclasses.field(default_factory=list)
 
@@ -148,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = hashlib.sha256(content).hexdigest()
         headers = {
-            "X-Repo-Commit": commit,
+            "X-Repo-Commit": self.hub.commit or commit,
             "X-Linked-Etag": f'"{self.hub.etag or digest}"',
             "X-Linked-Size": str(len(content)),
             "Location": f"{self.hub.url.replace('127.0.0.1', 'localhost')}/cdn/{digest}",
@@ -164,9 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         files = {file: data for (each, when, file), data in self.hub.files.items() if (each, when) == (repo, commit)}
+        files |= dict.fromkeys(self.hub.listed, b"")
         listed: object = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
         if not tree:
-            listed = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+            listed = {"id": repo, "sha": self.hub.commit or commit, "siblings": [{"rfilename": name} for name in files]}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(listed).encode())
 
     def _content(self, digest: str) -> None:

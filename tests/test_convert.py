@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import gguf
-import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from pycrispasr.errors import (
     InstallationError,
@@ -19,8 +19,10 @@ from pycrispasr.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from pycrispasr.models import hub
 from pycrispasr.models.convert import convert
 
+from . import hub_server
 from .reference import gguf_model
 from .reference import model as ref
 
@@ -477,28 +479,23 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_repository_is_fetched_from_the_hub(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str], cache_dir: Path) -> str:
-        asked.append((repo, allow_patterns))
-        if repo == "org/missing":
-            raise ConnectionError("no such repository")
-        return str(checkpoint)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    convert("org/some-model", tmp_path / "a.gguf")
+    for path in [*checkpoint.iterdir()]:
+        server.add("org/some-model", path.name, path.read_bytes(), (hub_server.NEW,))
+    server.add("org/some-model", "pytorch_model.bin", b"not needed", (hub_server.NEW,))
     convert(checkpoint, tmp_path / "b.gguf", name="some-model")
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    ((repo, patterns),) = asked
-    assert repo == "org/some-model"
-    files = ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    assert all(any(Path(file).match(pattern) for pattern in patterns) for file in [*files, "vocab.json", "merges.txt"])
-    assert not any(Path(file).match(pattern) for pattern in patterns for file in ("README.md", "pytorch_model.bin"))
-    with pytest.raises(ModelNotFoundError, match=r"org/missing is not in the cache and cannot be fetched"):
+    for out in (tmp_path / "a.gguf", tmp_path / "again.gguf"):
+        convert("org/some-model", out)
+        assert out.read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert len(server.contents()) == len([*checkpoint.iterdir()])
+    folder = hub.checkpoint("org/some-model")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in checkpoint.iterdir())
+    with pytest.raises(ModelNotFoundError, match=r"org/missing does not exist, or is private"):
         convert("org/missing", tmp_path / "c.gguf")
     assert not (tmp_path / "c.gguf").exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.checkpoint("org/some-model") == folder
 
 
 def test_unknown_type(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from typing import Annotated
 
 import typer
 
-from pycrispasr.cli.common import TRANSCRIBE, AsJson, app, bytes_text, is_terminal, printable, tell
+from pycrispasr.cli.common import TRANSCRIBE, AsJson, app, bytes_text, is_terminal, log_to_stderr, printable, tell
 from pycrispasr.models import hub
 
 models = typer.Typer(help="List models; fetch, remove and find them.")
@@ -30,7 +31,10 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([dataclasses.asdict(model) for model in known], indent=2, default=str))
         return
-    names = [model.name + (f" (revision {model.revision})" if model.revision else "") for model in known]
+    # A name of our own needs no revision.
+    names = [
+        model.name + (f" (revision {model.revision})" * bool(model.revision and "/" in model.name)) for model in known
+    ]
     width = max(map(len, names))
     print(f"{'name':<{width}}  {'type':<5} {'size':>8}  where")
     for name, model in zip(names, known, strict=True):
@@ -40,6 +44,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 @models.command()
 def download(name: Name, revision: Revision = None) -> None:
     """Fetch a model into the Hugging Face hub's cache, unless it is there, and print its path."""
+    log_to_stderr(logging.WARNING, "pycrispasr: %(message)s")
     print(hub.resolve(name, revision=revision))
 
 

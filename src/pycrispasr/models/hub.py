@@ -16,7 +16,18 @@ from typing import Any
 
 from pycrispasr.errors import ModelNotFoundError, PycrispasrError, UsageError
 from pycrispasr.models import gguf_file
-from pycrispasr.models.download import MAIN, Remote, cache_folder, fetch, from_hub, only_one, quiet_hub, reason_of
+from pycrispasr.models.download import (
+    MAIN,
+    Remote,
+    cache_folder,
+    discard,
+    fetch,
+    fetch_checkpoint,
+    from_hub,
+    only_one,
+    quiet_hub,
+    reason_of,
+)
 
 DEFAULT = "moss-transcribe"
 """The model that is used where none is named."""
@@ -33,7 +44,8 @@ class KnownModel:
         type: The type of most of its weights, e.g. "Q4_K".
         repo: Its repository on the hub, or None for the one in this package.
         file: Its file there.
-        revision: The commit that `Model` must be given to open this very file, or None where it needs none.
+        revision: The commit that `Model` must be given to open this very file, or None where it needs none. Of a name
+            of our own the commit that it stands for, or None for the newest one.
         size: Bytes, or None where only the hub knows.
         approximate_size: Bytes, for a file whose `size` is not known, or None.
         sha256: The file's checksum in hexadecimal, or None where only the hub knows.
@@ -59,7 +71,8 @@ def resolve(name: str | os.PathLike[str], *, revision: str | None = None, local_
     """The file of a model, fetched from the Hugging Face hub at its first use.
 
     A model in the hub's cache is used without the network. A download shows a progress bar on a terminal; after a break
-    the next call goes on where it stopped. What was fetched is checked against the hub's size and checksum.
+    the next call goes on where it stopped. What was fetched is checked against the hub's size and checksum, and against
+    those that this package knows for names of its own.
 
     Args:
         name: One of
@@ -114,7 +127,8 @@ def cached(name: str) -> list[Path]:
 def remove(name: str) -> int:
     """Removes a model from the hub's cache in every revision, and what broken downloads left of its repository.
 
-    Other files of the repository stay.
+    Other files of the repository stay, and so does all that lies outside the cache: of a link that leads there, the
+    link is removed.
 
     Args:
         name: As for `cached`.
@@ -126,37 +140,13 @@ def remove(name: str) -> int:
         ModelNotFoundError: There is no such model, or its files cannot be removed.
         UsageError: It is not from the hub.
     """
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    remote, doomed = _remote(name), set(cached(name))
-    freed = 0
-    with quiet_hub():
-        try:
-            for partial in remote.folder.glob("blobs/*.incomplete"):
-                size = partial.stat().st_size
-                partial.unlink()
-                freed += size
-            cache = scan_cache_dir(cache_folder())
-            repos = [repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == remote.repo]
-            revisions = [revision for repo in repos for revision in repo.revisions]
-            staying = {file.blob_path for each in revisions for file in each.files if file.file_path not in doomed}
-            blobs = {file.blob_path: file.size_on_disk for each in revisions for file in each.files}
-            whole = [each for each in revisions if each.files and {file.file_path for file in each.files} <= doomed]
-            cache.delete_revisions(*(each.commit_hash for each in whole)).execute()
-            for path in doomed:  # what is left of them lies beside other files
-                path.unlink(missing_ok=True)
-            for blob, size in blobs.items():
-                if blob not in staying:
-                    blob.unlink(missing_ok=True)
-                    freed += size
-        except CacheNotFound:
-            pass
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(
-                f"{remote} cannot be removed from the cache ({reason_of(error)}): remove {remote.folder} yourself"
-            ) from error
-    return freed
+    remote = _remote(name)
+    try:
+        return discard(remote, cached(name))
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{remote} cannot be removed from the cache ({reason_of(error)}): remove {remote.folder} yourself"
+        ) from error
 
 
 def checkpoint(source: str | os.PathLike[str]) -> Path:
@@ -172,14 +162,7 @@ def checkpoint(source: str | os.PathLike[str]) -> Path:
     if os.path.isdir(text):
         return Path(text)
     if isinstance(source, str) and _names_repo(text, "") and not os.path.exists(text):
-        from huggingface_hub import snapshot_download
-
-        with from_hub(Remote(text, text, "", MAIN)):
-            return Path(
-                snapshot_download(
-                    text, cache_dir=cache_folder(), allow_patterns=["*.json", "*.safetensors", "merges.txt"]
-                )
-            )
+        return fetch_checkpoint(Remote(text, text, "", MAIN), ("*.json", "*.safetensors", "merges.txt"))
     raise ModelNotFoundError(
         f"there is no folder {text!r}: name the folder of a Hugging Face checkpoint, or its repository as org/name"
     )
@@ -222,6 +205,7 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> Path | Remote:
                 revision or alias.revision or MAIN,
                 alias.size if known else None,
                 alias.sha256 if known else None,
+                pinned=revision is None and alias.revision is not None,
             )
         if alias:
             path = _BUNDLED / alias.file
@@ -255,14 +239,12 @@ def _names_repo(repo: str, file: str) -> bool:
 
 def _cached(remote: Remote) -> Path | None:
     """The file in the cache, if it is there."""
-    from huggingface_hub import try_to_load_from_cache
-
     with from_hub(remote):
+        snapshot = remote.snapshot
+        if snapshot is None:
+            return None
         if remote.file:
-            path = try_to_load_from_cache(remote.repo, remote.file, cache_dir=cache_folder(), revision=remote.revision)
-            return Path(path) if isinstance(path, str) else None
-        ref = remote.folder / "refs" / remote.revision
-        snapshot = remote.folder / "snapshots" / (ref.read_text("utf-8") if ref.is_file() else remote.revision)
+            return snapshot / remote.file if (snapshot / remote.file).is_file() else None
         files = [path.relative_to(snapshot).as_posix() for path in snapshot.glob("**/*.gguf") if path.is_file()]
         return snapshot / only_one(remote.repo, files) if files else None
 
