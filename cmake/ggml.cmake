@@ -138,17 +138,14 @@ macro(pycrispasr_add_ggml)
         endif()
         # A failed check inside ggml becomes an exception of ours (csrc/log.cpp), which must pass through its C code.
         set(wait "${CMAKE_CURRENT_SOURCE_DIR}/csrc/ggml_wait.h")
-        pycrispasr_rewrite_barrier("${ggml_source}")
+        pycrispasr_rewrite_base("${ggml_source}")
         set(cpu_targets ggml-cpu ${PYCRISPASR_BACKENDS})
         list(FILTER cpu_targets INCLUDE REGEX "^ggml-cpu")
         foreach(target IN LISTS cpu_targets)
             if(NOT TARGET ${target})
                 continue()
             endif()
-            get_target_property(sources ${target} SOURCES)
-            list(TRANSFORM sources REPLACE "^(.*/)?ggml-cpu\\.c$" "${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.c")
-            set_target_properties(${target} PROPERTIES SOURCES "${sources}")
-            target_include_directories(${target} PRIVATE "${ggml_source}/src/ggml-cpu")
+            pycrispasr_rewrite_cpu(${target} "${ggml_source}")
             if(WIN32)
                 target_link_libraries(${target} PRIVATE synchronization)
             endif()
@@ -170,29 +167,85 @@ macro(pycrispasr_add_ggml)
     endif()
 endmacro()
 
-# A copy of ggml-cpu.c whose threads sleep at the end of a node when it takes long: see csrc/ggml_wait.h.
-function(pycrispasr_rewrite_barrier source)
+# Replaces a place of ggml's source that must be there.
+function(pycrispasr_replace before after)
+    string(FIND "${text}" "${before}" found)
+    if(found EQUAL -1)
+        message(FATAL_ERROR "a source of ggml is not as in ${PYCRISPASR_GGML_VERSION}: it lacks\n${before}")
+    endif()
+    string(REPLACE "${before}" "${after}" text "${text}")
+    set(text "${text}" PARENT_SCOPE)
+endfunction()
+
+# Has a target compile a copy of one of its files, which is written from ${text}.
+function(pycrispasr_use_copy target file text)
+    get_filename_component(name "${file}" NAME)
+    get_filename_component(folder "${file}" DIRECTORY)
+    set(copy "${CMAKE_CURRENT_BINARY_DIR}/ggml-sources/${name}")
+    file(CONFIGURE OUTPUT "${copy}" CONTENT "@text@" @ONLY)
+    get_target_property(sources ${target} SOURCES)
+    string(REPLACE "." "\\." pattern "${name}")
+    list(TRANSFORM sources REPLACE "^(.*/)?${pattern}$" "${copy}")
+    set_target_properties(${target} PROPERTIES SOURCES "${sources}")
+    target_include_directories(${target} PRIVATE "${folder}")
+endfunction()
+
+# Copies of ggml-cpu's files for one target of them. Threads sleep at the end of a node when it takes long: csrc/ggml_wait.h.
+# A thread that cannot be started, and memory that is lacking, are no reason to end the process.
+function(pycrispasr_rewrite_cpu target source)
     file(READ "${source}/src/ggml-cpu/ggml-cpu.c" text)
-    set(arriving "    int n_passed = atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed);\n")
-    set(waiting "    while (atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed) == n_passed) {
+    pycrispasr_replace("    int n_passed = atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed);\n"
+        "    int n_passed = atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed);
+    const int crowded = pcr_arrive(&tp->waiting, n_passed);\n")
+    pycrispasr_replace("    while (atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed) == n_passed) {
         ggml_thread_cpu_relax();
+    }\n"
+        "    pcr_wait(&tp->n_barrier_passed, n_passed, &tp->waiting, crowded);\n")
+    pycrispasr_replace("        atomic_fetch_add_explicit(&tp->n_barrier_passed, 1, memory_order_seq_cst);\n"
+        "        atomic_fetch_add_explicit(&tp->n_barrier_passed, 1, memory_order_seq_cst);
+        pcr_wake(&tp->n_barrier_passed, &tp->waiting);\n")
+    pycrispasr_replace("    atomic_int GGML_CACHE_ALIGN n_barrier_passed;\n"
+        "    atomic_int GGML_CACHE_ALIGN n_barrier_passed;\n    struct pcr_waiting waiting;\n")
+    pycrispasr_replace("        threadpool->n_barrier_passed = 0;\n"
+        "        threadpool->n_barrier_passed = 0;\n        pcr_start_waiting(&threadpool->waiting);\n")
+    pycrispasr_replace("ggml_graph_compute_secondary_thread, &workers[j]);
+        GGML_ASSERT(rc == 0);\n"
+        "ggml_graph_compute_secondary_thread, &workers[j]);
+        if (rc != 0) {
+            threadpool->n_threads = j;
+            ggml_threadpool_free(threadpool);
+            return NULL;
+        }\n")
+    pycrispasr_use_copy(${target} "${source}/src/ggml-cpu/ggml-cpu.c" "${text}")
+
+    file(READ "${source}/src/ggml-cpu/ggml-cpu.cpp" text)
+    pycrispasr_replace("cpu_ctx->work_data = new uint8_t[cplan.work_size];"
+        "cpu_ctx->work_data = new (std::nothrow) uint8_t[cplan.work_size];")
+    pycrispasr_replace("#include \"ggml-cpu.h\"\n" "#include \"ggml-cpu.h\"\n#include <new>\n")
+    pycrispasr_use_copy(${target} "${source}/src/ggml-cpu/ggml-cpu.cpp" "${text}")
+endfunction()
+
+# Copies of ggml-base's files whose memory is that of csrc/ggml_memory.h.
+function(pycrispasr_rewrite_base source)
+    set(header "${CMAKE_CURRENT_SOURCE_DIR}/csrc/ggml_memory.h")
+    foreach(name IN ITEMS ggml.c ggml-alloc.c ggml-backend.cpp)
+        file(READ "${source}/src/${name}" text)
+        if(name STREQUAL "ggml-backend.cpp")
+            pycrispasr_replace("    ggml_backend_buffer_t buffer = new ggml_backend_buffer {"
+                "    void * memory = malloc(sizeof(ggml_backend_buffer));
+    if (memory == NULL) {
+        return NULL;
     }
-")
-    set(passed "        atomic_fetch_add_explicit(&tp->n_barrier_passed, 1, memory_order_seq_cst);\n")
-    set(field "    atomic_int GGML_CACHE_ALIGN n_barrier_passed;\n")
-    set(start "        threadpool->n_barrier_passed = 0;\n")
-    foreach(place IN ITEMS arriving waiting passed field start)
-        string(FIND "${text}" "${${place}}" found)
-        if(found EQUAL -1)
-            message(FATAL_ERROR "ggml-cpu.c has another barrier than ggml ${PYCRISPASR_GGML_VERSION}'s")
+    ggml_backend_buffer_t buffer = new (memory) ggml_backend_buffer {")
+            pycrispasr_replace("    delete buffer;\n" "    free(buffer);\n")
+            set(text "#include <new>\n${text}")
         endif()
+        string(REGEX REPLACE "([^A-Za-z0-9_.>])(malloc|calloc|realloc|free)\\(" "\\1pycrispasr_ggml_\\2(" text "${text}")
+        string(REGEX REPLACE "([^A-Za-z0-9_])posix_memalign\\(" "\\1pycrispasr_ggml_memalign(" text "${text}")
+        set(text "#include \"${header}\"\n${text}")
+        pycrispasr_use_copy(ggml-base "${source}/src/${name}" "${text}")
     endforeach()
-    string(REPLACE "${arriving}" "${arriving}    const int crowded = pcr_arrive(&tp->waiting, n_passed);\n" text "${text}")
-    string(REPLACE "${waiting}" "    pcr_wait(&tp->n_barrier_passed, n_passed, &tp->waiting, crowded);\n" text "${text}")
-    string(REPLACE "${passed}" "${passed}        pcr_wake(&tp->n_barrier_passed, &tp->waiting);\n" text "${text}")
-    string(REPLACE "${field}" "${field}    struct pcr_waiting waiting;\n" text "${text}")
-    string(REPLACE "${start}" "${start}        pcr_start_waiting(&threadpool->waiting);\n" text "${text}")
-    file(GENERATE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.c" CONTENT "${text}")
+    target_sources(ggml-base PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/csrc/ggml_memory.c")
 endfunction()
 
 # Gives every function that ggml's libraries export a name of our own, in all sources: another ggml that was loaded into

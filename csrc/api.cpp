@@ -11,6 +11,10 @@
 #include <cstring>
 #include <new>
 
+#if !defined(_WIN32)
+#  include <pthread.h>
+#endif
+
 using pcr::Error;
 using pcr::format;
 
@@ -109,14 +113,45 @@ struct ReaderError {
     const pcr_model * model = nullptr;
     std::string       text;
 };
-thread_local ReaderError reader_error;
+
+// This thread's, or null where there is no memory for it.
+ReaderError * reader_error() noexcept {
+#if defined(_WIN32)
+    static thread_local ReaderError error;
+    return &error;
+#else
+    // By a key, since glibc ends the process where it has no memory for a thread_local of this size.
+    struct Key {
+        Key() : made(pthread_key_create(&key, [](void * error) { delete static_cast<ReaderError *>(error); }) == 0) {}
+        pthread_key_t key{};
+        bool          made;
+    };
+    static const Key key;
+    if (!key.made) {
+        return nullptr;
+    }
+    auto * error = static_cast<ReaderError *>(pthread_getspecific(key.key));
+    if (!error) {
+        error = new (std::nothrow) ReaderError;
+        if (error && pthread_setspecific(key.key, error) != 0) {
+            delete error;
+            return nullptr;
+        }
+    }
+    return error;
+#endif
+}
 
 template <typename F> pcr_status in_model(const pcr_model * model, F f) noexcept {
     if (!model) {
         return PCR_ERROR_ARGUMENT;
     }
-    reader_error.model = model;
-    return guarded(reader_error.text, [&] {
+    ReaderError * const error = reader_error();
+    if (!error) {
+        return PCR_ERROR_MEMORY;
+    }
+    error->model = model;
+    return guarded(error->text, [&] {
         require(model->model != nullptr, "the model did not load");
         return f(*model->model);
     });
@@ -290,7 +325,8 @@ const char * pcr_model_error(const pcr_model * model) {
     if (!model) {
         return "the model is NULL";
     }
-    return model->model && reader_error.model == model ? reader_error.text.c_str() : model->error.c_str();
+    const ReaderError * const error = model->model ? reader_error() : nullptr;
+    return error && error->model == model ? error->text.c_str() : model->error.c_str();
 }
 
 pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
@@ -623,9 +659,16 @@ pcr_status pcr_importance(pcr_session * session, int64_t index, const char ** na
 // ---- Kernels
 
 const char * pcr_kernels_name(int32_t index) {
-    const auto & usable = pcr::usable_kernels();
-    return index >= 0 && static_cast<size_t>(index) < usable.size() ? usable[static_cast<size_t>(index)]->name
-                                                                    : nullptr;
+    const char * name = nullptr;
+    std::string  error;
+    guarded(error, [&] {
+        const auto & usable = pcr::usable_kernels();
+        if (index >= 0 && static_cast<size_t>(index) < usable.size()) {
+            name = usable[static_cast<size_t>(index)]->name;
+        }
+        return PCR_OK;
+    });
+    return name;
 }
 
 pcr_status pcr_product(const char * kernels, const char * precision, int32_t each, const char * type,

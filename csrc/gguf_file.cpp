@@ -1,5 +1,6 @@
 #include "gguf_file.h"
 
+#include "device/ggml_call.h"
 #include "log.h"
 
 #include <algorithm>
@@ -24,6 +25,9 @@ namespace pcr {
 namespace {
 
 [[noreturn]] void io_error(const std::string & path, int code, const char * what) {
+    if (std::error_code(code, std::system_category()) == std::errc::not_enough_memory) {
+        throw std::bad_alloc();
+    }
     throw Error(PCR_ERROR_IO,
                 "cannot " + std::string(what) + " '" + path + "': " + std::system_category().message(code));
 }
@@ -35,11 +39,12 @@ public:
     HeaderCheck(const std::string & path_, const uint8_t * data, size_t size)
         : path(path_), begin(data), at(data), end(data + size) {}
 
-    void run() {
+    // Returns the number of tensors; 0 for a layout that only ggml knows.
+    uint64_t run() {
         skip(4);  // magic
         const auto version = number<uint32_t>("its version");
         if (version != 2 && version != GGUF_VERSION) {
-            return;  // of another layout: ggml says what it reads
+            return 0;  // of another layout: ggml says what it reads
         }
         const auto n_tensors = number<uint64_t>("the number of tensors"), n_kv = number<uint64_t>("the number of keys");
         require_room(n_tensors, 8 + 4 + 4 + 8, "tensors");
@@ -65,6 +70,7 @@ public:
             }
             skip(sizeof(uint32_t) + sizeof(uint64_t));  // type and offset
         }
+        return n_tensors;
     }
 
 private:
@@ -328,12 +334,19 @@ GgufFile::GgufFile(const std::string & path, bool map) : file(path, map) {
         throw Error(PCR_ERROR_FORMAT, "'" + path + "' is not a GGUF file: it does not begin with 'GGUF'" +
                                           (file.size < 24 ? " and its header" : ""));
     }
-    HeaderCheck(path, file.data, file.size).run();
-    ggml_context *   context = nullptr;
-    gguf_init_params params  = {/*.no_alloc =*/true, /*.ctx =*/&context};
+    const uint64_t   n_tensors = HeaderCheck(path, file.data, file.size).run();
+    ggml_context *   context   = nullptr;
+    gguf_init_params params    = {/*.no_alloc =*/true, /*.ctx =*/&context};
     CollectErrors    errors;
-    gguf.reset(gguf_init_from_buffer(file.data, file.size, params));
-    tensors.reset(context);
+    call_ggml(
+        [&] {
+            gguf.reset(gguf_init_from_buffer(file.data, file.size, params));
+            tensors.reset(context);
+        },
+        ggml_tensor_overhead() * (n_tensors + 16) + (size_t(1) << 16));
+    if (errors.text.find("bad_alloc") != std::string::npos) {
+        throw std::bad_alloc();
+    }
     if (!gguf || !tensors) {
         throw Error(PCR_ERROR_FORMAT,
                     "'" + path + "' is a broken or truncated GGUF file of " + std::to_string(file.size) + " bytes: " +

@@ -25,8 +25,14 @@ std::deque<std::pair<pcr_log_level, std::string>> & queue() {
     return messages;
 }
 
-thread_local CollectErrors * collector      = nullptr;
-thread_local bool            throw_on_abort = false;
+// glibc ends the process where it has no memory for a thread's first access to a library's variables.
+#if defined(__GLIBC__)
+#  define PCR_THREAD_LOCAL thread_local __attribute__((tls_model("initial-exec")))
+#else
+#  define PCR_THREAD_LOCAL thread_local
+#endif
+PCR_THREAD_LOCAL CollectErrors * collector      = nullptr;
+PCR_THREAD_LOCAL bool            throw_on_abort = false;
 
 void on_ggml_log(ggml_log_level level, const char * text, void * /*user*/) {
     std::string message(text ? text : "");

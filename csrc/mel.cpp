@@ -139,13 +139,10 @@ private:
 DeviceLogMel::DeviceLogMel(const LogMel & log_mel, int n_mels_, Compute & compute_)
     : compute(compute_), n_mels(n_mels_), workspace(compute_, 64, nullptr), graph("log-mel", 64) {
     constexpr int n = LogMel::n_fft, bins = LogMel::n_bins;
-    context.reset(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
-    if (!context) {
-        throw std::bad_alloc();
-    }
+    context = new_context(2);
     waves   = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, 3 * n, 2 * bins);
     filters = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, bins, n_mels);
-    buffer.reset(ggml_backend_alloc_ctx_tensors(context.get(), compute.backend()));
+    buffer  = allocate(context.get(), ggml_backend_get_default_buffer_type(compute.backend()));
     if (!buffer) {
         throw no_memory(compute.device, "the log-mel matrices", "");
     }

@@ -1,5 +1,6 @@
 #include "device/compute.h"
 
+#include "device/ggml_call.h"
 #include "log.h"
 
 namespace pcr {
@@ -11,9 +12,13 @@ ggml_backend_t start(const Device & device) {
     const CollectErrors errors;
     std::string         why;
     try {
-        if (ggml_backend_t backend = ggml_backend_dev_init(device.handle, nullptr)) {
-            return backend;
+        ggml_backend_ptr backend;
+        call_ggml([&] { backend.reset(ggml_backend_dev_init(device.handle, nullptr)); });
+        if (backend) {
+            return backend.release();
         }
+    } catch (const std::bad_alloc &) {
+        throw;
     } catch (const std::exception & error) {
         why = error.what();
     }
@@ -49,7 +54,7 @@ Compute::Compute(const Device & device_, int threads, const Arithmetic & arithme
     if (new_pool && use_pool && free_pool) {
         ggml_threadpool_params params = ggml_threadpool_params_default(threads);
         params.poll                   = 0;  // between graphs the threads sleep
-        pool                          = new_pool(&params);
+        call_ggml([&] { pool = new_pool(&params); }, (size_t(1) << 16) + static_cast<size_t>(threads) * 1024);
         if (!pool) {
             throw std::bad_alloc();
         }

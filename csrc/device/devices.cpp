@@ -1,5 +1,6 @@
 #include "device/devices.h"
 
+#include "device/ggml_call.h"
 #include "log.h"
 
 #include <algorithm>
@@ -22,8 +23,12 @@ const Found & look_for_devices() {
         adopt_ggml_log();
         const CollectErrors errors;
         Found               all;
-        all.libraries = load_backends();
-        for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        size_t              count = 0;
+        call_ggml([&] {
+            all.libraries = load_backends();
+            count         = ggml_backend_dev_count();
+        });
+        for (size_t i = 0; i < count; i++) {
             const ggml_backend_dev_t device = ggml_backend_dev_get(i);
             if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
                 continue;  // helps the CPU with some operations
@@ -155,15 +160,17 @@ std::vector<Device> find_devices(const std::string & name) {
 }
 
 std::string device_features(ggml_backend_dev_t device) {
-    const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
-    const auto               list = reinterpret_cast<ggml_backend_get_features_t>(
-        ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features"));
+    const ggml_backend_feature * feature = nullptr;
+    call_ggml([&] {
+        const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device);
+        const auto               list = reinterpret_cast<ggml_backend_get_features_t>(
+            ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features"));
+        feature = list ? list(reg) : nullptr;
+    });
     std::string text;
-    if (list) {
-        for (const ggml_backend_feature * feature = list(reg); feature->name; feature++) {
-            if (std::strcmp(feature->value, "1") == 0) {
-                text += (text.empty() ? "" : " ") + std::string(feature->name);
-            }
+    for (; feature && feature->name; feature++) {
+        if (std::strcmp(feature->value, "1") == 0) {
+            text += (text.empty() ? "" : " ") + std::string(feature->name);
         }
     }
     return text;

@@ -22,12 +22,19 @@ bool tracing() {
 }  // namespace
 
 Graph::Graph(const char * name_, size_t max_nodes) : name(name_) {
-    context.reset(ggml_init({ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false), nullptr,
-                             /*.no_alloc =*/true}));
+    const size_t bytes = ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false);
+    memory.reset(new uint8_t[bytes]);
+    call_ggml(
+        [&] {
+            context.reset(ggml_init({bytes, memory.get(), /*.no_alloc =*/true}));
+            if (context) {
+                graph = ggml_new_graph_custom(context.get(), max_nodes, false);
+            }
+        },
+        1024);
     if (!context) {
         throw std::bad_alloc();
     }
-    graph = ggml_new_graph_custom(context.get(), max_nodes, false);
 }
 
 ggml_tensor * Graph::input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3) {
@@ -41,11 +48,22 @@ void Graph::output(ggml_tensor * tensor) {
     ggml_build_forward_expand(graph, tensor);
 }
 
-Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importance)
-    : compute(compute_), nodes(max_nodes) {
+// What ggml's allocator and scheduler keep of a graph is less than 1 KB for each of its nodes.
+Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importance_)
+    : compute(compute_), nodes(max_nodes), importance(importance_), spare(max_nodes * 1024 + (size_t(1) << 16)) {
+    make_scheduler();
+}
+
+void Workspace::make_scheduler() {
     std::vector<ggml_backend_t> backends = compute.backends();
-    sched.reset(ggml_backend_sched_new(backends.data(), nullptr, static_cast<int>(backends.size()), max_nodes,
-                                       /*parallel =*/false, /*op_offload =*/false));
+    // Its own memory is made for as many parts as there are nodes, each with 30 inputs.
+    const size_t bytes = nodes * (60 * (ggml_tensor_overhead() + 4 * sizeof(int)) + 1024) + (size_t(1) << 20);
+    call_ggml(
+        [&] {
+            sched.reset(ggml_backend_sched_new(backends.data(), nullptr, static_cast<int>(backends.size()), nodes,
+                                               /*parallel =*/false, /*op_offload =*/false));
+        },
+        bytes);
     if (!sched) {
         throw std::bad_alloc();
     }
@@ -66,10 +84,27 @@ Workspace::Workspace(Compute & compute_, size_t max_nodes, Importance * importan
     }
 }
 
+template <typename F> bool Workspace::call(F f) {
+    if (!sched) {
+        make_scheduler();
+    }
+    try {
+        return spare.call(f);
+    } catch (...) {
+        sched.release();
+        throw;
+    }
+}
+
 void Workspace::place(Graph & graph) {
     const CollectErrors errors;  // which name the size that was asked for
-    ggml_backend_sched_reset(sched.get());
-    if (!ggml_backend_sched_alloc_graph(sched.get(), graph.graph)) {
+    bool                placed = false;
+    const bool          enough = call([&] {
+        ggml_backend_sched_reset(sched.get());
+        placed = ggml_backend_sched_alloc_graph(sched.get(), graph.graph);
+    });
+    if (!enough || !placed) {
+        sched.reset();  // which may believe that it has its buffers
         throw no_memory(compute.device, std::string("the graph '") + graph.name + "'", errors.text);
     }
 }
@@ -82,7 +117,8 @@ void Workspace::run(Graph & graph) {
         status = run_elsewhere(graph);
     } else {
         const ThrowOnAbort off(false);
-        status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+        const bool         enough = call([&] { status = ggml_backend_sched_graph_compute(sched.get(), graph.graph); });
+        status                    = enough ? status : GGML_STATUS_ALLOC_FAILED;
     }
     if (tracing()) {
         log(PCR_LOG_DEBUG,
@@ -104,10 +140,13 @@ ggml_status Workspace::run_elsewhere(Graph & graph) {
     const CollectErrors errors;
     std::string         why;
     try {
-        const ggml_status status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
-        ggml_backend_sched_synchronize(sched.get());
-        if (status != GGML_STATUS_FAILED) {
-            return status;
+        ggml_status status = GGML_STATUS_FAILED;
+        const bool  enough = call([&] {
+            status = ggml_backend_sched_graph_compute(sched.get(), graph.graph);
+            ggml_backend_sched_synchronize(sched.get());
+        });
+        if (!enough || status != GGML_STATUS_FAILED) {
+            return enough ? status : GGML_STATUS_ALLOC_FAILED;
         }
     } catch (const std::exception & error) {
         why = error.what();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "device/compute.h"
+#include "device/ggml_call.h"
 #include "device/importance.h"
 #include "ggml-cpp.h"
 
@@ -36,6 +37,7 @@ public:
     const char * const name;
 
 private:
+    std::unique_ptr<uint8_t[]>         memory;  // of the context
     ggml_context_ptr                   context;
     std::vector<std::shared_ptr<void>> kept;
 };
@@ -55,10 +57,17 @@ public:
     size_t max_nodes() const { return nodes; }
 
 private:
+    void        make_scheduler();
     ggml_status run_elsewhere(Graph & graph);
+
+    // Runs f, which calls ggml with the scheduler. False where memory was lacking. What f throws has crossed ggml, whose
+    // scheduler is then given up as it is: never destroyed, and another one is made when it is needed.
+    template <typename F> bool call(F f);
 
     Compute &              compute;
     size_t                 nodes;
+    Importance *           importance;
+    Spare                  spare;
     ggml_backend_sched_ptr sched;
 };
 

@@ -220,23 +220,23 @@ void Decoder::step(const int32_t * sequences, const int32_t * tokens, int32_t co
     if (step_pass && (step_pass->n_tokens != count || step_pass->want != want || !step_pass->view->fits(ranges))) {
         step_pass.reset();
     }
-    if (!step_pass) {
-        step_pass = std::make_unique<Pass>("step", step_workspace.max_nodes());
-        try {
+    try {
+        if (!step_pass) {
+            step_pass = std::make_unique<Pass>("step", step_workspace.max_nodes());
             build(*step_pass, /*from_tokens =*/true, -1, want);
             step_workspace.place(step_pass->graph);
-        } catch (...) {
-            step_pass.reset();
-            throw;
         }
+        set(step_pass->tokens, tokens);
+        fill(*step_pass);
+        captures.assign(static_cast<size_t>(count), {});
+        if (captures_) {
+            std::copy_n(captures_, count, captures.begin());
+        }
+        step_workspace.run(step_pass->graph);
+    } catch (...) {
+        step_pass.reset();
+        throw;
     }
-    set(step_pass->tokens, tokens);
-    fill(*step_pass);
-    captures.assign(static_cast<size_t>(count), {});
-    if (captures_) {
-        std::copy_n(captures_, count, captures.begin());
-    }
-    step_workspace.run(step_pass->graph);
     for (int32_t i = 0; i < count; i++) {
         cache.extend(sequences[i], 1);
     }

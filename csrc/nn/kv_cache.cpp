@@ -31,20 +31,18 @@ bool KvCache::reserve(int64_t n_positions) {
     const int64_t wanted = std::min<int64_t>((n_positions + growth - 1) / growth * growth, weights.max_positions);
     const int64_t n      = n_sequences();
 
-    ggml_context_ptr new_context(ggml_init({ggml_tensor_overhead() * 2 * weights.layers.size(), nullptr, true}));
-    if (!new_context) {
-        throw std::bad_alloc();
-    }
+    ggml_context_ptr   larger = new_context(2 * weights.layers.size());
     std::vector<Layer> new_layers;
     for (size_t i = 0; i < weights.layers.size(); i++) {
         ggml_tensor * keys =
             layout == KvLayout::by_row
-                ? ggml_new_tensor_3d(new_context.get(), type, weights.kv_dim(), wanted * n, 1)
-                : ggml_new_tensor_3d(new_context.get(), type, weights.head_dim, wanted * n, weights.n_kv_heads);
-        new_layers.push_back({keys, ggml_dup_tensor(new_context.get(), keys)});
+                ? ggml_new_tensor_3d(larger.get(), type, weights.kv_dim(), wanted * n, 1)
+                : ggml_new_tensor_3d(larger.get(), type, weights.head_dim, wanted * n, weights.n_kv_heads);
+        new_layers.push_back({keys, ggml_dup_tensor(larger.get(), keys)});
     }
     const CollectErrors     errors;
-    ggml_backend_buffer_ptr new_buffer(ggml_backend_alloc_ctx_tensors(new_context.get(), compute.backend()));
+    ggml_backend_buffer_ptr new_buffer =
+        allocate(larger.get(), ggml_backend_get_default_buffer_type(compute.backend()));
     if (!new_buffer) {
         const long long all_rows = wanted * n;
         throw no_memory(compute.device,
@@ -74,7 +72,7 @@ bool KvCache::reserve(int64_t n_positions) {
         }
     }
     buffer  = std::move(new_buffer);
-    context = std::move(new_context);
+    context = std::move(larger);
     layers  = std::move(new_layers);
     rows    = wanted;
     return true;

@@ -47,18 +47,17 @@ std::string shape_text(const int64_t * ne) {
 WeightStore::WeightStore(const std::string & path, bool map, const Device & device_, const Arithmetic & arithmetic_)
     : file(path, map), device(device_), arithmetic(arithmetic_) {
     // For the CPU the weights stay where the file lies in memory. ggml takes a pointer to non-const but never writes to them.
-    mapped.reset(ggml_backend_dev_buffer_from_host_ptr(find_devices("cpu").front().handle,
-                                                       const_cast<void *>(file.base()), file.size(), file.size()));
+    const ggml_backend_dev_t cpu = find_devices("cpu").front().handle;
+    call_ggml([&] {
+        mapped.reset(
+            ggml_backend_dev_buffer_from_host_ptr(cpu, const_cast<void *>(file.base()), file.size(), file.size()));
+    });
     if (!mapped) {
         throw Error(PCR_ERROR_DEVICE, "the CPU cannot read mapped memory");
     }
     ggml_backend_buffer_set_usage(mapped.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     if (!arithmetic.kernels) {
-        device_context.reset(
-            ggml_init({ggml_tensor_overhead() * (file.n_tensors() + 1), nullptr, /*.no_alloc =*/true}));
-        if (!device_context) {
-            throw std::bad_alloc();
-        }
+        device_context = new_context(file.n_tensors() + 1);
     }
 }
 
@@ -74,13 +73,10 @@ ggml_tensor * WeightStore::placed(ggml_tensor * weight) {
     ggml_type type = weight->type;
     if (ggml_n_dims(weight) == 2) {
         // Matrices are multiplied with, and rows of one are looked up, as they stand or as floats.
-        const ggml_context_ptr trial(ggml_init({ggml_tensor_overhead() * 5, nullptr, /*.no_alloc =*/true}));
-        if (!trial) {
-            throw std::bad_alloc();
-        }
-        ggml_tensor * like = ggml_dup_tensor(trial.get(), weight);
-        ggml_tensor * ids  = ggml_new_tensor_1d(trial.get(), GGML_TYPE_I32, 1);
-        ggml_tensor * rows = ggml_new_tensor_2d(trial.get(), GGML_TYPE_F32, weight->ne[0], 1);
+        const ggml_context_ptr trial = new_context(5);
+        ggml_tensor *          like  = ggml_dup_tensor(trial.get(), weight);
+        ggml_tensor *          ids   = ggml_new_tensor_1d(trial.get(), GGML_TYPE_I32, 1);
+        ggml_tensor *          rows  = ggml_new_tensor_2d(trial.get(), GGML_TYPE_F32, weight->ne[0], 1);
         if (!ggml_backend_dev_supports_op(device.handle, ggml_mul_mat(trial.get(), like, rows)) ||
             !ggml_backend_dev_supports_op(device.handle, ggml_get_rows(trial.get(), like, ids))) {
             type = type == GGML_TYPE_BF16 ? GGML_TYPE_F32 : GGML_TYPE_F16;  // BF16 goes beyond F16's range
@@ -99,8 +95,7 @@ void WeightStore::fill_device() {
     constexpr int64_t piece = int64_t(1) << 24;  // bytes
 
     const CollectErrors errors;
-    device_buffer.reset(
-        ggml_backend_alloc_ctx_tensors_from_buft(device_context.get(), ggml_backend_dev_buffer_type(device.handle)));
+    device_buffer = allocate(device_context.get(), ggml_backend_dev_buffer_type(device.handle));
     if (!device_buffer) {
         uint64_t bytes = 0;
         for (const auto & [weight, copy] : copies) {
@@ -192,13 +187,9 @@ const float * WeightStore::values(const std::string & tensor_name, std::initiali
 }
 
 ggml_tensor * WeightStore::table(const std::vector<float> & content, int64_t columns, int64_t n_rows) {
-    table_context.reset(ggml_init({ggml_tensor_overhead() * 4, nullptr, true}));
-    if (!table_context) {
-        throw std::bad_alloc();
-    }
+    table_context        = new_context(4);
     ggml_tensor * tensor = ggml_new_tensor_2d(table_context.get(), GGML_TYPE_F32, columns, n_rows);
-    table_buffer.reset(
-        ggml_backend_alloc_ctx_tensors_from_buft(table_context.get(), ggml_backend_dev_buffer_type(device.handle)));
+    table_buffer         = allocate(table_context.get(), ggml_backend_dev_buffer_type(device.handle));
     if (!table_buffer) {
         throw no_memory(device, "the encoder's positions", "");
     }

@@ -392,18 +392,16 @@ double multiply_once(const Arithmetic & how, Path path, ggml_type type, const vo
     Workspace workspace(compute, 16, nullptr);
     Graph     graph("product", 16);
 
-    ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 2, nullptr, /*.no_alloc =*/true}));
-    if (!context) {
-        throw std::bad_alloc();
-    }
-    Linear linear;
+    const ggml_context_ptr context = new_context(2);
+    Linear                 linear;
     linear.weight      = ggml_new_tensor_2d(context.get(), type, n_in, n_out);
     const size_t bytes = ggml_nbytes(linear.weight);
     // ggml wants its matrices aligned.
     std::vector<uint8_t> held(bytes + 64);
     void * const         aligned = align64(reinterpret_cast<uint32_t *>(held.data()));
     std::memcpy(aligned, matrix, bytes);
-    const ggml_backend_buffer_ptr buffer(ggml_backend_cpu_buffer_from_ptr(aligned, bytes));
+    ggml_backend_buffer_ptr buffer;
+    call_ggml([&] { buffer.reset(ggml_backend_cpu_buffer_from_ptr(aligned, bytes)); });
     if (!buffer || ggml_backend_tensor_alloc(buffer.get(), linear.weight, aligned) != GGML_STATUS_SUCCESS) {
         throw std::bad_alloc();
     }

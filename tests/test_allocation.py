@@ -1,0 +1,46 @@
+"""Each allocation of each function of the C library fails: never a crash, always an error, and then all is well."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pycrispasr.runtimes import native
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("c++") is None,
+    reason="needs Linux and a C++ compiler",
+)
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled program."""
+    program = tmp_path_factory.mktemp("walk") / "allocation_walk"
+    subprocess.run(
+        ["c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc/include'}",
+         ROOT / "tests" / "allocation_walk.cpp", "-o", program, "-ldl", "-pthread"],
+        check=True,
+    )  # fmt: skip
+    return program
+
+
+@pytest.mark.parametrize("kernels", ["auto", "operations"])
+@pytest.mark.parametrize(
+    ("failing", "step"), [("single", 1), ("onward", 11), pytest.param("onward", 1, marks=pytest.mark.slow)]
+)
+def test_no_failed_allocation_ends_the_process(
+    kernels: str, failing: str, step: int, walker: Path, nano_path: Path
+) -> None:
+    """single: one allocation fails, and the next succeeds again; onward: memory has run out."""
+    done = subprocess.run(
+        [walker, native.library_path(), nano_path, kernels, failing, str(step)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2000:]
+    assert "pcr_model_load" in done.stdout
