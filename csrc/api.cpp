@@ -172,6 +172,16 @@ template <typename F> pcr_status in_session(pcr_session * session, F f) noexcept
     return status;
 }
 
+// For functions that compute: with weights that changed meanwhile the result would be nonsense.
+template <typename F> pcr_status at_work(pcr_session * session, F f) noexcept {
+    return in_session(session, [&](pcr::Session & s) {
+        s.model.store.require_unchanged();
+        const pcr_status status = f(s);
+        s.model.store.require_unchanged();
+        return status;
+    });
+}
+
 void copy_tokens(const std::vector<int32_t> & from, int32_t * tokens, size_t capacity, size_t * count) {
     *count = from.size();
     require(from.size() <= capacity, "there is too little room for the tokens");
@@ -460,7 +470,7 @@ const char * pcr_session_error(const pcr_session * session) {
 }
 
 pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
         require(n_samples >= 0 && (samples || n_samples == 0), "no samples, or a negative number of them");
         s.feed(sequence, samples, n_samples);
@@ -469,7 +479,7 @@ pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float
 }
 
 pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_samples) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
         s.end(sequence, n_samples);
         return PCR_OK;
@@ -478,7 +488,7 @@ pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_sa
 
 pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
                                   size_t * count) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
         require(count && (tokens || capacity == 0), "NULL");
         const std::vector<pcr::Choice> & choices = s.hypothesis(sequence);
@@ -491,7 +501,7 @@ pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_t
 }
 
 pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, int32_t count, pcr_token * tokens) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require(sequences && tokens, "NULL");
         require_sequences(s, sequences, count);
         return s.next(sequences, count, tokens);
@@ -569,7 +579,7 @@ pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_s
 
 pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers, float * rows,
                       size_t capacity, int64_t * n_rows) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         const pcr::EncoderWeights & e = s.model.encoder;
         require(mel && rows && n_rows, "NULL");
         require(n_layers <= e.n_layers, "the encoder has fewer layers");
@@ -582,7 +592,7 @@ pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames
 }
 
 pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, float * out, size_t capacity) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require(rows && out, "NULL");
         require_rows(n_rows, max_frames, n_rows * s.model.decoder.hidden, capacity);
         s.adapt(rows, n_rows, out);
@@ -591,7 +601,7 @@ pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, 
 }
 
 pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t count, float * out, size_t capacity) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         require(tokens && out, "NULL");
         require_rows(count, max_frames, count * s.model.decoder.hidden, capacity);
         for (int64_t i = 0; i < count; i++) {
@@ -604,7 +614,7 @@ pcr_status pcr_embed(pcr_session * session, const int32_t * tokens, int64_t coun
 
 pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * embeddings, int64_t n_rows, int64_t n_past,
                       int32_t n_layers, float * out, size_t capacity) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         const pcr::DecoderWeights & d = s.model.decoder;
         require(embeddings && out, "NULL");
         require_sequences(s, &sequence, 1);
@@ -623,7 +633,7 @@ pcr_status pcr_decode(pcr_session * session, int32_t sequence, const float * emb
 
 pcr_status pcr_decode_step(pcr_session * session, const int32_t * sequences, const int32_t * tokens, int32_t count,
                            float * logits, size_t capacity) {
-    return in_session(session, [&](pcr::Session & s) {
+    return at_work(session, [&](pcr::Session & s) {
         const pcr::DecoderWeights & d = s.model.decoder;
         require(sequences && tokens && logits, "NULL");
         require_sequences(s, sequences, count);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "error.h"
+#include "file_bytes.h"
 #include "ggml-cpp.h"
 
 #include <cstdint>
@@ -10,35 +11,6 @@
 #include <vector>
 
 namespace pcr {
-
-// A whole file, mapped read-only, or read into memory of this process's own.
-class FileBytes {
-public:
-    FileBytes(const std::string & path, bool map);  // UTF-8
-    ~FileBytes();
-    FileBytes(const FileBytes &)             = delete;
-    FileBytes & operator=(const FileBytes &) = delete;
-
-    // Copies bytes, which a mapping does not make part of this process's memory, where the system can.
-    void read(const uint8_t * bytes, size_t count, void * out) const;
-
-    // Gives back the memory that these bytes of a mapping take; they are read from the file again when needed.
-    void release(const uint8_t * bytes, size_t count) const;
-
-    const uint8_t * data = nullptr;
-    size_t          size = 0;
-
-private:
-    void close();
-
-    const bool mapped;
-#if defined(_WIN32)
-    void * file    = nullptr;
-    void * mapping = nullptr;
-#else
-    int descriptor = -1;
-#endif
-};
 
 class GgufFile {
 public:
@@ -68,6 +40,9 @@ public:
     // As FileBytes': large matrices of which few rows are read do not come into memory by it.
     void read(const uint8_t * bytes, size_t count, void * out) const { file.read(bytes, count, out); }
     void release(const uint8_t * bytes, size_t count) const { file.release(bytes, count); }
+
+    // An Error(PCR_ERROR_FORMAT) where a mapped file is not what it was: see FileBytes.
+    void require_unchanged() const { file.require_unchanged(); }
 
     size_t       size() const { return file.size; }
     const void * base() const { return file.data; }

@@ -159,8 +159,9 @@ typedef struct pcr_model_params {
     /* "auto"; one of pcr_kernels_name(); "ggml": ggml's products instead of ours, to compare; or "operations": ggml's
      * operations only, as on a GPU. */
     const char * kernels;
-    /* 1: the file is mapped, and must stay as it is while the model is open. 0: it is read into memory of this
-     * process's own. */
+    /* 1: the file is mapped, and must stay as it is while the model is open: PCR_ERROR_FORMAT once it was cut short or
+     * written to. So that the former does not end the process, a handler of SIGBUS is installed, which passes all other
+     * faults on to the one before it. 0: it is read into memory of this process's own. */
     int32_t map;
 } pcr_model_params;
 

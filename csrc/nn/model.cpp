@@ -51,6 +51,7 @@ Model::Model(const std::string & path, bool map, const Device & device_, const s
     prompt_after                         = prompt.after;
     eos_token                            = prompt.eos_token;
     store.fill_device();
+    store.file.require_unchanged();
 }
 
 Model::~Model() = default;

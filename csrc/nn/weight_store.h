@@ -43,6 +43,13 @@ public:
         file.release(static_cast<const uint8_t *>(weight->data), ggml_nbytes(weight));
     }
 
+    // As FileBytes', where the weights are those of the file itself.
+    void require_unchanged() const {
+        if (arithmetic.kernels) {
+            file.require_unchanged();
+        }
+    }
+
     const GgufFile   file;
     const Device     device;
     const Arithmetic arithmetic;
