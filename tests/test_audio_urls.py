@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import http.server
+import io
+import os
 import socket
 import threading
 import traceback
+import urllib.parse
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +21,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import AudioError, AudioNotFoundError, audio
+from pycrispasr.audio import addresses
 
 from .command import run
 from .sound_files import ffmpeg, sndfile
@@ -30,6 +35,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     film = b""
+    stopped = threading.Event()
     asked: ClassVar[list[tuple[str, str | None, str | None]]] = []
 
     def do_GET(self) -> None:
@@ -61,6 +67,32 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "file:///etc/passwd")
             self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif kind == "/to.wav":
+            self.send_response(302)
+            self.send_header("Location", urllib.parse.unquote(self.path.partition("?")[2]))
+            self.end_headers()
+            self.pour()  # a body without an end
+        elif kind == "/endless.wav":
+            self.send_response(200)
+            self.end_headers()
+            self.pour()
+        elif kind == "/drip.wav":
+            self.send_response(200)
+            self.end_headers()
+            self.pour(b"x", pause=0.05)
+        elif kind == "/drip-head.wav":
+            self.send_response_only(200)
+            self.flush_headers()
+            self.pour(b"x", pause=0.05)
+        elif kind == "/huge.wav":
+            self.send_response(200)
+            self.send_header("Content-Length", self.path.partition("?")[2])
+            self.end_headers()
+            self.wfile.write(SOUND)
+            self.close_connection = True
+        elif kind == "/rude.wav":
+            self.send_response(418, "\x1b[31mtea\x07\x9b")
             self.end_headers()
         elif kind == "/missing.wav":
             self.send_error(404)
@@ -98,6 +130,13 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content[:sent])
         self.close_connection = sent is not None
 
+    def pour(self, piece: bytes = bytes(1 << 16), pause: float = 0.0) -> None:
+        """Sends until nobody listens any more."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.stopped.wait(pause):
+                self.wfile.write(piece)
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -109,6 +148,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
+        Server.stopped.set()
         server.shutdown()
         thread.join()
 
@@ -144,7 +184,7 @@ def test_what_is_missing_is_not_found(server: str) -> None:
         ("broken.wav", rf"the connection ended after {len(SOUND) // 2} of {len(SOUND)} bytes, so try again"),
         ("broken-chunks.wav", "IncompleteRead"),
         ("round.wav", "redirect"),
-        ("to-file.wav", "302"),
+        ("to-file.wav", r"answers 302 and leads from http:// to file://, which is not followed"),
         ("page.wav", "cannot be decoded"),
         ("empty.wav", "cannot be decoded"),
     ],
@@ -247,3 +287,173 @@ def test_the_command_shows_no_password_anywhere(server: str, tmp_path: Path) -> 
     for text in (done.stdout, done.stderr, results.read_text(), written, *map(str, (tmp_path / "out").iterdir())):
         assert "secret" not in text
     assert f"http://{host}/sound.wav" in results.read_text()
+
+
+# ---- Limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["endless.wav", "chunks.wav", "gzip.wav", "huge.wav?123456", f"huge.wav?{10**17}"])
+def test_no_more_than_the_limit_is_downloaded(server: str, name: str) -> None:
+    limits = audio.Limits(download_bytes=20_000)
+    with pytest.raises(
+        AudioError, match=r"more than the limit of 20000 bytes.*Limits\(download_bytes=.*--max-download"
+    ):
+        audio.open(f"{server}/{name}", limits=limits)
+
+
+@pytest.mark.parametrize("name", ["drip.wav", "drip-head.wav", "endless.wav"])
+def test_no_download_takes_longer_than_the_limit(server: str, name: str) -> None:
+    limits = audio.Limits(download_seconds=0.3)
+    with pytest.raises(
+        AudioError, match=r"more than the limit of 0\.3 seconds.*download_seconds=.*--max-download-seconds"
+    ):
+        audio.open(f"{server}/{name}", limits=limits)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3", "²", "0x10"])
+def test_a_length_that_is_no_number_is_none(server: str, length: str) -> None:
+    with contextlib.suppress(AudioError):
+        np.testing.assert_array_equal(audio.load(f"{server}/huge.wav?{length}"), audio.load(SOUND))
+
+
+# ---- Where a redirect may lead, and which hosts are public -----------------------------------------------------------
+
+
+@pytest.fixture
+def public_server(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server, as if 127.0.0.1 were an address of the internet, by the name public.example, and 127.0.0.2 none."""
+    hosts = {"public.example": "127.0.0.1", "private.example": "127.0.0.2"}
+    lookup = socket.getaddrinfo
+
+    def known(host: str, *arguments: object, **options: object) -> object:
+        return lookup(hosts.get(host, host), *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == "127.0.0.1")
+    return server.replace("127.0.0.1", "public.example")
+
+
+PRIVATE = ["http://private.example/a.wav", "http://127.0.0.2:9/a.wav", "//private.example/a.wav", "http://[::1]/a.wav"]
+
+
+@pytest.mark.parametrize("target", PRIVATE)
+def test_no_redirect_leads_from_a_public_host_to_another_one(public_server: str, target: str) -> None:
+    with pytest.raises(AudioError, match="is no public host"):
+        audio.open(f"{public_server}/to.wav?{target}")
+    np.testing.assert_array_equal(audio.load(f"{public_server}/to.wav?/sound.wav"), audio.load(SOUND))
+
+
+def test_what_is_named_itself_may_be_private_and_lead_anywhere(server: str) -> None:
+    port = server.rpartition(":")[2]
+    np.testing.assert_array_equal(audio.load(f"{server}/to.wav?http://localhost:{port}/sound.wav"), audio.load(SOUND))
+
+
+@pytest.mark.parametrize("target", ["ftp://host/a.wav", "file:///etc/passwd", "gopher://host", "data:audio/wav,x"])
+def test_no_redirect_leads_to_another_scheme(server: str, target: str) -> None:
+    with pytest.raises(
+        AudioError, match=rf"leads from http:// to {target.partition(':')[0]}://, which is not followed"
+    ):
+        audio.open(f"{server}/to.wav?{target}")
+
+
+def test_a_redirect_may_lead_from_http_to_https_only(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    asked = []
+
+    def get(_: object, url: str, **__: object) -> requests.Response:
+        asked.append(url)
+        answer = requests.Response()
+        answer.url, answer.status_code, answer.raw = url, 302, io.BytesIO()
+        scheme = "http" if url.startswith("https") else "https"
+        answer.headers["Location"] = f"{scheme}://host/b.wav"
+        return answer
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    with pytest.raises(AudioError, match="leads from https:// to http://"):
+        audio.open("http://host/a.wav")
+    assert asked == ["http://host/a.wav", "https://host/b.wav"]
+
+
+@pytest.mark.parametrize("url", PRIVATE[:2])
+def test_where_only_public_hosts_are_allowed_no_other_one_is_asked(public_server: str, url: str) -> None:
+    with pytest.raises(AudioError, match="is no public host"):
+        audio.open(url, allow="public")
+    np.testing.assert_array_equal(audio.load(f"{public_server}/sound.wav", allow="public"), audio.load(SOUND))
+
+
+def test_a_name_that_changes_its_address_changes_nothing(public_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookup, asked = socket.getaddrinfo, []
+
+    def change(host: str, *arguments: object, **options: object) -> object:
+        asked.append(host)
+        return lookup("127.0.0.1" if len(asked) == 1 else "127.0.0.2", *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", change)
+    url = public_server.replace("public.example", "rebound.example")
+    np.testing.assert_array_equal(audio.load(f"{url}/sound.wav", allow="public"), audio.load(SOUND))
+    assert asked == ["rebound.example"]
+
+
+def test_a_proxy_is_not_asked_for_a_host_that_is_not_public(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server)
+    before = len(Server.asked)
+    for url in (
+        "http://127.0.0.1/a.wav",
+        "http://localhost/a.wav",
+        "http://169.254.169.254/a.wav",
+        "http://[::1]/a.wav",
+    ):
+        with pytest.raises(AudioError, match="is no public host"):
+            audio.open(url, allow="public")
+    assert len(Server.asked) == before
+    np.testing.assert_array_equal(audio.load("http://1.1.1.1/sound.wav", allow="public"), audio.load(SOUND))
+    assert Server.asked[-1][0] == "http://1.1.1.1/sound.wav"
+
+
+def test_no_password_that_stands_elsewhere_is_sent_for_a_stranger(
+    public_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine public.example login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    audio.load(f"{public_server}/sound.wav", allow="public")
+    assert Server.asked[-1][1] is None
+
+
+# ---- What is shown ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "page.wav", "broken.wav", "rude.wav", "round.wav"])
+def test_no_key_in_an_address_is_shown(server: str, name: str) -> None:
+    host = server.removeprefix("http://")
+    for url in (f"{server}/{name}?key=SECRET", f"http://nobody.invalid/{name}?SECRET", f"http://u:SEC/RET@{host}/{name}",
+                f"http://host:port/{name}?SECRET", f"http://127.0.0.1:9/{name}?SECRET#SECRET"):  # fmt: skip
+        with pytest.raises(AudioError) as caught:
+            audio.open(url)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value)).replace("test_audio_urls", "")
+        assert "RET@" not in str(caught.value)
+
+
+def test_what_a_server_says_steers_no_terminal(server: str) -> None:
+    with pytest.raises(AudioError, match=r"the server answers 418 \\x1b\[31mtea\\x07\\x9b"):
+        audio.open(f"{server}/rude.wav")
+
+
+def test_the_command_shows_no_key_anywhere(server: str, nano_path: Path, tmp_path: Path) -> None:
+    listed, results, out = tmp_path / "list.csv", tmp_path / "results.csv", tmp_path / "out"
+    urls = [f"{server}/{name}.wav?key=SECRET{i}" for name in ("sound", "missing", "page") for i in range(2)]
+    listed.write_text("\n".join(["path", *urls]))
+    options = ("-m", nano_path, "--max-new-tokens", 2, "--results", results, "--manifest", listed)
+    done = run("transcribe", *options, "-v", "-f", "json", "-f", "srt", "-o", out)
+    assert done.returncode == 1
+    for text in (done.stdout, done.stderr, results.read_text(), *map(str, out.iterdir())):
+        assert "SECRET" not in text
+    for path in out.iterdir():
+        assert "SECRET" not in path.read_text()
+        if hasattr(os, "listxattr"):
+            assert all(b"SECRET" not in os.getxattr(path, name) for name in os.listxattr(path))
+    done = run("transcribe", *options, "--resume", "-v", "-f", "json", "-f", "srt", "-o", out)
+    assert "of 4 recordings" in done.stderr  # each of the others, which differ in their keys only, is done

@@ -31,7 +31,9 @@ _ADDRESS = re.compile(
 _FINGERPRINT = re.compile(r"\?<[0-9a-f]{8}>")
 _TIMEOUT = 60.0  # seconds without a byte
 _MAX_REDIRECTS = 20
+_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: all else of IPv6 is for something else than hosts anywhere
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an address of IPv4
+_6TO4 = ipaddress.ip_network("2002::/16")  # RFC 7526: given up; has an address of IPv4 in it
 
 
 def spool(stream: Any, limits: Limits) -> BinaryIO:
@@ -124,17 +126,14 @@ def shown(url: str) -> str:
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet's, and not of this machine, a private network or a group.
 
-    One that only stands for another one (IPv4 in IPv6) is what that one is.
+    One of IPv6 that only stands for one of IPv4 is what that one is.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
-        last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        inner = last if ip in _NAT64 else ip.teredo[1] if ip.teredo is not None else ip.sixtofour
-        if inner is not None and not is_public(str(inner)):
-            return False
-    return ip.is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip.ipv4_mapped is not None or ip in _NAT64:
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    return ip in _UNICAST and ip not in _6TO4 and ip.is_global
 
 
 def path_of(url: str) -> str:
@@ -156,6 +155,8 @@ def _answer(session: Session, url: str) -> Response:
     """The answer at the end of all redirects. Their bodies are not read."""
     import urllib.parse
 
+    import requests
+
     found = _ADDRESS.fullmatch(url.strip())
     user: Any = None  # requests takes bytes, too
     if found is not None and found["user"] is not None:
@@ -164,7 +165,7 @@ def _answer(session: Session, url: str) -> Response:
         url = found["scheme"] + found["place"] + found["query"]
     for _ in range(_MAX_REDIRECTS + 1):
         answer = session.get(url.strip(), auth=user, stream=True, timeout=_TIMEOUT, allow_redirects=False)
-        target = session.get_redirect_target(answer)
+        target = requests.Session.get_redirect_target(session, answer)
         if target is None:
             return answer
         answer.close()
@@ -253,7 +254,11 @@ def _session(url: str, deadline: float, *, public: bool) -> Session:
                 only_public = all(map(is_public, addresses))
             return super().send(request, *arguments, **options)
 
-    session = requests.Session()
+    class OneAnswer(requests.Session):
+        def get_redirect_target(self, resp: Response) -> None:
+            """None: it does not look for the next one, for which it would read the body of this one."""
+
+    session = OneAnswer()
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     # Sound is compressed already.

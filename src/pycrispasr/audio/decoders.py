@@ -36,6 +36,7 @@ _TOLD = 0.2  # seconds: longer gaps get a warning
 _BEGUN = 0.1  # seconds: sound that has not gone on for so long begins behind a hole
 _BROADCASTS = ("mpegts", "mpeg")  # whose clocks begin anew where recordings were cut and joined
 _LONGEST_GAP_OF_BROADCASTS = 60.0
+_SKIP_MANUAL = 1 << 29  # of FFmpeg's flags2: what a file calls padding stays
 # Formats that are frames and nothing else: FFmpeg makes up their times, as if nothing in them ever changed.
 _WITHOUT_TIMES = ("aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd")
 # How libsndfile logs that a header's size cannot be: "data : 64000 (should be 32000)".
@@ -325,6 +326,10 @@ class FFmpeg:
             codec = self._stream.codec_context
             if codec is None:
                 raise AudioError("cannot be decoded (FFmpeg: no decoder for the codec that it names)")
+            if (
+                codec.name == "alac"
+            ):  # its packets are as long as they are; FFmpeg would cut a CAF file's last one twice
+                codec.flags2 |= _SKIP_MANUAL
             self.rate = int(codec.sample_rate or 0)
             self.channels = int(codec.channels or 0)
             if not self.rate or not self.channels:
