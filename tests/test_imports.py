@@ -44,7 +44,7 @@ PUBLIC = """
     Word __version__ audio backends devices transcribe
 """
 MODULES = {
-    "audio": "Audio AudioReader CHUNK_SECONDS Resampler SAMPLE_RATE Samples check_rate listen load open to_mono",
+    "audio": "Audio AudioReader CHUNK_SECONDS Limits Resampler SAMPLE_RATE Samples check_rate listen load open to_mono",
     "formats": "Cue FORMATS Format cues event_to_json render to_audacity to_json to_srt to_tsv to_txt to_vtt",
     "hub": "DEFAULT KnownModel cached checkpoint models remove resolve",
     "output": "files pending stems write",
