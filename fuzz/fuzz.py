@@ -1,0 +1,39 @@
+"""Runs one of `targets.py` with Atheris, which takes libFuzzer's options; where there is no Atheris, only the seeds.
+
+python fuzz/fuzz.py TARGET [-runs=N] [-max_total_time=SECONDS] [CORPUS SEEDS...]
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from pathlib import Path
+
+import targets
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+
+def main() -> None:
+    """Runs the command line."""
+    target, options = targets.TARGETS[sys.argv[1]], sys.argv[2:]
+    if atheris is None:
+        files = [path for option in options if option[0] != "-" for path in sorted(Path(option).iterdir())]
+        for path in files:
+            target(path.read_bytes())
+        print(f"Done {len(files)} runs, of the seeds only: there is no Atheris")
+        return
+    # Atheris's own hook for imports does not see a package that is installed to be edited.
+    for function in gc.get_objects():
+        if isinstance(function, types.FunctionType) and (function.__module__ or "").startswith("pycrispasr"):
+            atheris.instrument_func(function)
+    atheris.Setup([sys.argv[0], *options], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

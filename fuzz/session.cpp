@@ -1,0 +1,98 @@
+// Calls of a session in any order, with any samples.
+#include "input.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    pcr_model * const  model = fixed_model();
+    Input              input{data, size};
+    pcr_session_params params;
+    pcr_session_params_default(&params);
+    params.threads         = 1;
+    params.max_new_tokens  = static_cast<int32_t>(input.take<int8_t>() % 9);
+    params.sequences       = static_cast<int32_t>(input.take<int8_t>() % 4);
+    params.importance      = input.take<uint8_t>() & 1;
+    const int32_t heads[]  = {input.take<int8_t>() % 3, input.take<int8_t>() % 3};
+    params.heads           = heads;
+    params.n_heads         = input.take<uint8_t>() & 1;
+    pcr_session * session  = nullptr;
+    const auto    succeeds = [&](pcr_status status) { return succeeded(status, pcr_session_error(session)); };
+    if (!succeeds(pcr_session_new(model, &params, &session))) {
+        pcr_session_free(session);
+        return 0;
+    }
+    int64_t fed = 0;
+    while (input.size > 0 && fed < 40 * 16000) {
+        const int32_t sequence = input.take<int8_t>() % 4;
+        switch (input.take<uint8_t>() % 12) {
+            case 0:
+            case 1:
+            case 2: {
+                const int64_t      count = input.take<uint16_t>();
+                const float        step  = static_cast<float>(input.take<int16_t>()) * 1e-4f;
+                std::vector<float> samples(static_cast<size_t>(count));
+                for (size_t i = 0; i < samples.size(); i++) {
+                    samples[i] = 0.5f * std::sin(step * static_cast<float>(i));
+                }
+                if (count > 0) {
+                    samples[input.take<uint16_t>() % samples.size()] = input.take<float>();
+                }
+                fed += count;
+                succeeds(pcr_session_feed(session, sequence, samples.data(), count));
+                break;
+            }
+            case 3: succeeds(pcr_session_end(session, sequence, input.take<int16_t>() * int64_t(16))); break;
+            case 4:
+            case 5: {
+                pcr_token tokens[4] = {};
+                int32_t   which[4];
+                for (int i = 0; i < 4; i++) {
+                    tokens[i].size = sizeof(pcr_token);
+                    which[i]       = (sequence + i) % 4;
+                }
+                const int32_t    count  = input.take<int8_t>() % 5;
+                const pcr_status status = pcr_session_next(session, which, count, tokens);
+                if (succeeds(status)) {
+                    for (int i = 0; i < count; i++) {
+                        CHECK(tokens[i].id >= -1);
+                    }
+                }
+                break;
+            }
+            case 6: {
+                const size_t           capacity = input.take<uint8_t>() % 16;
+                std::vector<pcr_token> tokens(capacity);
+                for (pcr_token & token : tokens) {
+                    token.size = sizeof(token);
+                }
+                size_t count = 0;
+                succeeds(pcr_session_hypothesis(session, sequence, tokens.data(), capacity, &count));
+                break;
+            }
+            case 7: succeeds(pcr_session_clear(session, sequence)); break;
+            case 8: succeeds(pcr_session_reset(session)); break;
+            case 9:
+                if (input.take<uint8_t>() & 1) {
+                    pcr_session_cancel(session);
+                } else {
+                    pcr_session_finish_early(session);
+                }
+                break;
+            case 10: {
+                pcr_result result{};
+                result.size = sizeof(result);
+                succeeds(pcr_session_result(session, sequence, &result));
+                break;
+            }
+            default: {
+                std::vector<float> weights(input.take<uint16_t>() % 4096);
+                int64_t            steps = 0;
+                succeeds(pcr_session_attention(session, sequence, weights.data(), weights.size(), &steps));
+            }
+        }
+    }
+    pcr_session_free(session);
+    return 0;
+}
