@@ -31,7 +31,7 @@ public:
         require_room(n_kv, 8 + 4 + 1, "keys");
         for (uint64_t i = 0; i < n_kv; i++) {
             const std::string key = text();
-            skip_value(static_cast<gguf_type>(number<uint32_t>("a key's type")), key);
+            skip_value(number<uint32_t>("a key's type"), key);
         }
         for (uint64_t i = 0; i < n_tensors; i++) {
             const std::string name   = text();
@@ -94,9 +94,9 @@ private:
         return {reinterpret_cast<const char *>(start), static_cast<size_t>(std::min<uint64_t>(length, 80))};
     }
 
-    void skip_value(gguf_type type, const std::string & key) {
+    void skip_value(uint32_t type, const std::string & key) {
         if (type == GGUF_TYPE_ARRAY) {
-            const auto element = static_cast<gguf_type>(number<uint32_t>("an array's type"));
+            const auto element = number<uint32_t>("an array's type");
             const auto count   = number<uint64_t>("an array's length");
             if (element == GGUF_TYPE_STRING) {
                 require_room(count, sizeof(uint64_t), ("strings in '" + key + "'").c_str());
@@ -115,7 +115,7 @@ private:
         }
     }
 
-    size_t bytes_of(gguf_type type, const std::string & key) const {
+    size_t bytes_of(uint32_t type, const std::string & key) const {
         switch (type) {
             case GGUF_TYPE_UINT8:
             case GGUF_TYPE_INT8:
@@ -128,7 +128,7 @@ private:
             case GGUF_TYPE_UINT64:
             case GGUF_TYPE_INT64:
             case GGUF_TYPE_FLOAT64: return 8;
-            default: broken(format("key '%s' has type %d, which there is not", key.c_str(), static_cast<int>(type)));
+            default: broken(format("key '%s' has type %u, which there is not", key.c_str(), type));
         }
     }
 

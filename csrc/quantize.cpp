@@ -13,16 +13,19 @@ namespace pcr {
 
 namespace {
 
-bool is_float(ggml_type type) {
-    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
-}
-
 std::string lower(const char * text) {
     std::string out(text);
     for (char & c : out) {
         c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
     }
     return out;
+}
+
+// A block's scale is an F16, and ggml's arithmetic takes for granted that no sum overflows.
+constexpr float largest_value = 65504.0f, largest_importance = 1e15f;
+
+bool all_within(const float * values, int64_t count, float least, float most) {
+    return std::all_of(values, values + count, [&](float value) { return value >= least && value <= most; });
 }
 
 // Some rows, by way of float32: floats [rows][row_length] is scratch.
@@ -34,18 +37,39 @@ void convert_some(ggml_type from, const uint8_t * source, ggml_type to, uint8_t 
         ggml_get_type_traits(from)->to_float(source, floats.data(), n_rows * row_length);
         values = floats.data();
     }
+    if (ggml_is_quantized(to) && !all_within(values, n_rows * row_length, -largest_value, largest_value)) {
+        throw Error(PCR_ERROR_FORMAT, format("a value is not finite or beyond %g, which %s cannot hold", largest_value,
+                                             ggml_type_name(to)));
+    }
     ggml_quantize_chunk(to, values, target, 0, n_rows, row_length, importance);
 }
 
 }  // namespace
 
+bool is_matrix_type(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q2_K:
+        case GGML_TYPE_Q3_K:
+        case GGML_TYPE_Q4_K:
+        case GGML_TYPE_Q5_K:
+        case GGML_TYPE_Q6_K: return true;
+        default: return false;
+    }
+}
+
 ggml_type type_named(const char * name) {
     const std::string wanted = lower(name);
     for (int i = 0; i < GGML_TYPE_COUNT; i++) {
-        const ggml_type          type   = static_cast<ggml_type>(i);
-        const ggml_type_traits * traits = ggml_get_type_traits(type);
-        if (traits->type_name && traits->blck_size > 0 && wanted == lower(traits->type_name) &&
-            (is_float(type) || traits->is_quantized)) {
+        const ggml_type type = static_cast<ggml_type>(i);
+        if (is_matrix_type(type) && wanted == lower(ggml_type_name(type))) {
             return type;
         }
     }
@@ -65,8 +89,8 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
                                                   static_cast<long long>(row_length), ggml_type_name(wrong),
                                                   static_cast<long long>(ggml_blck_size(wrong))));
     }
-    if (!importance && ggml_quantize_requires_imatrix(to)) {
-        throw Error(PCR_ERROR_UNSUPPORTED, format("%s needs an importance matrix", ggml_type_name(to)));
+    if (importance && !all_within(importance, row_length, 0.0f, largest_importance)) {
+        throw Error(PCR_ERROR_ARGUMENT, format("an importance is not between 0 and %g", largest_importance));
     }
     ggml_quantize_init(to);
 
@@ -74,18 +98,21 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
     const int64_t        block  = std::max<int64_t>(1, (int64_t(1) << 20) / row_length);
     const int64_t        blocks = (n_rows + block - 1) / block;
     std::atomic<int64_t> next{0};
-    std::atomic<bool>    out_of_memory{false};
+    std::atomic<bool>    failed{false};
+    std::exception_ptr   failure;  // of the first that failed
     const auto           work = [&] {
         try {
             std::vector<float> floats;
-            for (int64_t i = next++; i < blocks && !out_of_memory; i = next++) {
+            for (int64_t i = next++; i < blocks && !failed; i = next++) {
                 const int64_t first = i * block, count = std::min(block, n_rows - first);
                 convert_some(from, static_cast<const uint8_t *>(source) + static_cast<size_t>(first) * from_bytes, to,
                              static_cast<uint8_t *>(target) + static_cast<size_t>(first) * to_bytes, count, row_length,
                              importance, floats);
             }
-        } catch (const std::bad_alloc &) {
-            out_of_memory = true;
+        } catch (...) {
+            if (!failed.exchange(true)) {
+                failure = std::current_exception();
+            }
         }
     };
     std::vector<std::thread> helpers;
@@ -100,8 +127,8 @@ void convert_rows(ggml_type from, const void * source, ggml_type to, void * targ
     for (std::thread & helper : helpers) {
         helper.join();
     }
-    if (out_of_memory) {
-        throw std::bad_alloc();
+    if (failure) {
+        std::rethrow_exception(failure);
     }
 }
 

@@ -8,6 +8,9 @@
 
 namespace pcr {
 
+// Types that a matrix may have: those which every CPU build of ggml multiplies, looks rows up in and converts.
+bool is_matrix_type(ggml_type type);
+
 // The type that ggml calls so ("f32", "f16", "q4_K", any case). An Error(PCR_ERROR_UNSUPPORTED) for one that cannot be
 // converted.
 ggml_type type_named(const char * name);

@@ -490,3 +490,29 @@ def test_other_runtimes_read_the_same_tokens_from_a_converted_file(checkpoint: P
         assert ours == crispasr.transcribe(samples, max_new_tokens=6)
     if kind == "f16":
         assert ours == ref.greedy(gguf_model.load(path, np.float32), samples, 6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65505.0, -3e38])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "q6_k", "q2_k"])
+@pytest.mark.parametrize("stored", ["f32", "bf16"])
+def test_a_value_that_a_quantised_type_cannot_hold_is_an_error_of_the_file(
+    value: float, kind: str, stored: str
+) -> None:
+    rows = np.zeros((3, 256), np.float32)
+    rows[1, 77] = value
+    source = native.convert_rows(rows, "f32", stored, 256)
+    with pytest.raises(ModelFormatError, match=r"not finite or beyond 65504, which q"):
+        native.convert_rows(source, stored, kind, 256)
+
+
+@pytest.mark.parametrize("importance", [np.nan, -1.0, np.inf])
+def test_an_importance_that_weighs_nothing_is_refused(importance: float) -> None:
+    with pytest.raises(UsageError, match="an importance is not between 0"):
+        native.convert_rows(np.zeros((1, 256), np.float32), "f32", "q4_k", 256, np.full(256, importance, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["q8_1", "q8_k", "iq2_xs", "i32", "f64", "nonsense"])
+def test_types_that_no_matrix_has_are_refused(kind: str) -> None:
+    for pair in ((kind, "f32"), ("f32", kind)):
+        with pytest.raises(UnsupportedModelError, match=kind):
+            native.convert_rows(np.zeros(1024, np.uint8), *pair, 256)

@@ -10,26 +10,6 @@ namespace pcr {
 
 namespace {
 
-// Types that a matrix may have: those which every CPU build of ggml multiplies and looks rows up in.
-bool is_matrix_type(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F32:
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q4_0:
-        case GGML_TYPE_Q4_1:
-        case GGML_TYPE_Q5_0:
-        case GGML_TYPE_Q5_1:
-        case GGML_TYPE_Q2_K:
-        case GGML_TYPE_Q3_K:
-        case GGML_TYPE_Q4_K:
-        case GGML_TYPE_Q5_K:
-        case GGML_TYPE_Q6_K: return true;
-        default: return false;
-    }
-}
-
 std::string shape_text(const int64_t * ne) {
     int n = GGML_MAX_DIMS;
     while (n > 1 && ne[n - 1] == 1) {
