@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,29 @@ def test_the_licences_are_installed() -> None:
     assert "MIT License" in ggml
     assert "Copyright (c) 2023-2026 The ggml authors" in ggml
     assert DISTRIBUTION.metadata["License-Expression"] == "Apache-2.0 AND MIT"
+
+
+def test_the_bill_of_materials_names_the_ggml_inside() -> None:
+    bill = json.loads(DISTRIBUTION.read_text("sboms/pycrispasr.cdx.json") or "{}")
+    assert bill["metadata"]["component"]["version"] == pycrispasr.__version__
+    components = {one["name"]: one for one in bill["components"]}
+    assert components["ggml"]["version"] == native.versions()[1]
+    source = (ROOT / "cmake" / "ggml.cmake").read_text(encoding="utf-8")
+    assert components["ggml"]["externalReferences"][0]["hashes"][0]["content"] in source
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "cuda/pyproject.toml"])
+def test_what_builds_a_wheel_has_an_upper_bound(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    requirements = re.findall(r'"([^"]+)"', text[text.index("requires = [") : text.index("build-backend")])
+    assert requirements
+    assert all(",<" in requirement for requirement in requirements)
+
+
+def test_every_action_is_pinned_by_commit() -> None:
+    for path in (ROOT / ".github" / "workflows").iterdir():
+        for action in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), f"{path.name}: {action}"
 
 
 def test_one_wheel_serves_every_python() -> None:

@@ -21,6 +21,7 @@ NEEDED = (
     "licenses/LICENSE",
     "licenses/licenses/ggml.txt",
     "licenses/licenses/silero-vad.txt",
+    "sboms/pycrispasr.cdx.json",
 )
 
 
