@@ -1,10 +1,11 @@
 #include "file_bytes.h"
 
+#include "locks.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 #include <new>
 #include <system_error>
 
@@ -94,8 +95,7 @@ void on_bus_error(int signal, siginfo_t * info, void * context) {
 
 // The list under its lock; the handler is there from the first mapping on.
 Mapping * remember(const uint8_t * begin, size_t size) {
-    static std::mutex                 mutex;
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(mappings_mutex);
     static bool                       installed = false;
     if (!installed) {
         struct sigaction action = {};

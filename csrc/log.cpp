@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "ggml.h"
+#include "locks.h"
 
 #include <atomic>
 #include <cstdarg>
@@ -17,7 +18,6 @@ namespace {
 
 constexpr size_t max_queued = 256;
 
-std::mutex       queue_mutex;
 std::atomic<int> lowest_level{PCR_LOG_WARNING};
 
 std::deque<std::pair<pcr_log_level, std::string>> & queue() {
@@ -71,7 +71,7 @@ void log(pcr_log_level level, const std::string & text) {
     if (level < lowest_level.load(std::memory_order_relaxed)) {
         return;
     }
-    const std::lock_guard<std::mutex> lock(queue_mutex);
+    const std::lock_guard<std::mutex> lock(log_mutex);
     if (queue().size() == max_queued) {
         queue().pop_front();
     }
@@ -79,7 +79,7 @@ void log(pcr_log_level level, const std::string & text) {
 }
 
 bool take_log(pcr_log_level & level, std::string & text) {
-    const std::lock_guard<std::mutex> lock(queue_mutex);
+    const std::lock_guard<std::mutex> lock(log_mutex);
     if (queue().empty()) {
         return false;
     }
@@ -96,6 +96,7 @@ void set_log_level(pcr_log_level level) {
 void adopt_ggml_log() {
     static std::once_flag once;
     std::call_once(once, [] {
+        hold_locks_over_forks();
         ggml_log_set(on_ggml_log, nullptr);
         ggml_set_abort_callback(on_ggml_abort);
     });

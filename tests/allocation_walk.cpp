@@ -8,6 +8,7 @@
 #include "pycrispasr.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <cerrno>
@@ -28,8 +29,12 @@ std::atomic<long> allocations{-1};  // since it was armed; -1: it is not
 std::atomic<long> failing{0};  // the one that fails, from 1
 std::atomic<bool> fails_on{false};  // and all that follow
 
+bool              sanitized = false;
+pthread_t         walking   = pthread_self();
+
 bool fails() {
-    if (allocations.load(std::memory_order_relaxed) < 0) {
+    // AddressSanitizer takes its own memory for granted when a thread begins.
+    if (allocations.load(std::memory_order_relaxed) < 0 || (sanitized && !pthread_equal(pthread_self(), walking))) {
         return false;
     }
     const long now = ++allocations;
@@ -40,8 +45,13 @@ bool fails() {
     return false;
 }
 
+// The system's, or a sanitizer's.
 template <typename F> F next(const char * name) {
-    return reinterpret_cast<F>(dlsym(RTLD_NEXT, name));
+    char interceptor[64];
+    std::snprintf(interceptor, sizeof(interceptor), "__interceptor_%s", name);
+    void * const function = dlsym(RTLD_DEFAULT, interceptor);
+    sanitized             = sanitized || function != nullptr;
+    return reinterpret_cast<F>(function ? function : dlsym(RTLD_NEXT, name));
 }
 
 // dlsym may ask for memory itself.

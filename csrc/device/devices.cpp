@@ -1,11 +1,13 @@
 #include "device/devices.h"
 
 #include "device/ggml_call.h"
+#include "locks.h"
 #include "log.h"
 
 #include <algorithm>
 #include <cctype>
 #include <cstring>
+#include <memory>
 
 namespace pcr {
 
@@ -17,43 +19,49 @@ struct Found {
     std::string                 errors;  // of backends that did not start
 };
 
-// ggml looks for devices once, at the first call.
-const Found & look_for_devices() {
-    static const Found found = [] {
-        adopt_ggml_log();
-        const CollectErrors errors;
-        Found               all;
-        size_t              count = 0;
-        call_ggml([&] {
-            all.libraries = load_backends();
-            count         = ggml_backend_dev_count();
-        });
-        for (size_t i = 0; i < count; i++) {
-            const ggml_backend_dev_t device = ggml_backend_dev_get(i);
-            if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
-                continue;  // helps the CPU with some operations
-            }
-            std::string name = ggml_backend_dev_name(device);  // "CPU", "CUDA0", "MTL0", "Vulkan1", ...
-            std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-            if (name.compare(0, 3, "mtl") == 0) {
-                name.replace(0, 3, "metal");
-            }
-            const size_t digits = name.find_last_not_of("0123456789") + 1;
-            if (digits < name.size()) {
-                name.insert(digits, ":");
-            }
-            all.devices.push_back({device, name});
+Found look_for_devices() {
+    const CollectErrors errors;
+    Found               all;
+    size_t              count = 0;
+    call_ggml([&] {
+        all.libraries = load_backends();
+        count         = ggml_backend_dev_count();
+    });
+    for (size_t i = 0; i < count; i++) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
+            continue;  // helps the CPU with some operations
         }
-        // Graphics that share the CPU's memory read weights no faster than it does.
-        const auto rank = [](const Device & device) {
-            return device.is_cpu() ? 1 : ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_GPU ? 0 : 2;
-        };
-        std::stable_sort(all.devices.begin(), all.devices.end(),
-                         [&](const Device & a, const Device & b) { return rank(a) < rank(b); });
-        all.errors = errors.text;
-        return all;
-    }();
-    return found;
+        std::string name = ggml_backend_dev_name(device);  // "CPU", "CUDA0", "MTL0", "Vulkan1", ...
+        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+        if (name.compare(0, 3, "mtl") == 0) {
+            name.replace(0, 3, "metal");
+        }
+        const size_t digits = name.find_last_not_of("0123456789") + 1;
+        if (digits < name.size()) {
+            name.insert(digits, ":");
+        }
+        all.devices.push_back({device, name});
+    }
+    // Graphics that share the CPU's memory read weights no faster than it does.
+    const auto rank = [](const Device & device) {
+        return device.is_cpu() ? 1 : ggml_backend_dev_type(device.handle) == GGML_BACKEND_DEVICE_TYPE_GPU ? 0 : 2;
+    };
+    std::stable_sort(all.devices.begin(), all.devices.end(),
+                     [&](const Device & a, const Device & b) { return rank(a) < rank(b); });
+    all.errors = errors.text;
+    return all;
+}
+
+// ggml looks for devices once, at the first call.
+const Found & found_devices() {
+    adopt_ggml_log();
+    const std::lock_guard<std::mutex>   lock(devices_mutex);
+    static std::unique_ptr<const Found> found;
+    if (!found) {
+        found = std::make_unique<const Found>(look_for_devices());
+    }
+    return *found;
 }
 
 bool is_of(const Device & device, const char * backend) {
@@ -63,7 +71,7 @@ bool is_of(const Device & device, const char * backend) {
 }  // namespace
 
 const std::vector<Device> & devices() {
-    return look_for_devices().devices;
+    return found_devices().devices;
 }
 
 const std::vector<Backend> & backends() {
@@ -113,7 +121,7 @@ const std::vector<Backend> & backends() {
                  Kind{"metal", metal, no_metal, "it needs a Mac with a GPU that Metal supports"},
                  Kind{"vulkan", vulkan, to_build("VULKAN"), "`vulkaninfo` lists the GPUs that have a driver"},
              }) {
-            const auto & libraries = look_for_devices().libraries;
+            const auto & libraries = found_devices().libraries;
             const auto   library   = std::find_if(libraries.begin(), libraries.end(), [&](const BackendLibrary & l) {
                 return l.file.find(std::string("ggml-") + kind.name) != std::string::npos;
             });
@@ -125,7 +133,7 @@ const std::vector<Backend> & backends() {
                 missing = "installed, but its library cannot be used: " + library->error;
             } else if (std::none_of(devices().begin(), devices().end(),
                                     [&](const Device & device) { return is_of(device, kind.name); })) {
-                const std::string & errors = look_for_devices().errors;
+                const std::string & errors = found_devices().errors;
                 missing                    = "compiled in, but no GPU was found: " + std::string(kind.driver) +
                                              (errors.empty() ? "" : " (" + errors + ")");
             }

@@ -1,0 +1,39 @@
+#include "locks.h"
+
+#if !defined(_WIN32)
+#  include <pthread.h>
+#  if !defined(PCR_SYSTEM_GGML)
+#    include "ggml-threading.h"
+#  endif
+#endif
+
+namespace pcr {
+
+std::mutex devices_mutex, mappings_mutex, log_mutex;
+
+void hold_locks_over_forks() {
+#if !defined(_WIN32)
+    static std::once_flag once;
+    std::call_once(once, [] {
+        const auto before = [] {
+            devices_mutex.lock();
+            mappings_mutex.lock();
+#  if !defined(PCR_SYSTEM_GGML)
+            ggml_critical_section_start();
+#  endif
+            log_mutex.lock();
+        };
+        const auto after = [] {
+            log_mutex.unlock();
+#  if !defined(PCR_SYSTEM_GGML)
+            ggml_critical_section_end();
+#  endif
+            mappings_mutex.unlock();
+            devices_mutex.unlock();
+        };
+        pthread_atfork(before, after, after);  // without memory for it forks are as they were
+    });
+#endif
+}
+
+}  // namespace pcr
