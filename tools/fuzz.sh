@@ -31,7 +31,7 @@ python -c 'import atheris' 2> /dev/null || pip install --quiet --only-binary :al
 
 build=build/fuzz
 flags="-O1 -DNDEBUG"
-cmake -S . -B $build -G Ninja -DPYCRISPASR_FUZZ=ON -DPYCRISPASR_SANITIZE=address,undefined,fuzzer-no-link \
+cmake -S . -B $build -G Ninja -DPYCRISPASR_FUZZ=ON -DPYCRISPASR_SANITIZE=address,undefined \
     -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None \
     -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=OFF -DGGML_LLAMAFILE=OFF \
     -DSKBUILD_PROJECT_VERSION="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py)" > $build.log ||
