@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -60,7 +61,7 @@ def foreign_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYCRISPASR_LIBCRISPASR", raising=False)
-    monkeypatch.setattr(crispasr, "installed_paths", list)
+    monkeypatch.setattr(importlib.metadata.Distribution, "discover", lambda **_: [])
     crispasr.library.cache_clear()
 
 
@@ -191,16 +192,17 @@ def test_without_the_library_the_error_names_the_extra(foreign_path: Path, nano_
         assert model.runtime == "pycrispasr"
 
 
+@pytest.mark.parametrize("isolate", [True, False])
 def test_a_library_can_be_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nano_path: Path, without_library: None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whisper_path: Path, without_library: None, isolate: bool
 ) -> None:
     monkeypatch.setenv("PYCRISPASR_LIBCRISPASR", str(tmp_path / "none.so"))
     with pytest.raises(pycrispasr.InstallationError, match=r"none\.so"):
-        Model(nano_path, runtime="crispasr")
+        Model(whisper_path, runtime="crispasr", isolate=isolate)
     (tmp_path / "text.so").write_text("no library")
     monkeypatch.setenv("PYCRISPASR_LIBCRISPASR", str(tmp_path / "text.so"))
     with pytest.raises(pycrispasr.InstallationError, match=r"text\.so"):
-        Model(nano_path, runtime="crispasr")
+        Model(whisper_path, runtime="crispasr", isolate=isolate)
 
 
 @needs_library
@@ -258,7 +260,7 @@ from pycrispasr import Model
 path, *order = sys.argv[1:]
 rng = np.random.default_rng(5)
 samples = (0.1 * rng.standard_normal(48000)).astype(np.float32)
-models = [Model(path, threads=1, runtime=runtime) for runtime in order]
+models = [Model(path, threads=1, runtime=runtime, isolate=False) for runtime in order]
 for _ in range(2):
     for model in models:
         print(model.runtime, model.transcribe(samples, sample_rate=16000, max_new_tokens=8).text)

@@ -43,6 +43,7 @@ from pycrispasr.options import (
 from pycrispasr.results.segment import Segment, Status, Token
 from pycrispasr.results.transcript import Transcript
 from pycrispasr.runtimes import crispasr, native
+from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -157,12 +158,13 @@ class Model:
         InstallationError: `runtime` is "crispasr", and its library is missing.
         UsageError: `threads` is not positive, or there is no such runtime or precision, or `revision` is given for a
             file that is not from the hub.
-        UnsupportedOperationError: The runtime offers no choice of precision.
+        UnsupportedOperationError: The runtime offers no choice of precision; or `isolate`, and this program cannot
+            start another Python.
     """
 
     def __init__(self, name: str | os.PathLike[str] = hub.DEFAULT, **options: Unpack[LoadingKeywords]) -> None:
         self._native: native.NativeModel | None = None
-        self._crispasr: crispasr.CrispasrModel | None = None
+        self._crispasr: crispasr.CrispasrModel | IsolatedCrispasrModel | None = None
         self._info: ModelInfo | None = None
         self._name = os.fsdecode(name)
         check_names("Model", options, LoadingKeywords)
@@ -394,7 +396,9 @@ class Model:
     def close(self) -> None:
         """Gives the model's memory back, as soon as its last session is closed too. Closing twice is allowed."""
         self._native = None
-        self._crispasr = None
+        second, self._crispasr = self._crispasr, None
+        if second is not None:
+            second.close()
 
     def __enter__(self) -> Self:
         return self
@@ -497,7 +501,7 @@ def _transcripts(job: Job) -> Iterator[Transcript]:
         yield from job
 
 
-def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.CrispasrModel:
+def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.CrispasrModel | IsolatedCrispasrModel:
     """The model in the runtime that was asked for, or else in the one that runs it."""
     threads = options.threads or 0
     if options.runtime == "crispasr":
@@ -505,7 +509,7 @@ def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.
             raise UnsupportedOperationError(
                 f"CrispASR's library offers no choice of precision: leave out precision={options.precision!r}"
             )
-        return foreign.open_with_crispasr(path, options.device, threads)
+        return foreign.open_with_crispasr(path, options.device, threads, options.isolate)
     try:
         return native.NativeModel(path, options.device, options.precision, mmap=options.mmap)
     except (ModelFormatError, UnsupportedModelError) as error:
@@ -517,7 +521,7 @@ def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.
     if crispasr.find() is None:
         raise UnsupportedModelError(f"{refusal}; CrispASR's library may run it: {crispasr.HOW}")
     try:
-        return foreign.open_with_crispasr(path, options.device, threads)
+        return foreign.open_with_crispasr(path, options.device, threads, options.isolate)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; {error}") from error
 

@@ -74,6 +74,9 @@ class LoadingOptions(_Options):
         mmap: Map the model's file, so that loading takes no time, and all processes share one copy of it; the file must
             not be changed while the model is open. False: read it into memory of this process's own, which takes as
             long as reading does, and nothing that happens to the file matters from then on.
+        isolate: Have CrispASR's library in a process of its own, so that a file or a sound that makes it end its
+            process is an error, and it can be cancelled. None: yes, wherever this program can start another Python.
+            False: in this process, for files that you trust. Our own library needs no such thing.
     """
 
     device: str = "auto"
@@ -83,6 +86,7 @@ class LoadingOptions(_Options):
     revision: str | None = None
     local_files_only: bool = False
     mmap: bool = True
+    isolate: bool | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -215,6 +219,7 @@ class LoadingKeywords(OwnLoadingKeywords, total=False):
     """Those of `LoadingOptions`."""
 
     runtime: Runtime
+    isolate: bool | None
 
 
 class SegmentingKeywords(TypedDict, total=False):

@@ -66,6 +66,10 @@ class Precision(str, enum.Enum):
     bf16 = "bf16"
 
 
+Isolate = Annotated[
+    bool | None,
+    typer.Option("--isolate/--no-isolate", help="CrispASR's library in a process of its own. Default: where possible."),
+]
 Device = Annotated[str, typer.Option(help='"auto", or a name that `pycrispasr devices` lists.')]
 ComputedIn = Annotated[
     Precision, typer.Option("--precision", help="f32: nothing is rounded; bf16; auto: the fastest with the same texts.")

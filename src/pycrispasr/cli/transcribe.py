@@ -24,6 +24,7 @@ from pycrispasr.cli.common import (
     TRANSCRIBE,
     ComputedIn,
     Device,
+    Isolate,
     Precision,
     Runtime,
     Threads,
@@ -127,6 +128,7 @@ def transcribe(
     runtime: Annotated[
         Runtime, typer.Option("--runtime", "-r", help="crispasr: CrispASR's library, which runs other models too.")
     ] = Runtime.auto,
+    isolate: Isolate = None,
     precision: ComputedIn = Precision.auto,
     threads: Threads = None,
     max_new_tokens: Annotated[
@@ -167,7 +169,9 @@ def transcribe(
             tell("nothing to do: every recording is done" if resume else "nothing to do: the list is empty")
             return
         opened = stack.enter_context(
-            Model(model, device=device, threads=threads, precision=precision.value, runtime=runtime.value)
+            Model(
+                model, device=device, threads=threads, precision=precision.value, runtime=runtime.value, isolate=isolate
+            )
         )
         progress = stack.enter_context(Progress(len(plan), verbose=verbose, files=folder is not None))
         work = _Work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Container
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from pycrispasr.errors import AudioError, DeviceError, InternalError, OutOfMemor
 from pycrispasr.results.segment import Status
 from pycrispasr.runtimes import native
 from pycrispasr.runtimes.crispasr import CrispasrModel
+from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
 from pycrispasr.segmentation.segmenter import LONGEST, AudioSegment
 
 _FAILURES = (AudioError, DeviceError, InternalError, OutOfMemoryError)  # that concern one segment
@@ -202,19 +204,18 @@ class NativeDecoder:
 
 
 class CrispasrDecoder:
-    """CrispASR's library, which decodes one segment at a time and cannot be stopped while it does.
+    """CrispASR's library, which decodes one segment at a time and is stopped only by the end of its process.
 
     Args:
         model: Is open.
         max_new_tokens: For models that heed it.
     """
 
-    interruptible = False
-
-    def __init__(self, model: CrispasrModel, max_new_tokens: int) -> None:
+    def __init__(self, model: CrispasrModel | IsolatedCrispasrModel, max_new_tokens: int) -> None:
+        self.interruptible = model.interruptible
         self._model, self._max_new_tokens = model, max_new_tokens
         self._running: tuple[Recording, Task] | None = None
-        self._cancelled = False
+        self._cancelled = threading.Event()
 
     @property
     def n_running(self) -> int:
@@ -235,12 +236,19 @@ class CrispasrDecoder:
         """The whole text of the task."""
         if self._running is None:
             return False
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise native.Cancelled
         recording, task = self._running
         samples = audio.NOTHING if task.samples is None else task.samples
-        parts, recording.language = self._model.decode_segment(samples, recording.language, self._max_new_tokens)
-        recording.complete_with_parts(task, parts)
+        try:
+            parts, recording.language = self._model.decode_segment(
+                samples, recording.language, self._max_new_tokens, self._cancelled
+            )
+        except _FAILURES as error:  # the end of the library's process
+            task.may_split = False  # trying again would cost another process, and hardly help
+            recording.fail(task, error)
+        else:
+            recording.complete_with_parts(task, parts)
         self._running = None
         return True
 
@@ -254,4 +262,4 @@ class CrispasrDecoder:
 
     def cancel(self) -> None:
         """As for `Decoder`."""
-        self._cancelled = True
+        self._model.cancel(self._cancelled)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from pycrispasr.errors import UnsupportedModelError
+from pycrispasr.errors import InstallationError, UnsupportedModelError, UnsupportedOperationError
 from pycrispasr.models import gguf_file
-from pycrispasr.runtimes.crispasr import CrispasrModel, library
+from pycrispasr.runtimes import crispasr, crispasr_process
+from pycrispasr.runtimes.crispasr import CrispasrModel
+from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
 
 MOSS_VOCABULARY = 151671
 """Tokens that a MOSS-Transcribe file must have: the library's prompt has fixed ids up to 151670."""
@@ -43,16 +45,33 @@ def check_vocabulary(path: Path) -> None:
         )
 
 
-def open_with_crispasr(path: Path, device: str, threads: int) -> CrispasrModel:
-    """Opens a model in CrispASR's library, unless that would end the process.
+def open_with_crispasr(
+    path: Path, device: str, threads: int, isolate: bool | None
+) -> CrispasrModel | IsolatedCrispasrModel:
+    """Opens a model in CrispASR's library.
+
+    Args:
+        path: The file.
+        device: "auto" or "cpu".
+        threads: 0 for as many as this process has processors.
+        isolate: In a process of its own; None: where this program can start one.
 
     Raises:
+        UnsupportedOperationError: `isolate`, and this program cannot start one.
         PycrispasrError: What `CrispasrModel` and `check_vocabulary` raise.
     """
-    library()  # whether it is there comes first
+    if crispasr.find() is None:  # that comes first
+        raise InstallationError(crispasr.MISSING)
     check_vocabulary(path)
     multilingual = _whisper_vocabulary(path) >= _WHISPER_MULTILINGUAL_VOCABULARY
-    return CrispasrModel(path, device, threads, architecture=architecture(path), multilingual=multilingual)
+    can_isolate = isolate is not False and crispasr_process.can_start()
+    if isolate and not can_isolate:
+        raise UnsupportedOperationError(
+            "this program cannot start another Python for CrispASR's library: name one with "
+            "multiprocessing.set_executable(), or pass isolate=False and open only files that you trust"
+        )
+    kind = IsolatedCrispasrModel if can_isolate else CrispasrModel
+    return kind(path, device, threads, architecture=architecture(path), multilingual=multilingual)
 
 
 def _whisper_vocabulary(path: Path) -> int:

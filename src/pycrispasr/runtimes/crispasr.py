@@ -3,7 +3,7 @@
 Nothing above this module sees a pointer. The library is loaded at the first use, from the package `crispasr` (whose
 Python side is not used) or from where the environment variable `PYCRISPASR_LIBCRISPASR` says. It brings a ggml of its
 own, which shares nothing with ours. It tells neither why it failed nor when a text was cut, and where it meets
-something impossible it ends the process.
+something impossible it ends the process: `crispasr_process.py` has it in another one.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pycrispasr import audio
 from pycrispasr.errors import (
     DeviceError,
     InstallationError,
     ModelFormatError,
     UnsupportedModelError,
+    UsageError,
 )
 from pycrispasr.results.segment import Segment, Token
 from pycrispasr.runtimes.native import NativeHandle
 
+if TYPE_CHECKING:
+    from pycrispasr.audio import Samples
+
 HOW = "install it with `pip install 'pycrispasr[crispasr]'`"
 """How to get the library."""
+
+MISSING = f"CrispASR's library is missing: {HOW}, or name it in PYCRISPASR_LIBCRISPASR"
 
 UNKNOWN_TOKEN = -1
 """The id of every token: the library tells their texts only."""
@@ -121,7 +126,7 @@ def library() -> tuple[Any, Any]:
     """
     path = find()
     if path is None:
-        raise InstallationError(f"CrispASR's library is missing: {HOW}, or name it in PYCRISPASR_LIBCRISPASR")
+        raise InstallationError(MISSING)
     import cffi
 
     ffi = cffi.FFI()
@@ -171,6 +176,8 @@ class CrispasrModel:
         DeviceError: There is no such device.
     """
 
+    interruptible = False
+
     def __init__(
         self,
         path: Path,
@@ -200,9 +207,14 @@ class CrispasrModel:
         self.backend = _text(ffi, lib.crispasr_session_backend(pointer))
         self._language = "auto" if multilingual else None
         self._lock = threading.Lock()
+        self._owner = os.getpid()
 
     def decode_segment(
-        self, samples: audio.Samples, language: str | None, max_new_tokens: int
+        self,
+        samples: Samples,
+        language: str | None,
+        max_new_tokens: int,
+        cancelled: threading.Event | None = None,  # noqa: ARG002  the library cannot be stopped
     ) -> tuple[list[Segment], str | None]:
         """The text of one segment of audio.
 
@@ -210,13 +222,17 @@ class CrispasrModel:
             samples: Mono at 16 kHz, shape `[n]`, at most 30 seconds.
             language: The language of the segment before, as the library told it, or None.
             max_new_tokens: For models that heed it.
+            cancelled: Has no effect.
 
         Returns:
             Segments with times from its beginning, and the language where the library tells it.
 
         Raises:
             UnsupportedModelError: The model is not one for recognising speech.
+            UsageError: This process was forked from the one that opened the model.
         """
+        if self._owner != os.getpid():  # its threads are not here, and the library would wait for them
+            raise UsageError("this model belongs to the process that was forked: open it here once more")
         ffi, lib = self._ffi, self._lib
         data, wanted = ffi.from_buffer("float[]", samples), language or self._language
         with self._lock:
@@ -238,6 +254,13 @@ class CrispasrModel:
             lib.crispasr_session_detected_language(self._handle.pointer, code, len(code))
         told = _text(ffi, code)
         return segments, language if told in ("", "unknown", "auto") else told
+
+    def cancel(self, cancelled: threading.Event) -> None:
+        """Sets the event: the library cannot be stopped."""
+        cancelled.set()
+
+    def close(self) -> None:
+        """Does nothing: memory is given back when nobody needs the model any more."""
 
     def _segment(self, result: Any, index: int) -> Segment:
         lib = self._lib

@@ -48,7 +48,7 @@ def _library() -> tuple[Any, Any, Any]:
 
     path = crispasr.find()
     if path is None:
-        raise InstallationError(f"CrispASR's library is missing: {crispasr.HOW}, or name it in PYCRISPASR_LIBCRISPASR")
+        raise InstallationError(crispasr.MISSING)
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATIONS)
     return ffi, ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0)), ffi.dlopen(None)
