@@ -182,7 +182,8 @@ void * pycrispasr_spare_new(size_t size) {
 
 void pycrispasr_spare_free(void * memory) {
     pcr_spare * const spare = memory;
-    if (!spare) {
+    if (!spare || !spare->lacked) { /* nothing of it was ever given out */
+        free(spare);
         return;
     }
     take_lock();
@@ -192,6 +193,14 @@ void pycrispasr_spare_free(void * memory) {
     if (!is_given) {
         free(spare);
     }
+}
+
+void pycrispasr_spare_before_fork(void) {
+    take_lock();
+}
+
+void pycrispasr_spare_after_fork(void) {
+    leave_lock();
 }
 
 void * pycrispasr_spare_use(void * spare) {

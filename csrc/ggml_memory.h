@@ -38,6 +38,9 @@ PCR_GGML_MEMORY void * pycrispasr_spare_new(size_t size);
 PCR_GGML_MEMORY void pycrispasr_spare_free(void * spare);
 /* Makes it this thread's, and gives back the one before, to which the caller must return. NULL: none. */
 PCR_GGML_MEMORY void * pycrispasr_spare_use(void * spare);
+/* Around a fork, whose child has none of the other threads that may be taking or freeing spare memory. */
+PCR_GGML_MEMORY void pycrispasr_spare_before_fork(void);
+PCR_GGML_MEMORY void pycrispasr_spare_after_fork(void);
 /* Nonzero where the system refused memory since it was new. */
 PCR_GGML_MEMORY int pycrispasr_spare_lacked(const void * spare);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
@@ -16,7 +17,8 @@ from .sounds import make_tones
 pytestmark = pytest.mark.serial
 
 SECONDS = float(os.environ.get("PYCRISPASR_STRESS_SECONDS", "3"))
-THREADS = 8
+THREADS = int(os.environ.get("PYCRISPASR_STRESS_THREADS", "8"))
+FORKS = os.environ.get("PYCRISPASR_STRESS_FORKS", "") == "1"  # not with ThreadSanitizer, whose children may hang
 LIMIT = 12  # tokens
 SOUND = make_tones(40, seed=1)
 
@@ -88,8 +90,23 @@ def test_sessions_on_many_threads_are_cancelled_and_closed_at_any_time(nano: Mod
                 pass
             time.sleep(float(rng.uniform(0, 0.02)))
 
+    def fork() -> None:
+        sound = SOUND[:20000]
+        wanted = nano.transcribe(sound, sample_rate=16000, max_new_tokens=LIMIT).segments
+        while time.monotonic() < until:
+            child = os.fork()
+            if child == 0:
+                faulthandler.dump_traceback_later(60, exit=True)
+                got = nano.transcribe(sound, sample_rate=16000, max_new_tokens=LIMIT).segments
+                os._exit(0 if got == wanted else 1)
+            if os.waitpid(child, 0)[1] != 0:
+                failures.append(RuntimeError("a forked child failed, hung or heard something else"))
+            time.sleep(0.05)
+
     threads = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
     threads.append(threading.Thread(target=disturb))
+    if FORKS:
+        threads.append(threading.Thread(target=fork))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,6 +1,7 @@
 #include "nn/model.h"
 
 #include "families/moss_transcribe.h"
+#include "locks.h"
 #include "log.h"
 #include "ops/screen.h"
 
@@ -57,7 +58,7 @@ Model::Model(const std::string & path, bool map, const Device & device_, const s
 Model::~Model() = default;
 
 const Screen & Model::screen(Compute & compute) const {
-    const std::lock_guard<std::mutex> lock(screen_mutex);
+    const std::lock_guard<std::mutex> lock(screens_mutex);
     if (!head_screen) {
         head_screen = std::make_unique<Screen>(make_screen(decoder.head.weight, store.file, compute));
     }

@@ -45,7 +45,6 @@ public:
     int32_t              eos_token = 0;
 
 private:
-    mutable std::mutex              screen_mutex;
     mutable std::unique_ptr<Screen> head_screen;
 };
 
