@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import math
@@ -51,7 +50,7 @@ def read_audio(data: bytes) -> None:
 def read_model_file(data: bytes) -> None:
     """A file that a model is shown or made of; the first byte says which kind."""
     kind, data = data[0] % 4 if data else 0, data[1:]
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, contextlib.suppress(PycrispasrError):
+    with _folder() as folder, contextlib.suppress(PycrispasrError):
         path = Path(folder) / ("model.gguf", "model.safetensors", "tokenizer.json", "importance.gguf")[kind]
         path.write_bytes(data)
         if kind == 0:
@@ -68,7 +67,7 @@ def read_model_file(data: bytes) -> None:
 def read_list(data: bytes) -> None:
     """A list of recordings, or of results that the work goes on with; the first byte says which kind."""
     kind, data = data[0] % 4 if data else 0, data[1:]
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+    with _folder() as folder:
         path = Path(folder) / ("list.csv", "list.jsonl")[kind % 2]
         path.write_bytes(data)
         try:
@@ -109,7 +108,7 @@ def write_outputs(data: bytes) -> None:
     for line in formats.render(transcript, "audacity").split("\n")[:-1]:
         assert line.count("\t") == 2
 
-    with tempfile.TemporaryDirectory(dir=_memory()) as outer, contextlib.suppress(PycrispasrError):
+    with _folder() as outer, contextlib.suppress(PycrispasrError):
         folder = Path(outer, "out")
         (stem,) = files.stems([name], folder)
         for path in files.write(transcript, stem, formats.FORMATS, audio=name):
@@ -123,7 +122,7 @@ def answer_download(data: bytes) -> None:
     The first byte says what is asked for: a file of the hub, its only file, a recording, a checkpoint.
     """
     kind, answers = data[0] % 4 if data else 0, data[1:].split(b"\0\0\0\0")
-    with tempfile.TemporaryDirectory(dir=_memory()) as outer, _answering(answers) as port:
+    with _folder() as outer, _answering(answers) as port:
         cache = Path(outer, "hub")
         with _hub(f"http://127.0.0.1:{port}", cache), contextlib.suppress(PycrispasrError):
             if kind == 2:
@@ -158,10 +157,10 @@ def _transcript(text: str, start: float, end: float, error: str | None) -> Trans
     return Transcript(text, (segment,), end, None, error is None, Timings(), (), None)
 
 
-@functools.cache
-def _memory() -> str | None:
-    """A folder in memory for files that are there for a moment, where the system has one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a moment, in memory where the system has a place for that; Windows keeps what is still mapped."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ python fuzz/make_seeds.py $build/seeds
 # The layout of addresses of newer kernels is more random than Clang 14's sanitizers expect.
 steady=()
 ! setarch -R true 2> /dev/null || steady=(setarch -R)
-export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=fuzz
+export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 cores=$(nproc)
 mkdir -p $build/found $build/log
 
