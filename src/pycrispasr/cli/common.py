@@ -70,6 +70,9 @@ Isolate = Annotated[
     bool | None,
     typer.Option("--isolate/--no-isolate", help="CrispASR's library in a process of its own. Default: where possible."),
 ]
+Mmap = Annotated[
+    bool, typer.Option("--mmap/--no-mmap", help="Map the model's file, or read it: for one that others may write to.")
+]
 Device = Annotated[str, typer.Option(help='"auto", or a name that `pycrispasr devices` lists.')]
 ComputedIn = Annotated[
     Precision, typer.Option("--precision", help="f32: nothing is rounded; bf16; auto: the fastest with the same texts.")

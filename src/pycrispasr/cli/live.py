@@ -13,6 +13,7 @@ from pycrispasr.audio import pipes
 from pycrispasr.cli.common import (
     TRANSCRIBE,
     ComputedIn,
+    Mmap,
     Precision,
     Threads,
     app,
@@ -77,6 +78,7 @@ def live(
         str, typer.Option("--compute-device", help="What the model runs on: as `transcribe --device`.")
     ] = ("auto"),
     precision: ComputedIn = Precision.auto,
+    mmap: Mmap = True,
     threads: Threads = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of 30 s is cut. Default: 512, tried again in parts.")
@@ -113,7 +115,9 @@ def live(
         audio.check_rate(sample_rate)
     rate = 0 if from_pipe else listening.microphone_rate(number)
     with (
-        Model(model, device=device, threads=threads, precision=precision.value, runtime="pycrispasr") as opened,
+        Model(
+            model, device=device, threads=threads, precision=precision.value, runtime="pycrispasr", mmap=mmap
+        ) as opened,
         opened.session(
             vad="on" if vad or (vad is None and not from_pipe) else "auto" if vad is None else "off",
             silence=silence,

@@ -25,6 +25,7 @@ from pycrispasr.cli.common import (
     ComputedIn,
     Device,
     Isolate,
+    Mmap,
     Precision,
     Runtime,
     Threads,
@@ -130,6 +131,7 @@ def transcribe(
     ] = Runtime.auto,
     isolate: Isolate = None,
     precision: ComputedIn = Precision.auto,
+    mmap: Mmap = True,
     threads: Threads = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of a segment is cut. Default: 512, tried again in parts.")
@@ -170,7 +172,13 @@ def transcribe(
             return
         opened = stack.enter_context(
             Model(
-                model, device=device, threads=threads, precision=precision.value, runtime=runtime.value, isolate=isolate
+                model,
+                device=device,
+                threads=threads,
+                precision=precision.value,
+                runtime=runtime.value,
+                isolate=isolate,
+                mmap=mmap,
             )
         )
         progress = stack.enter_context(Progress(len(plan), verbose=verbose, files=folder is not None))
