@@ -29,8 +29,8 @@ std::atomic<long> allocations{-1};  // since it was armed; -1: it is not
 std::atomic<long> failing{0};  // the one that fails, from 1
 std::atomic<bool> fails_on{false};  // and all that follow
 
-bool              sanitized = false;
-pthread_t         walking   = pthread_self();
+bool      sanitized = false;
+pthread_t walking   = pthread_self();
 
 bool fails() {
     // AddressSanitizer takes its own memory for granted when a thread begins.
@@ -467,6 +467,24 @@ int main(int argc, char ** argv) {
             },
             none);
     }
+    // What gives no status.
+    walk(
+        "the others", fresh,
+        [&] {
+            size_t length = 0;
+            CALL(pcr_token_bytes)(model, 5, &length);
+            const int64_t n = CALL(pcr_frame_count)(model, 16000);
+            CALL(pcr_row_count)(model, n);
+            CALL(pcr_session_finish_early)(session);
+            CALL(pcr_session_cancel)(session);
+            CALL(pcr_session_error)(session);
+            CALL(pcr_set_log_level)(PCR_LOG_WARNING);
+            CALL(pcr_version)();
+            CALL(pcr_ggml_version)();
+            CALL(pcr_abi_version)();
+            return CALL(pcr_session_reset)(session);
+        },
+        none);
     pcr_log_level level = PCR_LOG_DEBUG;
     walk("pcr_take_log", nothing, [&] { return CALL(pcr_take_log)(&level, message, sizeof(message)); }, none);
     CALL(pcr_session_free)(session);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,13 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("c++") is None,
     reason="needs Linux and a C++ compiler",
 )
+
+
+def test_the_walk_calls_every_function_of_the_header() -> None:
+    header = (ROOT / "csrc/include/pycrispasr.h").read_text(encoding="utf-8")
+    walk = (ROOT / "tests/allocation_walk.cpp").read_text(encoding="utf-8")
+    functions = set(re.findall(r"^PCR_API [^(]*?(pcr_\w+)\(", header, re.MULTILINE))
+    assert functions - set(re.findall(r"CALL\((pcr_\w+)\)", walk)) == set()
 
 
 @pytest.fixture(scope="module")
