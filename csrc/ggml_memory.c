@@ -82,12 +82,12 @@ static void * from_spare(size_t size, size_t alignment) {
     return memory;
 }
 
-void * pycrispasr_ggml_malloc(size_t size) {
+void * pycrispasr_memory_malloc(size_t size) {
     void * const memory = malloc(size);
     return memory ? memory : from_spare(size, 0);
 }
 
-void * pycrispasr_ggml_calloc(size_t count, size_t size) {
+void * pycrispasr_memory_calloc(size_t count, size_t size) {
     void * memory = calloc(count, size);
     if (!memory && (size == 0 || count <= SIZE_MAX / size)) {
         memory = from_spare(count * size, 0);
@@ -107,7 +107,7 @@ static pcr_spare * spare_of(const void * memory) {
     return spare;
 }
 
-void pycrispasr_ggml_free(void * memory) {
+void pycrispasr_memory_free(void * memory) {
     if (memory && atomic_load(&n_used) > 0) {
         take_lock();
         pcr_spare * const spare = spare_of(memory);
@@ -126,7 +126,7 @@ void pycrispasr_ggml_free(void * memory) {
     free(memory);
 }
 
-void * pycrispasr_ggml_realloc(void * memory, size_t size) {
+void * pycrispasr_memory_realloc(void * memory, size_t size) {
     size_t old_size = 0;
     if (memory && atomic_load(&n_used) > 0) {
         take_lock();
@@ -147,16 +147,16 @@ void * pycrispasr_ggml_realloc(void * memory, size_t size) {
         old_size = malloc_usable_size(memory);
 #endif
     }
-    void * const moved = pycrispasr_ggml_malloc(size);
+    void * const moved = pycrispasr_memory_malloc(size);
     if (moved) {
         memcpy(moved, memory, old_size < size ? old_size : size);
-        pycrispasr_ggml_free(memory);
+        pycrispasr_memory_free(memory);
     }
     return moved;
 }
 
 #if !defined(_WIN32)
-int pycrispasr_ggml_memalign(void ** memory, size_t alignment, size_t size) {
+int pycrispasr_memory_memalign(void ** memory, size_t alignment, size_t size) {
     const int status = posix_memalign(memory, alignment, size);
     if (status == ENOMEM) {
         void * const spare = from_spare(size, alignment);

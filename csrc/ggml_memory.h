@@ -26,11 +26,11 @@ extern "C" {
 #endif
 
 /* As the standard's. */
-PCR_GGML_MEMORY void * pycrispasr_ggml_malloc(size_t size);
-PCR_GGML_MEMORY void * pycrispasr_ggml_calloc(size_t count, size_t size);
-PCR_GGML_MEMORY void * pycrispasr_ggml_realloc(void * memory, size_t size);
-PCR_GGML_MEMORY int    pycrispasr_ggml_memalign(void ** memory, size_t alignment, size_t size);
-PCR_GGML_MEMORY void   pycrispasr_ggml_free(void * memory);
+PCR_GGML_MEMORY void * pycrispasr_memory_malloc(size_t size);
+PCR_GGML_MEMORY void * pycrispasr_memory_calloc(size_t count, size_t size);
+PCR_GGML_MEMORY void * pycrispasr_memory_realloc(void * memory, size_t size);
+PCR_GGML_MEMORY int    pycrispasr_memory_memalign(void ** memory, size_t alignment, size_t size);
+PCR_GGML_MEMORY void   pycrispasr_memory_free(void * memory);
 
 /* Spare memory of so many bytes, or NULL. */
 PCR_GGML_MEMORY void * pycrispasr_spare_new(size_t size);
