@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <string>
 #include <thread>
@@ -21,8 +22,9 @@ std::string lower(const char * text) {
     return out;
 }
 
-// A block's scale is an F16, and ggml's arithmetic takes for granted that no sum overflows.
+// A block's scale is an F16, and ggml's arithmetic takes for granted that neither a sum nor a reciprocal overflows.
 constexpr float largest_value = 65504.0f, largest_importance = 1e15f;
+constexpr float smallest_value = 1e-30f;  // what is smaller is zero
 
 bool all_within(const float * values, int64_t count, float least, float most) {
     return std::all_of(values, values + count, [&](float value) { return value >= least && value <= most; });
@@ -40,6 +42,14 @@ void convert_some(ggml_type from, const uint8_t * source, ggml_type to, uint8_t 
     if (ggml_is_quantized(to) && !all_within(values, n_rows * row_length, -largest_value, largest_value)) {
         throw Error(PCR_ERROR_FORMAT, format("a value is not finite or beyond %g, which %s cannot hold", largest_value,
                                              ggml_type_name(to)));
+    }
+    const auto is_tiny = [](float value) { return value != 0.0f && std::abs(value) < smallest_value; };
+    if (ggml_is_quantized(to) && std::any_of(values, values + n_rows * row_length, is_tiny)) {
+        if (values != floats.data()) {
+            floats.assign(values, values + n_rows * row_length);
+            values = floats.data();
+        }
+        std::replace_if(floats.begin(), floats.end(), is_tiny, 0.0f);
     }
     ggml_quantize_chunk(to, values, target, 0, n_rows, row_length, importance);
 }

@@ -19,6 +19,7 @@ from pycrispasr.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from pycrispasr.models import checkpoint as checkpoint_files
 from pycrispasr.models import hub
 from pycrispasr.models.convert import convert
 
@@ -526,3 +527,30 @@ def test_a_stop_half_way_leaves_the_old_file(checkpoint: Path, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, out / "model.gguf", progress=stop)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {"model.gguf": b"old"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"model": {"vocab": ["a"], "merges": []}}',
+        '{"model": {"vocab": {"a": 0}, "merges": [1]}}',
+        '{"model": {"vocab": {"a": 999999999999}, "merges": []}}',
+        '{"model": {"vocab": {"a": -1}, "merges": []}}',
+        '{"model": {"vocab": {"a": 1e999}, "merges": []}}',
+        '{"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": [{"content": "b"}]}',
+        '{"model": []}',
+        "[" * 100_000,
+    ],
+)
+def test_a_tokenizer_that_is_none_is_an_error_of_its_file(document: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(document, encoding="utf-8")
+    with pytest.raises(ModelFormatError, match="token"):
+        checkpoint_files.read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""])
+def test_an_index_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ModelFormatError, match="no file beside it"):
+        checkpoint_files.read_safetensors(tmp_path)

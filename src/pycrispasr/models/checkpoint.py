@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pycrispasr.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError
 from pycrispasr.models.families import ARCHITECTURE, FLOAT_KEYS, Metadata
 
 _logger = logging.getLogger("pycrispasr")
@@ -65,6 +65,7 @@ _SPECIAL_TOKENS = {
 }
 
 
+_MAX_TOKENS = 1 << 22  # that the runtime reads
 _SOURCE_PREFIXES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
 
 
@@ -186,8 +187,31 @@ def _special_id(
 
 
 def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
-    """Tokens by id and merges by rank (`"left right"`), from `tokenizer.json` or `vocab.json` and `merges.txt`."""
-    vocabulary: dict[str, int]
+    """Tokens by id and merges by rank (`"left right"`), from `tokenizer.json` or `vocab.json` and `merges.txt`.
+
+    Raises:
+        ModelFormatError: There is no tokenizer, or it is not laid out as one.
+        UnsupportedModelError: It is of another kind than byte-level BPE.
+    """
+    try:
+        vocabulary, merges = _vocabulary(source)
+        by_id = {int(i): str(token) for token, i in vocabulary.items()}
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, PycrispasrError):
+            raise
+        raise ModelFormatError(
+            f"the tokenizer in {str(source)!r} is not laid out as one ({error!r}): download it again"
+        ) from None
+    if by_id and not (min(by_id) >= 0 and max(by_id) < _MAX_TOKENS):
+        raise ModelFormatError(
+            f"the tokenizer in {str(source)!r} has ids from {min(by_id)} to {max(by_id)}: "
+            f"0 to {_MAX_TOKENS - 1} are possible"
+        )
+    return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)], merges
+
+
+def _vocabulary(source: Path) -> tuple[dict[str, Any], list[str]]:
+    vocabulary: dict[str, Any]
     if (source / "tokenizer.json").is_file():
         document = read_json(source / "tokenizer.json")
         model = document.get("model", {})
@@ -212,8 +236,7 @@ def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
         raise ModelFormatError(
             f"{str(source)!r} has no tokenizer: download its tokenizer.json, or its vocab.json and merges.txt"
         )
-    by_id = {i: token for token, i in vocabulary.items()}
-    return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)], merges
+    return vocabulary, merges
 
 
 def read_safetensors(source: Path) -> dict[str, np.ndarray]:
@@ -223,7 +246,11 @@ def read_safetensors(source: Path) -> dict[str, np.ndarray]:
     """
     index = source / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weights = read_json(index).get("weight_map", {})
+        names = sorted({str(name) for name in weights.values()} if isinstance(weights, dict) else ())
+        for name in names:
+            if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+                raise ModelFormatError(f"{str(index)!r} names {name!r}, which is no file beside it: download it again")
     else:
         names = sorted(path.name for path in source.glob("*.safetensors"))
     if not names:
@@ -255,7 +282,7 @@ def _read_shard(path: Path) -> dict[str, np.ndarray]:
             if array.nbytes != end - begin or start + end > size:
                 raise ValueError(name)
             arrays[name] = array
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise ModelFormatError(f"{str(path)!r} is no complete safetensors file: download it again") from None
     return arrays
 
@@ -304,7 +331,7 @@ def read_json(path: Path, hint: str = "download the model's files again") -> dic
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no {path.name} in {str(path.parent)!r}: {hint}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{str(path)!r} is not JSON ({error}): download it again") from None
     if not isinstance(document, dict):
         raise ModelFormatError(f"{str(path)!r} holds no JSON object: download it again")
