@@ -7,7 +7,10 @@ from a file object and from nothing else: what a file refers to (playlists, web 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
@@ -139,8 +142,7 @@ def _open(file: BinaryIO, part: Part, track: int | None, longest_gap: float) -> 
     and for some formats that libsndfile reads too: it does not notice what is missing in an OGG file, and prints about
     damage in an MP3 file to stderr, and in those of `_prints` to stdout.
     """
-    import soundfile
-
+    soundfile = libsndfile()
     window = Window(file, part)
     reason = "Format not recognised"
     if _prints(window):
@@ -178,6 +180,23 @@ def _prints(window: Window) -> bool:
     return (head[:2] == b"\xf0\x7e" and head[3:4] == b"\1") or (head[:4] == b"caff" and head[28:] == b"alac")
 
 
+@functools.cache
+def libsndfile() -> Any:
+    """The module `soundfile`.
+
+    It opens files under a lock, which another thread may hold at the moment of a fork: a child gets a new one.
+    """
+    import soundfile
+
+    if hasattr(os, "register_at_fork") and hasattr(soundfile.SoundFile, "_sf_error_lock"):
+
+        def renew_lock() -> None:
+            soundfile.SoundFile._sf_error_lock = threading.Lock()
+
+        os.register_at_fork(after_in_child=renew_lock)
+    return soundfile
+
+
 def has_ffmpeg() -> bool:
     """Whether PyAV is installed."""
     try:
@@ -189,7 +208,7 @@ def has_ffmpeg() -> bool:
 
 class _Libsndfile:
     def __init__(self, window: Window, part: Part, longest_gap: float) -> None:
-        import soundfile
+        soundfile = libsndfile()
 
         self.start = 0.0
         self._window, self._part, self._longest_gap = window, part, longest_gap
@@ -205,7 +224,7 @@ class _Libsndfile:
         self._hint = ""
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
-        import soundfile
+        soundfile = libsndfile()
 
         size = min(BLOCK_FRAMES, 4 * self.rate)
         frames = 0

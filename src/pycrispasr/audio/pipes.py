@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pycrispasr.audio import containers
-from pycrispasr.audio.decoders import MAX_CHANNELS, Block, Decoder, FFmpeg, has_ffmpeg
+from pycrispasr.audio.decoders import MAX_CHANNELS, Block, Decoder, FFmpeg, has_ffmpeg, libsndfile
 from pycrispasr.errors import AudioError, UsageError
 
 FORMATS = {
@@ -205,7 +205,7 @@ class _Samples:
 
     def _blocks(self, size: int | None) -> Iterator[tuple[int, Block]]:
         """So many bytes of samples, or all."""
-        import soundfile
+        soundfile = libsndfile()
 
         subtype, _, order = FORMATS[self._form]
         held = b""
