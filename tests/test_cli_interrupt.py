@@ -112,7 +112,8 @@ main()
         ("native.NativeSession.next_of = hang", 2),
         (  # CrispASR's library cannot be stopped
             "from pycrispasr.decoding.decoder import CrispasrDecoder; CrispasrDecoder.step = hang; "
-            "Model._decoder = lambda *_: CrispasrDecoder(None, 512)",
+            "from pycrispasr.runtimes.crispasr import CrispasrModel; "
+            "Model._decoder = lambda *_: CrispasrDecoder(CrispasrModel.__new__(CrispasrModel), 512)",
             1,
         ),
     ],
