@@ -256,7 +256,7 @@ def _name(recording: str) -> str:
         host, _, path = addresses.shown(recording).partition("://")[2].partition("?")[0].partition("/")
         name = PurePath(urllib.parse.unquote(path)).name or host
         return re.sub(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*]', "_", name) or "url"  # what some system's names cannot have
-    return os.path.basename(os.path.abspath(recording))
+    return os.path.basename(os.path.abspath(recording)) or "recording"  # of "/", which has no name
 
 
 def _home(recording: str, folder: str | os.PathLike[str] | None, roots: list[str]) -> Path:
