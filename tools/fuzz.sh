@@ -30,13 +30,14 @@ command -v ninja > /dev/null || pip install --quiet ninja
 python -c 'import atheris' 2> /dev/null || pip install --quiet --only-binary :all: atheris==3.0.0 || true
 
 build=build/fuzz
+mkdir -p $build/found $build/log
 flags="-O1 -DNDEBUG"
 cmake -S . -B $build -G Ninja -DPYCRISPASR_FUZZ=ON -DPYCRISPASR_SANITIZE=address,undefined \
     -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None \
     -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=OFF -DGGML_LLAMAFILE=OFF \
-    -DSKBUILD_PROJECT_VERSION="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py)" > $build.log ||
-    { cat $build.log; exit 1; }
-cmake --build $build --target "${native[@]/#/fuzz_}" > $build.log 2>&1 || { cat $build.log; exit 1; }
+    -DSKBUILD_PROJECT_VERSION="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py)" > $build/log/build.log ||
+    { cat $build/log/build.log; exit 1; }
+cmake --build $build --target "${native[@]/#/fuzz_}" > $build/log/build.log 2>&1 || { cat $build/log/build.log; exit 1; }
 python fuzz/make_seeds.py $build/seeds
 
 # The layout of addresses of newer kernels is more random than Clang 14's sanitizers expect.
@@ -44,7 +45,6 @@ steady=()
 ! setarch -R true 2> /dev/null || steady=(setarch -R)
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 cores=$(nproc)
-mkdir -p $build/found $build/log
 
 # Runs one target; says how often it was run.
 fuzz() {

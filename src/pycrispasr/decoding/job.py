@@ -152,7 +152,12 @@ class Job:
         return self._opened().partials()
 
     def cancel(self) -> None:
-        """Ends the work soon: what iterates gets a `CancelledError`. Any thread, at any time."""
+        """Ends the work soon: what iterates gets a `CancelledError`. Any thread, at any time.
+
+        Raises:
+            UsageError: This process was forked from the one that made the job.
+        """
+        self._exclusive.check_process()
         self._cancelled = True
         self._decoder.cancel()
 

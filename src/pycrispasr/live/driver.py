@@ -111,6 +111,7 @@ class Driver:
 
     def push(self, samples: npt.NDArray[Any], sample_rate: float, *, wait: bool) -> bool:
         """As `Session.push`."""
+        self._exclusive.check_process()
         if self._state is State.CLOSED:
             raise closed()
         queue = self._queue
@@ -126,10 +127,12 @@ class Driver:
 
     def has_room(self, samples: int, sample_rate: float) -> bool:
         """True when so many samples can be pushed, or when nothing can."""
+        self._exclusive.check_process()
         return self._state is State.CLOSED or self._queue.has_room(samples, audio.check_rate(sample_rate))
 
     def end(self) -> None:
         """No more samples will be pushed. Aborts the running partial so that the final text comes sooner."""
+        self._exclusive.check_process()
         self._queue.end()
         decoder = self.decoder
         if decoder is not None:
@@ -137,6 +140,7 @@ class Driver:
 
     def cancel(self) -> None:
         """Stops the call that is inside, or else the next one."""
+        self._exclusive.check_process()
         self._move(State.CANCELLED)
         self._queue.stop()
         decoder = self.decoder
@@ -145,9 +149,11 @@ class Driver:
 
     def close(self) -> None:
         """Cancels what is going on, and lets go of the session's memory."""
-        if not self._exclusive.is_forked:
+        if self._exclusive.is_forked:
+            self._state = State.CLOSED
+        else:
             self.cancel()
-        self._move(State.CLOSED)
+            self._move(State.CLOSED)
         self.decoder = None
 
     def next_event(self) -> Event | None:
@@ -159,10 +165,12 @@ class Driver:
 
     def ready(self) -> bool:
         """True when `step` has something to do."""
+        self._exclusive.check_process()
         return self._queue.ready()
 
     def wait(self) -> None:
         """Returns when it is ready."""
+        self._exclusive.check_process()
         self._queue.wait()
 
     def listen(self, listener: Callable[[], object]) -> None:

@@ -139,7 +139,15 @@ def library() -> tuple[Any, Any]:
     except (AttributeError, OSError) as error:
         raise InstallationError(f"CrispASR's library {str(path)!r} cannot be used ({error}): {HOW}") from error
     _route_log(ffi, lib)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_renew_lock)
     return ffi, lib
+
+
+def _renew_lock() -> None:
+    """For a forked process: another thread may have held the lock, and is not there to let go of it."""
+    global _open_lock
+    _open_lock = threading.Lock()
 
 
 def _route_log(ffi: Any, lib: Any) -> None:
