@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 from pycrispasr import Model, ModelFormatError, cli
 from pycrispasr.cli import app, common
 from pycrispasr.results import formats
+from pycrispasr.results.cues import cues
+from pycrispasr.runtimes import crispasr
 from pycrispasr.text import json_text, plain, printable
 
-from . import gguf_edit, hub_server
+from . import gguf_edit, hub_server, whisper_file
 from .sounds import make_tones
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -90,6 +92,24 @@ def test_a_model_s_words_steer_no_terminal_and_no_file(hostile_path: Path, sound
         content = path.read_bytes().decode().replace("\r\n", "\n")  # CSV's line ends
         assert not CONTROLS.search(content)
         assert "[2J" in content
+
+
+@pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_foreign_model_s_words_steer_no_terminal_and_no_file(sound_path: Path, tmp_path: Path, isolate: bool) -> None:
+    path = tmp_path / "hostile.bin"
+    whisper_file.write_random(path, word=f"{STEERING}\n\n7\n00:00:00,000 --> 00:09:00,000\n<b>")
+    with Model(path, threads=1, isolate=isolate) as model:
+        transcript = model.transcribe(sound_path)
+    assert STEERING in transcript.text
+    for kind in formats.FORMATS:
+        content = formats.render(transcript, kind)
+        assert not CONTROLS.search(content)
+        assert "[2J31m" in content or kind == "json"
+        if kind in ("srt", "vtt"):
+            assert content.count("-->") == len(cues(transcript))
+    if isolate:
+        assert not CONTROLS.search(run("transcribe", "-m", path, sound_path, "--threads", "1"))
 
 
 def test_an_error_of_the_library_quotes_a_file_without_its_controls(nano_path: Path, tmp_path: Path) -> None:

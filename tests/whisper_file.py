@@ -19,7 +19,14 @@ _N_FREQUENCIES, _N_MELS = 201, 80
 
 
 def write_random(
-    path: Path, *, width: int = 64, heads: int = 2, layers: int = 3, text_context: int = 32, seed: int = 0
+    path: Path,
+    *,
+    width: int = 64,
+    heads: int = 2,
+    layers: int = 3,
+    text_context: int = 32,
+    seed: int = 0,
+    word: str = "w",
 ) -> None:
     """A small English model with random weights and 50256 made-up words. A text takes up to half of its context."""
     rng = np.random.default_rng(seed)
@@ -51,7 +58,7 @@ def write_random(
                 tensors[f"{block}.mlp.{part}.bias"] = matrix(shape[0])
     for norm in norms:
         tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = np.ones(width, np.float32), np.zeros(width, np.float32)
-    words = [bytes([byte]) for byte in range(256)] + [f" w{index}".encode() for index in range(256, 50256)]
+    words = [bytes([byte]) for byte in range(256)] + [f" {word}{index}".encode() for index in range(256, 50256)]
     write(path, tensors, words, heads=heads)
 
 
