@@ -91,7 +91,7 @@ template <typename F> bool Workspace::call(F f) {
     try {
         return spare.call(f);
     } catch (...) {
-        sched.release();
+        static_cast<void>(sched.release());
         throw;
     }
 }
