@@ -59,8 +59,10 @@ fuzz() {
     esac
     program=("${steady[@]}" "$build/fuzz/fuzz_$target")
     [ -x "$build/fuzz/fuzz_$target" ] || program=(python fuzz/fuzz.py "$target")
-    mkdir -p "$corpus" "fuzz/regressions/$target"
-    if ! "${program[@]}" "${options[@]}" "$corpus" "$build/seeds/$target" "fuzz/regressions/$target" > "$log" 2>&1; then
+    mkdir -p "$corpus"
+    local inputs=("$corpus" "$build/seeds/$target")
+    [ ! -d "fuzz/regressions/$target" ] || inputs+=("fuzz/regressions/$target")
+    if ! "${program[@]}" "${options[@]}" "${inputs[@]}" > "$log" 2>&1; then
         grep -v -E '^(#|INFO|WARNING|NEW_FUNC)' "$log" | head -n 60
         echo "$target: FOUND, see $log"
         return 1
