@@ -91,7 +91,7 @@ template <typename F> bool Workspace::call(F f) {
     try {
         return spare.call(f);
     } catch (...) {
-        static_cast<void>(sched.release());
+        [[maybe_unused]] const ggml_backend_sched_t given_up = sched.release();
         throw;
     }
 }
