@@ -48,7 +48,11 @@ public:
                 }
                 values *= ne;
             }
-            skip(sizeof(uint32_t) + sizeof(uint64_t));  // type and offset
+            const auto type = number<uint32_t>("a tensor's type");
+            if (type >= GGML_TYPE_COUNT) {
+                broken(format("tensor '%s' has type %u, which there is not", name.c_str(), type));
+            }
+            skip(sizeof(uint64_t));  // offset
         }
         return n_tensors;
     }
