@@ -34,7 +34,7 @@ mkdir -p $build/found $build/log
 flags="-O1 -DNDEBUG"
 cmake -S . -B $build -G Ninja -DPYCRISPASR_FUZZ=ON -DPYCRISPASR_SANITIZE=address,undefined \
     -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None \
-    -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=OFF -DGGML_LLAMAFILE=OFF \
+    -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=OFF -DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF \
     -DSKBUILD_PROJECT_VERSION="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycrispasr/__init__.py)" > $build/log/build.log ||
     { cat $build/log/build.log; exit 1; }
 cmake --build $build --target "${native[@]/#/fuzz_}" > $build/log/build.log 2>&1 || { cat $build/log/build.log; exit 1; }
