@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import multiprocessing.spawn
 import os
 import signal
@@ -43,6 +44,18 @@ def whisper_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("isolated") / "whisper.bin"
     whisper_file.write_random(path)
     return path
+
+
+def test_what_the_library_prints_is_logged_once(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pycrispasr")
+    printed = model._crispasr._child._errors.fileno()
+    for line in ("first\n", "second\n"):
+        os.write(printed, line.encode())
+        model.transcribe(SOUND, sample_rate=16000)
+    assert [message for message in caplog.messages if message in ("first", "second", "first\\nsecond")] == [
+        "first",
+        "second",
+    ]
 
 
 @pytest.fixture

@@ -60,14 +60,7 @@ def _python() -> str:
 class IsolatedCrispasrModel:
     """As `crispasr.CrispasrModel`, in a process of its own.
 
-    When that process ends, whatever ended it, the next segment starts another one.
-
-    Args:
-        path: The model file.
-        device: "auto" or "cpu".
-        threads: 0 for as many as this process has processors.
-        architecture: What the file says it holds, for errors; None where it is no model file.
-        multilingual: It is to find out the language; it takes everything for English otherwise.
+    It is made of the same arguments. When its process ends, whatever ended it, the next segment starts another one.
 
     Raises:
         InstallationError: The library is missing or cannot be used.
@@ -308,9 +301,8 @@ class _Child:
             size = self._errors.seek(0, os.SEEK_END)
             self._errors.seek(max(0, size - 4096))
             text = self._errors.read().decode("utf-8", "replace").strip()
-            if size > 1 << 20:  # the child appends
-                self._errors.truncate(0)
-            self._errors.seek(0, os.SEEK_END)
+            self._errors.seek(0)  # for the child too: both have one place in it
+            self._errors.truncate()
             return text
         return ""
 
