@@ -85,26 +85,26 @@ def test_a_repository_stays_in_the_cache(server: hub_server.Hub, repo: str) -> N
 # What servers say.
 
 
-@pytest.mark.parametrize("etag", ["..", ".", "../../../x", "a/b", "a\\b", "x" * 200, "C:x", "x.incomplete"])
-def test_an_etag_that_is_no_name_is_an_error(server: hub_server.Hub, tmp_path: Path, etag: str) -> None:
-    server.etag = etag
+def check_that_it_is_no_hub(server: hub_server.Hub, tmp_path: Path) -> None:
+    """Nothing of a model or a checkpoint is fetched from what answers like this, or written."""
     server.add("org/some", "config.json", b"{}")
     for call in (lambda: hub.resolve("moss-transcribe"), lambda: hub.checkpoint("org/some")):
         with pytest.raises(ModelNotFoundError, match="does not answer as a Hugging Face hub does"):
             call()
     assert not server.contents()
     assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("etag", ["..", ".", "../../../x", "a/b", "a\\b", "x" * 200, "C:x", "x.incomplete"])
+def test_an_etag_that_is_no_name_is_an_error(server: hub_server.Hub, tmp_path: Path, etag: str) -> None:
+    server.etag = etag
+    check_that_it_is_no_hub(server, tmp_path)
 
 
 @pytest.mark.parametrize("commit", ["..", "../../x", "main", "1" * 39, "G" * 40, OLD + "/../../x"])
 def test_a_commit_that_is_none_is_an_error(server: hub_server.Hub, tmp_path: Path, commit: str) -> None:
     server.commit = commit
-    server.add("org/some", "config.json", b"{}")
-    for call in (lambda: hub.resolve("moss-transcribe"), lambda: hub.checkpoint("org/some")):
-        with pytest.raises(ModelNotFoundError, match="does not answer as a Hugging Face hub does"):
-            call()
-    assert not server.contents()
-    assert everything(tmp_path) == []
+    check_that_it_is_no_hub(server, tmp_path)
 
 
 def test_another_commit_than_the_one_asked_for_is_an_error(server: hub_server.Hub) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError
+from pycrispasr.models.download import stays_inside
 from pycrispasr.models.families import ARCHITECTURE, FLOAT_KEYS, Metadata
 
 _logger = logging.getLogger("pycrispasr")
@@ -196,9 +197,9 @@ def read_tokenizer(source: Path) -> tuple[list[str], list[str]]:
     try:
         vocabulary, merges = _vocabulary(source)
         by_id = {int(i): str(token) for token, i in vocabulary.items()}
+    except PycrispasrError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        if isinstance(error, PycrispasrError):
-            raise
         raise ModelFormatError(
             f"the tokenizer in {str(source)!r} is not laid out as one ({error!r}): download it again"
         ) from None
@@ -249,7 +250,7 @@ def read_safetensors(source: Path) -> dict[str, np.ndarray]:
         weights = read_json(index).get("weight_map", {})
         names = sorted({str(name) for name in weights.values()} if isinstance(weights, dict) else ())
         for name in names:
-            if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            if "/" in name or not stays_inside(name):
                 raise ModelFormatError(f"{str(index)!r} names {name!r}, which is no file beside it: download it again")
     else:
         names = sorted(path.name for path in source.glob("*.safetensors"))

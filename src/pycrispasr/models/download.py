@@ -68,9 +68,9 @@ class Remote:
             raise ModelNotFoundError(
                 f"{self.repo!r} cannot be a repository of the Hugging Face hub: name it as org/repo"
             )
-        if self.file and not _stays_inside(self.file):
+        if self.file and not stays_inside(self.file):
             raise ModelNotFoundError(f"{self.file!r} cannot be a file of {self.repo}: its path would lead out of it")
-        if not _stays_inside(self.revision):
+        if not stays_inside(self.revision):
             raise UsageError(f"revision cannot be {self.revision!r}: name a branch, a tag or a commit of {self.repo}")
 
     @property
@@ -103,7 +103,7 @@ class Remote:
         return self.name if self._is_default else f"{self.name} (revision {self.revision})"
 
 
-def _stays_inside(path: str) -> bool:
+def stays_inside(path: str) -> bool:
     """Whether a path with slashes, put behind a folder, leads to what is in that folder, on any system."""
     return not _NOT_IN_PATHS.search(path) and all(part not in ("", ".", "..") for part in path.split("/"))
 
