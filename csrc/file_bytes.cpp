@@ -123,9 +123,11 @@ Mapping * remember(const uint8_t * begin, size_t size) {
 
 }  // namespace
 
+FileBytes::FileBytes(bool map, const std::string & path_) : path(path_), mapped(map) {}
+
 #if defined(_WIN32)
 
-FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(map) {
+FileBytes::FileBytes(const std::string & path_, bool map) : FileBytes(map, path_) {
     const int    length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, nullptr, 0);
     std::wstring wide(length > 0 ? static_cast<size_t>(length) : 0, L'\0');
     if (length <= 0) {
@@ -137,15 +139,10 @@ FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(
     if (handle == INVALID_HANDLE_VALUE) {
         io_error(path, static_cast<int>(GetLastError()), "open");
     }
-    file              = handle;
-    const auto failed = [&](const char * what) {
-        const int code = static_cast<int>(GetLastError());
-        close();
-        io_error(path, code, what);
-    };
+    file = handle;
     LARGE_INTEGER bytes;
     if (!GetFileSizeEx(handle, &bytes)) {
-        failed("read");
+        io_error(path, static_cast<int>(GetLastError()), "read");
     }
     size = static_cast<size_t>(bytes.QuadPart);
     if (size == 0) {
@@ -157,13 +154,12 @@ FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(
             data = static_cast<const uint8_t *>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
         }
         if (!data) {
-            failed("map");
+            io_error(path, static_cast<int>(GetLastError()), "map");
         }
         return;
     }
     auto * const memory = static_cast<uint8_t *>(VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE));
     if (!memory) {
-        close();
         throw std::bad_alloc();
     }
     data = memory;
@@ -171,13 +167,13 @@ FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(
         const DWORD piece = static_cast<DWORD>(std::min(size - at, read_piece));
         DWORD       got   = 0;
         if (!ReadFile(handle, memory + at, piece, &got, nullptr) || got == 0) {
-            failed("read");
+            io_error(path, static_cast<int>(GetLastError()), "read");
         }
         at += got;
     }
 }
 
-void FileBytes::close() {
+FileBytes::~FileBytes() {
     if (data && mapped) {
         UnmapViewOfFile(data);
     } else if (data) {
@@ -186,27 +182,24 @@ void FileBytes::close() {
     if (mapping) {
         CloseHandle(mapping);
     }
-    CloseHandle(file);
+    if (file) {
+        CloseHandle(file);
+    }
 }
 
 #else
 
-FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(map) {
+FileBytes::FileBytes(const std::string & path_, bool map) : FileBytes(map, path_) {
     // O_NONBLOCK: opening a FIFO must not wait for its writer.
     descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
         io_error(path, errno, "open");
     }
-    const auto failed = [&](int code, const char * what) {
-        close();
-        io_error(path, code, what);
-    };
     struct stat status;
     if (fstat(descriptor, &status) != 0) {
-        failed(errno, "read");
+        io_error(path, errno, "read");
     }
     if (!S_ISREG(status.st_mode)) {
-        close();
         throw Error(PCR_ERROR_IO, "'" + path + "' is not a regular file: name a .gguf file");
     }
     size       = static_cast<size_t>(status.st_size);
@@ -218,40 +211,29 @@ FileBytes::FileBytes(const std::string & path_, bool map) : path(path_), mapped(
     if (mapped) {
         void * const address = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
         if (address == MAP_FAILED) {
-            failed(errno, "map");
+            io_error(path, errno, "map");
         }
-        data = static_cast<const uint8_t *>(address);
-        try {
-            mapping = remember(data, size);
-        } catch (...) {
-            close();
-            throw;
-        }
+        data    = static_cast<const uint8_t *>(address);
+        mapping = remember(data, size);
         return;
     }
-    auto * const memory = static_cast<uint8_t *>(::operator new(size, alignment, std::nothrow));
-    if (!memory) {
-        close();
-        throw std::bad_alloc();
-    }
-    data = memory;
+    auto * const memory = static_cast<uint8_t *>(::operator new(size, alignment));
+    data                = memory;
     for (size_t at = 0; at < size;) {
         const ssize_t got = pread(descriptor, memory + at, std::min(size - at, read_piece), static_cast<off_t>(at));
         if (got == 0) {
-            const size_t had = size;
-            close();
             throw Error(PCR_ERROR_FORMAT, format("'%s' became shorter while it was read: %zu bytes instead of %zu; "
                                                  "wait until it is complete",
-                                                 path.c_str(), at, had));
+                                                 path.c_str(), at, size));
         }
         if (got < 0 && errno != EINTR) {
-            failed(errno, "read");
+            io_error(path, errno, "read");
         }
         at += got > 0 ? static_cast<size_t>(got) : 0;
     }
 }
 
-void FileBytes::close() {
+FileBytes::~FileBytes() {
     if (mapping) {
         mapping->begin = nullptr;
     }
@@ -260,7 +242,9 @@ void FileBytes::close() {
     } else if (data) {
         ::operator delete(const_cast<uint8_t *>(data), alignment);
     }
-    ::close(descriptor);
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
 }
 
 #endif
@@ -283,10 +267,6 @@ void FileBytes::require_unchanged() const {
                                           "if others write to its file");
     }
 #endif
-}
-
-FileBytes::~FileBytes() {
-    close();
 }
 
 void FileBytes::read(const uint8_t * bytes, size_t count, void * out) const {

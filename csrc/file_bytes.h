@@ -33,7 +33,8 @@ public:
     size_t          size = 0;
 
 private:
-    void close();
+    // Holds nothing yet. Once it has ended, the destructor cleans up where the other one throws.
+    FileBytes(bool map, const std::string & path);
 
     const std::string path;
     const bool        mapped;

@@ -12,6 +12,11 @@ namespace pcr {
 
 namespace {
 
+[[noreturn]] void broken(const std::string & path, size_t size, const std::string & why) {
+    throw Error(PCR_ERROR_FORMAT, "'" + path + "' is a broken or truncated GGUF file of " + std::to_string(size) +
+                                      " bytes: " + why + "; fetch it again");
+}
+
 // Walks through a header, and refuses what ggml would run into: counts and lengths beyond the file, and dimensions that
 // are zero or whose product is no size. What is left is for gguf_init_from_buffer to check.
 class HeaderCheck {
@@ -61,8 +66,7 @@ private:
     static constexpr uint64_t most_values = uint64_t(1) << 48;
 
     [[noreturn]] void broken(const std::string & why) const {
-        throw Error(PCR_ERROR_FORMAT, "'" + path + "' is a broken or truncated GGUF file of " +
-                                          std::to_string(end - begin) + " bytes: " + why + "; fetch it again");
+        pcr::broken(path, static_cast<size_t>(end - begin), why);
     }
 
     size_t left() const { return static_cast<size_t>(end - at); }
@@ -162,13 +166,11 @@ GgufFile::GgufFile(const std::string & path, bool map) : file(path, map) {
             tensors.reset(context);
         },
         ggml_tensor_overhead() * (n_tensors + 16) + (size_t(1) << 16));
-    if (errors.text.find("bad_alloc") != std::string::npos) {
+    if (errors.text.find("bad_alloc") != std::string::npos) {  // which ggml catches for long texts, and logs
         throw std::bad_alloc();
     }
     if (!gguf || !tensors) {
-        throw Error(PCR_ERROR_FORMAT,
-                    "'" + path + "' is a broken or truncated GGUF file of " + std::to_string(file.size) + " bytes: " +
-                        (errors.text.empty() ? "its header cannot be read" : errors.text) + "; fetch it again");
+        broken(path, file.size, errors.text.empty() ? "its header cannot be read" : errors.text);
     }
     if (gguf_get_alignment(gguf.get()) % 32 != 0) {
         throw Error(PCR_ERROR_UNSUPPORTED, format("'%s' aligns its tensors to %zu bytes: a multiple of 32 is needed",

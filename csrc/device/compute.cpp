@@ -8,14 +8,14 @@ namespace pcr {
 namespace {
 
 // A failing GPU's library may throw exceptions of its own, or fail a check of ggml's.
-ggml_backend_t start(const Device & device) {
+ggml_backend_ptr start(const Device & device) {
     const CollectErrors errors;
     std::string         why;
     try {
         ggml_backend_ptr backend;
         call_ggml([&] { backend.reset(ggml_backend_dev_init(device.handle, nullptr)); });
         if (backend) {
-            return backend.release();
+            return backend;
         }
     } catch (const std::bad_alloc &) {
         throw;
@@ -30,9 +30,9 @@ ggml_backend_t start(const Device & device) {
 
 Compute::Compute(const Device & device_, int threads, const Arithmetic & arithmetic_)
     : device(device_), arithmetic(arithmetic_), scratches(static_cast<size_t>(threads)) {
-    back.reset(start(device));
+    back = start(device);
     if (!device.is_cpu()) {
-        fallback.reset(start(find_devices("cpu").front()));
+        fallback = start(find_devices("cpu").front());
     }
     // Through the registry, so that the CPU code may come from a library that was chosen at run time.
     const ggml_backend_reg_t reg  = ggml_backend_dev_backend_reg(device.handle);
