@@ -32,7 +32,9 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 8;
+constexpr int32_t abi_version = 9;
+
+constexpr char no_heads[] = "the session was made without params.heads";
 
 void assign(std::string & to, const char * text) noexcept {
     try {
@@ -469,6 +471,26 @@ const char * pcr_session_error(const pcr_session * session) {
     return session ? session->error.c_str() : "the session is NULL";
 }
 
+void pcr_clip_params_default(pcr_clip_params * params) {
+    *params = {sizeof(*params), 512, 0};
+}
+
+pcr_status pcr_session_begin(pcr_session * session, int32_t sequence, const pcr_clip_params * params) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        if (params) {
+            require_size(params, "pcr_clip_params");
+            if (params->max_new_tokens < 1) {
+                throw Error(PCR_ERROR_ARGUMENT,
+                            format("max_new_tokens is %d: at least 1 is needed", params->max_new_tokens));
+            }
+            require(!params->attention || s.decoder.n_captured() > 0, no_heads);
+        }
+        s.begin(sequence, params ? *params : s.defaults);
+        return PCR_OK;
+    });
+}
+
 pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples) {
     return at_work(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
@@ -486,17 +508,52 @@ pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_sa
     });
 }
 
-pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
-                                  size_t * count) {
+pcr_status pcr_session_begin_hypothesis(pcr_session * session, int32_t sequence) {
     return at_work(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
+        s.begin_hypothesis(sequence);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_end_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
+                                      size_t * count) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
         require(count && (tokens || capacity == 0), "NULL");
-        const std::vector<pcr::Choice> & choices = s.hypothesis(sequence);
+        const std::vector<pcr::Choice> & choices = s.end_hypothesis(sequence);
         *count                                   = choices.size();
         for (size_t i = 0; i < std::min(capacity, choices.size()); i++) {
             tokens[i] = {sizeof(pcr_token), choices[i].token, choices[i].probability};
         }
         return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_advance(pcr_session * session, int32_t sequence, int32_t max_windows) {
+    return at_work(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        require(max_windows >= 1, "max_windows must be at least 1");
+        return s.advance(sequence, max_windows) ? PCR_OK : PCR_END;
+    });
+}
+
+pcr_status pcr_session_run(pcr_session * session, const int32_t * sequences, int32_t count, double seconds) {
+    return at_work(session, [&](pcr::Session & s) {
+        require(sequences != nullptr, "NULL");
+        require_sequences(s, sequences, count);
+        require(seconds >= 0 && seconds <= 3600, "seconds must be between 0 and 3600");
+        s.run(sequences, count, seconds);
+        return PCR_OK;
+    });
+}
+
+pcr_status pcr_session_take(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
+                            size_t * count) {
+    return in_session(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        require(tokens && count, "NULL");
+        return s.take(sequence, tokens, capacity, count);
     });
 }
 
@@ -508,23 +565,15 @@ pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, in
     });
 }
 
-pcr_status pcr_session_clear(pcr_session * session, int32_t sequence) {
-    return in_session(session, [&](pcr::Session & s) {
-        require_sequences(s, &sequence, 1);
-        s.clear(sequence);
-        return PCR_OK;
-    });
+void pcr_session_wake(pcr_session * session) {
+    if (session && session->session) {
+        session->session->wake();
+    }
 }
 
 void pcr_session_cancel(pcr_session * session) {
     if (session && session->session) {
         session->session->cancel();
-    }
-}
-
-void pcr_session_finish_early(pcr_session * session) {
-    if (session && session->session) {
-        session->session->finish_early();
     }
 }
 
@@ -544,12 +593,21 @@ pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_resul
     });
 }
 
+uint64_t pcr_session_memory(pcr_session * session) {
+    uint64_t bytes = 0;
+    in_session(session, [&](pcr::Session & s) {
+        bytes = s.bytes();
+        return PCR_OK;
+    });
+    return bytes;
+}
+
 pcr_status pcr_session_attention(pcr_session * session, int32_t sequence, float * weights, size_t capacity,
                                  int64_t * n_steps) {
     return in_session(session, [&](pcr::Session & s) {
         require_sequences(s, &sequence, 1);
         require(n_steps && (weights || capacity == 0), "NULL");
-        require(s.decoder.n_captured() > 0, "the session was made without params.heads");
+        require(s.decoder.n_captured() > 0, no_heads);
         const float * from = s.attention(sequence, n_steps);
         const size_t  size = static_cast<size_t>(*n_steps * s.result(sequence).n_rows) * s.decoder.n_captured();
         if (capacity > 0 && size > capacity) {

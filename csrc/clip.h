@@ -24,16 +24,28 @@ struct Text {
 };
 
 struct Clip {
-    // listening -> heard (the audio has ended) -> decoding -> complete; failed from anywhere.
-    enum class State { listening, heard, decoding, complete, failed };
+    // listening -> heard (the audio has ended) -> decoding; failed from anywhere. A hypothesis goes the same way, and back
+    // to listening.
+    enum class State { listening, heard, decoding, failed };
+
+    // What is put back when a hypothesis is over.
+    struct Before {
+        size_t     frames;
+        float      largest;
+        pcr_result done;
+    };
 
     struct Window {      // a whole attention window, whose rows are in `rows`
         float smallest;  // of its log10 values
         float floor;     // that they were raised to
     };
 
-    State               state   = State::listening;
-    pcr_status          failure = PCR_OK;
+    int32_t             max_new_tokens    = 0;
+    bool                captures          = false;  // the attention of the session's heads
+    State               state             = State::listening;
+    bool                is_hypothesis     = false;
+    Before              before_hypothesis = {};
+    pcr_status          failure           = PCR_OK;
     std::vector<float>  samples;
     std::vector<float>  frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
     float               largest = -10.0f;  // of all frames; log10 of the floor
@@ -42,7 +54,7 @@ struct Clip {
     int64_t             appended = 0;      // windows whose rows are in the cache
     Text                text;
     size_t              given = 0;  // tokens
-    std::vector<Choice> hypothesis;
+    std::vector<Choice> hypothesis;  // the last one
     pcr_result          done{};
 
     int64_t n_samples() const { return static_cast<int64_t>(samples.size()); }

@@ -23,17 +23,10 @@ private:
     std::chrono::steady_clock::time_point start;
 };
 
-// As long as it lives, finish_early stops the work.
-class Interruptible {
-public:
-    explicit Interruptible(Compute & compute_) : compute(compute_) { compute.interruptible.store(true); }
-    ~Interruptible() { compute.interruptible.store(false); }
-    Interruptible(const Interruptible &)             = delete;
-    Interruptible & operator=(const Interruptible &) = delete;
-
-private:
-    Compute & compute;
-};
+// Of all stages.
+double seconds_of(const pcr_result & done) {
+    return done.log_mel + done.encoder + done.adapter + done.prefill + done.decode;
+}
 
 // Prompt, audio rows and a first token have their positions.
 bool has_room(const Model & model, int64_t n_samples) {
@@ -61,12 +54,26 @@ std::vector<AttentionHead> captured_heads(const pcr_session_params & params) {
     return heads;
 }
 
-void require_state(const Clip & clip, Clip::State state, const char * otherwise) {
+void require_sound(const Clip & clip) {
     if (clip.state == Clip::State::failed) {
         throw Error(clip.failure, "an earlier call in this session failed: reset it first");
     }
-    if (clip.state != state) {
+}
+
+void require_listening(const Clip & clip, const char * otherwise) {
+    require_sound(clip);
+    if (clip.is_hypothesis) {
+        throw Error(PCR_ERROR_ARGUMENT, "a hypothesis has begun: end it first");
+    }
+    if (clip.state != Clip::State::listening) {
         throw Error(PCR_ERROR_ARGUMENT, otherwise);
+    }
+}
+
+void require_ended(const Clip & clip) {
+    require_sound(clip);
+    if (clip.state == Clip::State::listening) {
+        throw Error(PCR_ERROR_ARGUMENT, "tokens were asked for before the end of the audio: end it first");
     }
 }
 
@@ -74,17 +81,19 @@ void require_state(const Clip & clip, Clip::State state, const char * otherwise)
 
 Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
+      defaults{sizeof(pcr_clip_params), params.max_new_tokens, params.n_heads > 0},
       compute(model_.device, params.threads > 0 ? params.threads : usable_cores(), model_.arithmetic),
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
       ops(make_ops(model_, compute, importance.get())),
       decoder(model_, *ops, compute, params.sequences, importance.get(), captured_heads(params)),
       encoder(model_, *ops, compute, importance.get()),
       front_end(make_front_end(model_.log_mel, model_.encoder.n_mels, compute)),
-      max_new_tokens(params.max_new_tokens),
       // Where a row's result could depend on its neighbours, blocks are the same for every way of feeding.
       windows_at_once(!importance && ops->batch_invariant(Path::gemm) ? 4 : 1),
       draft_at_once(!importance && ops->batch_invariant(Path::gemv) ? 24 : 1),
-      clips(static_cast<size_t>(params.sequences)) {}
+      clips(static_cast<size_t>(params.sequences)) {
+    forget();
+}
 
 template <typename F> void Session::or_fail(const int32_t * sequences, int32_t count, F f) {
     const auto fail = [&](pcr_status status) {
@@ -94,7 +103,7 @@ template <typename F> void Session::or_fail(const int32_t * sequences, int32_t c
         }
     };
     try {
-        compute.throw_if_stopped();
+        compute.throw_if_cancelled();
         f();
     } catch (const Error & error) {
         fail(error.status);
@@ -105,20 +114,27 @@ template <typename F> void Session::or_fail(const int32_t * sequences, int32_t c
     }
 }
 
+void Session::begin(int32_t sequence, const pcr_clip_params & params) {
+    Clip & clip         = at(sequence);
+    clip                = {};
+    clip.max_new_tokens = params.max_new_tokens;
+    clip.captures       = params.attention != 0;
+    decoder.rewind(sequence, 0);
+}
+
 void Session::feed(int32_t sequence, const float * samples, int64_t n_samples) {
     Clip & clip = at(sequence);
-    require_state(clip, Clip::State::listening, "audio was fed after its end: reset the session first");
-    compute.throw_if_stopped();
+    require_listening(clip, "audio was fed after its end: reset the session first");
+    compute.throw_if_cancelled();
     check_samples(samples, n_samples);
     clip.samples.insert(clip.samples.end(), samples, samples + n_samples);
     extend_frames(clip, false);
-    or_fail(&sequence, 1, [&] { prefill(sequence, /*last =*/false, nullptr); });
 }
 
 void Session::end(int32_t sequence, int64_t n_samples) {
     Clip & clip = at(sequence);
-    require_state(clip, Clip::State::listening, "the audio had ended already: reset the session first");
-    compute.throw_if_stopped();
+    require_listening(clip, "the audio had ended already: reset the session first");
+    compute.throw_if_cancelled();
     const int64_t fed = clip.n_samples();
     const int64_t n   = n_samples < 0 ? fed : n_samples;
     if (n > fed) {
@@ -146,51 +162,71 @@ int64_t Session::cached_rows(int64_t n_windows) const {
                           : static_cast<int64_t>(model.prompt_before.size()) + n_windows * model.encoder.window_rows();
 }
 
+bool Session::advance(int32_t sequence, int32_t max_windows) {
+    require_sound(at(sequence));
+    bool more = false;
+    or_fail(&sequence, 1, [&] { more = advance_block(sequence, max_windows); });
+    return more;
+}
+
 // Brings encoder and KV cache up to date with the frames: the opening prompt, then every whole window but the last one
-// with its rows, and if this is all of the audio that window too and the closing prompt. first: the token that follows.
-void Session::prefill(int32_t sequence, bool last, Choice * first) {
+// with its rows, and if this is all of the audio that window too, the closing prompt and the first token.
+bool Session::advance_block(int32_t sequence, int64_t max_windows) {
     Clip &                 clip  = at(sequence);
     const EncoderWeights & w     = model.encoder;
+    const bool             last  = clip.state == Clip::State::heard;
     const int64_t          n     = clip.n_frames(w.n_mels);
     const int64_t          whole = n > 0 ? (n - 1) / w.window_frames() : 0;
-    if (whole + last == 0 || !has_room(model, clip.n_samples())) {
-        return;  // too long: end() will say so
+    if (!last && (clip.state != Clip::State::listening || !has_room(model, clip.n_samples()))) {
+        return false;  // end() says that it is too long
     }
     if (!last && whole <= static_cast<int64_t>(clip.windows.size())) {
-        return;  // what a louder frame has changed waits for the next window, so that work is bounded
+        return false;  // what a louder frame has changed waits for the next window, so that work is bounded
     }
     const int64_t n_rows   = w.rows(n);
     const int64_t n_prompt = static_cast<int64_t>(model.prompt_before.size() + model.prompt_after.size());
     const int64_t max_rows = std::max(n_rows, w.rows(30 * LogMel::sample_rate / LogMel::hop));
-    decoder.reserve(std::min<int64_t>(n_prompt + max_rows + max_new_tokens + 1, model.decoder.max_positions));
+    decoder.reserve(sequence, std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1,
+                                                model.decoder.max_positions));
     if (last) {
         clip.done.n_frames        = n;
         clip.done.n_rows          = n_rows;
         clip.done.n_prompt_tokens = n_rows + n_prompt;
     }
-    encode_windows(clip, last);
-    append_windows(sequence, last, first);
+    clip.rows.resize(static_cast<size_t>((last ? n_rows : whole * w.window_rows()) * model.decoder.hidden));
+    int64_t first = 0;  // window that is not encoded, or not appended
+    while (first < whole && first < clip.appended && clip.is_current(first)) {
+        first++;
+    }
+    const int64_t end = std::min(whole + last, first + std::min(max_windows, windows_at_once));
+    encode_windows(clip, first, end);
+    Choice     next;
+    const bool ends = last && end == whole + 1;
+    append_windows(sequence, end, ends ? &next : nullptr);
+    if (ends) {
+        clip.state = Clip::State::decoding;
+        accept_token(clip, next);
+    }
+    return end < whole + last;
 }
 
-// The adapter's rows of every whole window but the last one, and of that one if it is the end. A window is encoded once,
-// and once more when a louder frame has changed the floor under its values; the cache is written anew from there on.
-void Session::encode_windows(Clip & clip, bool last) {
+// The adapter's rows of those of these windows that need it. A window is encoded once, and once more when a louder frame
+// has changed the floor under its values; the cache is written anew from there on.
+void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
     const EncoderWeights & w      = model.encoder;
     const int64_t          n_mels = w.n_mels, hidden = model.decoder.hidden;
     const int64_t          window_frames = w.window_frames(), window_rows = w.window_rows();
     const int64_t          n_frames = clip.n_frames(n_mels), whole = (n_frames - 1) / window_frames;
-    const int64_t          n_windows = whole + last;
-    clip.rows.resize(static_cast<size_t>((last ? w.rows(n_frames) : whole * window_rows) * hidden));
-    for (int64_t k = 0; k < n_windows;) {
-        int64_t end = k;  // of the windows to encode at once
-        while (end < n_windows && end - k < windows_at_once && !clip.is_current(end)) {
-            end++;
+    while (k < end) {
+        int64_t stale = k;  // end of the windows to encode at once
+        while (stale < end && !clip.is_current(stale)) {
+            stale++;
         }
-        if (end == k) {
+        if (stale == k) {
             k++;
             continue;
         }
-        const int64_t first = k * window_frames, count = std::min(end * window_frames, n_frames) - first;
+        const int64_t first = k * window_frames, count = std::min(stale * window_frames, n_frames) - first;
         window_mel.resize(static_cast<size_t>(count * n_mels));
         std::transform(clip.frames.begin() + first * n_mels, clip.frames.begin() + (first + count) * n_mels,
                        window_mel.begin(), [&clip](float value) { return LogMel::normalized(value, clip.largest); });
@@ -204,7 +240,7 @@ void Session::encode_windows(Clip & clip, bool last) {
             encoder.adapt(encoded.data(), w.rows(count), clip.rows.data() + k * window_rows * hidden);
         }
         clip.appended = std::min(clip.appended, k);
-        for (; k < end; k++) {
+        for (; k < stale; k++) {
             if (k < whole) {
                 clip.windows.resize(std::max(clip.windows.size(), static_cast<size_t>(k) + 1));
                 const auto values                    = clip.frames.begin() + k * window_frames * n_mels;
@@ -215,22 +251,23 @@ void Session::encode_windows(Clip & clip, bool last) {
     }
 }
 
-// Appends the rows of windows that are not in the cache, with the prompts before and behind them.
-void Session::append_windows(int32_t sequence, bool last, Choice * first) {
+// Appends the rows of the windows before `end` that are not in the cache, with the prompts before and behind them. first:
+// the token behind the last window, or null where that is not among them.
+void Session::append_windows(int32_t sequence, int64_t end, Choice * first) {
     Clip &                 clip = at(sequence);
     const EncoderWeights & w    = model.encoder;
     const int64_t hidden = model.decoder.hidden, window_rows = w.window_rows(), n_frames = clip.n_frames(w.n_mels);
-    const int64_t whole = (n_frames - 1) / w.window_frames(), n_windows = whole + last, n_rows = w.rows(n_frames);
+    const int64_t whole = (n_frames - 1) / w.window_frames(), n_rows = w.rows(n_frames);
 
     const Stopwatch watch(clip.done.prefill);
     decoder.rewind(sequence, cached_rows(clip.appended));
-    for (int64_t k = clip.appended; k < n_windows;) {
-        const int64_t end    = std::min(k + windows_at_once, n_windows);
-        const bool    close  = last && end == n_windows;
-        const size_t  before = k == 0 ? model.prompt_before.size() : 0;
-        const size_t  after  = close ? model.prompt_after.size() : 0;
-        const int64_t rows   = std::min(end * window_rows, n_rows) - k * window_rows;
-        const size_t  total  = before + static_cast<size_t>(rows) + after;
+    for (int64_t k = clip.appended; k < end;) {
+        const int64_t block_end = std::min(k + windows_at_once, end);
+        const bool    close     = first && block_end == end;
+        const size_t  before    = k == 0 ? model.prompt_before.size() : 0;
+        const size_t  after     = close ? model.prompt_after.size() : 0;
+        const int64_t rows      = std::min(block_end * window_rows, n_rows) - k * window_rows;
+        const size_t  total     = before + static_cast<size_t>(rows) + after;
         block.resize(total * static_cast<size_t>(hidden));
         float * const audio = block.data() + before * static_cast<size_t>(hidden);
         std::copy_n(clip.rows.begin() + k * window_rows * hidden, rows * hidden, audio);
@@ -242,8 +279,8 @@ void Session::append_windows(int32_t sequence, bool last, Choice * first) {
         }
         decoder.append(sequence, block.data(), static_cast<int64_t>(total), -1, {nullptr, close ? first : nullptr},
                        close ? capture(sequence, 1) : AttentionCapture{});
-        k             = end;
-        clip.appended = std::min(end, whole);
+        k             = block_end;
+        clip.appended = std::min(block_end, whole);
     }
 }
 
@@ -251,7 +288,7 @@ void Session::append_windows(int32_t sequence, bool last, Choice * first) {
 AttentionCapture Session::capture(int32_t sequence, int64_t n_steps) {
     Clip &       clip = at(sequence);
     const size_t size = decoder.n_captured() * static_cast<size_t>(clip.done.n_rows);  // of a step
-    if (size == 0 || clip.state == Clip::State::listening) {
+    if (size == 0 || !clip.captures || clip.is_hypothesis) {
         return {};
     }
     std::vector<float> & held = clip.text.attention;
@@ -269,15 +306,18 @@ void Session::start_draft(Clip & clip) const {
     clip.text.draft.start(std::move(expected), static_cast<size_t>(draft_at_once));
 }
 
-bool Session::accept_token(Text & text, const Choice & choice) const {
-    return text.accept_token(choice, model.eos_token, max_new_tokens);
+bool Session::accept_token(Clip & clip, const Choice & choice) const {
+    return clip.text.accept_token(choice, model.eos_token, clip.max_new_tokens);
 }
 
 // Verifies what the draft says next, up to the first token that the decoder chooses otherwise: that one is right.
-void Session::follow_draft(int32_t sequence, Text & text) {
-    const int64_t length = decoder.length(sequence);
-    const int64_t room   = std::min<int64_t>(draft_at_once, model.decoder.max_positions - length);
-    step_tokens          = text.draft.ahead(static_cast<size_t>(room - 1));
+void Session::follow_draft(int32_t sequence) {
+    Clip &          clip = at(sequence);
+    Text &          text = clip.text;
+    const Stopwatch watch(clip.done.decode);
+    const int64_t   length = decoder.length(sequence);
+    const int64_t   room   = std::min<int64_t>(draft_at_once, model.decoder.max_positions - length);
+    step_tokens            = text.draft.ahead(static_cast<size_t>(room - 1));
     step_tokens.insert(step_tokens.begin(), text.tokens.back().token);
     const int64_t count = static_cast<int64_t>(step_tokens.size());
     choices.resize(step_tokens.size());
@@ -285,155 +325,173 @@ void Session::follow_draft(int32_t sequence, Text & text) {
     int64_t taken    = 0;  // choice i follows what was put in as token i
     bool    expected = true;
     while (taken < count && expected && !text.done) {
-        expected = accept_token(text, choices[static_cast<size_t>(taken)]);
+        expected = accept_token(clip, choices[static_cast<size_t>(taken)]);
         taken++;
     }
     decoder.rewind(sequence, length + taken);
 }
 
-// The whole text of what was fed, as if the audio ended here.
-void Session::decode_all(int32_t sequence) {
+void Session::begin_hypothesis(int32_t sequence) {
     Clip & clip = at(sequence);
-    Text & text = clip.text;
-    start_draft(clip);
-    const Interruptible here(compute);
-    try {
-        extend_frames(clip, true);
-        Choice next;
-        prefill(sequence, /*last =*/true, &next);
-        accept_token(text, next);
-        while (!text.done && decoder.length(sequence) < model.decoder.max_positions) {
-            if (text.draft.active()) {
-                follow_draft(sequence, text);
-            } else {
-                decoder.step(&sequence, &text.tokens.back().token, 1, {nullptr, &next});
-                accept_token(text, next);
-            }
-        }
-    } catch (const FinishedEarly &) {
-        // The rest of what was expected is still expected.
-        if (text.draft.active() || text.tokens.empty()) {
-            const auto rest = clip.hypothesis.begin() +
-                              static_cast<std::ptrdiff_t>(std::min(text.draft.position(), clip.hypothesis.size()));
-            text.tokens.insert(text.tokens.end(), rest, clip.hypothesis.end());
-        }
-    }
-}
-
-const std::vector<Choice> & Session::hypothesis(int32_t sequence) {
-    Clip & clip = at(sequence);
-    require_state(clip, Clip::State::listening, "the audio has ended: its text is what the tokens say");
-    clip.text = {};
+    require_listening(clip, "the audio has ended: its text is what the tokens say");
+    compute.throw_if_cancelled();
     if (clip.n_samples() >= LogMel::min_samples) {
         check_room(model, clip.n_samples());
-        const size_t     known   = clip.frames.size();
-        const float      largest = clip.largest;
-        const pcr_result before  = clip.done;
-        double           seconds = 0.0;
-        or_fail(&sequence, 1, [&] {
-            const Stopwatch watch(seconds);
-            decode_all(sequence);
-        });
-        clip.frames.resize(known);
-        clip.largest = largest;
-        clip.done    = before;
-        clip.done.hypotheses += seconds;
-        decoder.rewind(sequence, cached_rows(clip.appended));
     }
-    std::swap(clip.hypothesis, clip.text.tokens);
-    clip.text = {};
+    clip.text              = {};
+    clip.before_hypothesis = {clip.frames.size(), clip.largest, clip.done};
+    clip.is_hypothesis     = true;
+    if (clip.n_samples() < LogMel::min_samples) {
+        clip.text.done = true;
+        clip.state     = Clip::State::decoding;
+        return;
+    }
+    or_fail(&sequence, 1, [&] {
+        extend_frames(clip, true);
+        start_draft(clip);
+    });
+    clip.state = Clip::State::heard;
+}
+
+const std::vector<Choice> & Session::end_hypothesis(int32_t sequence) {
+    Clip & clip = at(sequence);
+    require_sound(clip);
+    if (!clip.is_hypothesis) {
+        throw Error(PCR_ERROR_ARGUMENT, "no hypothesis has begun");
+    }
+    Text &       text   = clip.text;
+    const size_t passed = std::min(text.draft.position(), clip.hypothesis.size());
+    if (!text.done && (text.draft.active() || text.tokens.empty())) {
+        text.tokens.insert(text.tokens.end(), clip.hypothesis.begin() + static_cast<std::ptrdiff_t>(passed),
+                           clip.hypothesis.end());  // the rest of what was expected is still expected
+    }
+    std::swap(clip.hypothesis, text.tokens);
+    const Clip::Before & before = clip.before_hypothesis;
+    const pcr_result     done   = clip.done;
+    clip.text                   = {};
+    clip.given                  = 0;
+    clip.frames.resize(before.frames);
+    clip.largest = before.largest;
+    clip.done    = before.done;
+    clip.done.hypotheses += seconds_of(done) - seconds_of(before.done);
+    clip.is_hypothesis = false;
+    clip.state         = Clip::State::listening;
+    decoder.rewind(sequence, cached_rows(clip.appended));
     return clip.hypothesis;
 }
 
-// A token for each of these sequences that has none waiting: from their drafts, by a step in one batch, or the first one.
-void Session::decode_more(const int32_t * sequences, int32_t count) {
+// A token more for each of these clips whose text goes on: from their drafts, and for the others by a step in one batch.
+void Session::decode_step(const int32_t * sequences, int32_t count) {
     stepping.clear();
     for (int32_t i = 0; i < count; i++) {
         Clip & clip = at(sequences[i]);
-        if (clip.state != Clip::State::decoding || clip.text.done || clip.given < clip.text.tokens.size()) {
+        if (clip.text.done) {
             continue;
         }
         if (decoder.length(sequences[i]) >= model.decoder.max_positions) {
             clip.text.done = true;
         } else if (clip.text.draft.active()) {
-            const Stopwatch watch(clip.done.decode);
-            follow_draft(sequences[i], clip.text);
+            follow_draft(sequences[i]);
         } else {
             stepping.push_back(sequences[i]);
         }
     }
-    if (!stepping.empty()) {
-        step_tokens.clear();
-        captures.clear();
-        for (const int32_t sequence : stepping) {
-            step_tokens.push_back(at(sequence).text.tokens.back().token);
-            captures.push_back(capture(sequence, 1));
-        }
-        choices.resize(stepping.size());
-        double seconds = 0.0;
-        {
-            const Stopwatch watch(seconds);
-            decoder.step(stepping.data(), step_tokens.data(), static_cast<int32_t>(stepping.size()),
-                         {nullptr, choices.data()}, captures.data());
-        }
-        for (size_t j = 0; j < stepping.size(); j++) {
-            Clip & clip = at(stepping[j]);
-            clip.done.decode += seconds / static_cast<double>(stepping.size());
-            accept_token(clip.text, choices[j]);
-        }
+    if (stepping.empty()) {
+        return;
     }
+    step_tokens.clear();
+    captures.clear();
+    for (const int32_t sequence : stepping) {
+        step_tokens.push_back(at(sequence).text.tokens.back().token);
+        captures.push_back(capture(sequence, 1));
+    }
+    choices.resize(stepping.size());
+    double seconds = 0.0;
+    {
+        const Stopwatch watch(seconds);
+        decoder.step(stepping.data(), step_tokens.data(), static_cast<int32_t>(stepping.size()),
+                     {nullptr, choices.data()}, captures.data());
+    }
+    for (size_t j = 0; j < stepping.size(); j++) {
+        Clip & clip = at(stepping[j]);
+        clip.done.decode += seconds / static_cast<double>(stepping.size());
+        accept_token(clip, choices[j]);
+    }
+}
+
+void Session::run(const int32_t * sequences, int32_t count, double seconds) {
     for (int32_t i = 0; i < count; i++) {
-        Clip & clip = at(sequences[i]);
-        if (clip.state == Clip::State::heard) {
-            Choice first;
-            prefill(sequences[i], /*last =*/true, &first);
-            clip.state = Clip::State::decoding;
-            accept_token(clip.text, first);
+        require_ended(at(sequences[i]));
+        if (at(sequences[i]).state == Clip::State::heard) {
+            throw Error(PCR_ERROR_ARGUMENT, "a clip's audio has not been worked on: advance it first");
         }
     }
+    const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    or_fail(sequences, count, [&] {
+        const auto ended = [this](int32_t sequence) { return at(sequence).text.done; };
+        do {
+            decode_step(sequences, count);
+        } while (std::none_of(sequences, sequences + count, ended) && !woken.load() &&
+                 std::chrono::steady_clock::now() < until);
+    });
+    woken.store(false);
+}
+
+pcr_status Session::take(int32_t sequence, pcr_token * tokens, size_t capacity, size_t * count) {
+    Clip & clip = at(sequence);
+    require_ended(clip);
+    *count = std::min(capacity, clip.text.tokens.size() - clip.given);
+    for (size_t i = 0; i < *count; i++) {
+        const Choice & choice = clip.text.tokens[clip.given++];
+        tokens[i]             = {sizeof(pcr_token), choice.token, choice.probability};
+    }
+    if (!clip.text.done || clip.given < clip.text.tokens.size()) {
+        return PCR_OK;
+    }
+    clip.done.ended     = clip.text.ended;
+    clip.done.looped    = clip.text.looped;
+    clip.done.truncated = !clip.text.ended && !clip.text.looped;
+    return PCR_END;
 }
 
 pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * tokens) {
     for (int32_t i = 0; i < count; i++) {
-        const Clip & clip = at(sequences[i]);
-        if (clip.state == Clip::State::listening || clip.state == Clip::State::failed) {
-            require_state(clip, Clip::State::heard, "tokens were asked for before the end of the audio: end it first");
-        }
+        require_ended(at(sequences[i]));
     }
-    or_fail(sequences, count, [&] { decode_more(sequences, count); });
+    or_fail(sequences, count, [&] {
+        waiting.clear();
+        for (int32_t i = 0; i < count; i++) {
+            const Clip & clip = at(sequences[i]);
+            if (clip.state == Clip::State::decoding && clip.given == clip.text.tokens.size()) {
+                waiting.push_back(sequences[i]);
+            }
+        }
+        decode_step(waiting.data(), static_cast<int32_t>(waiting.size()));
+        for (int32_t i = 0; i < count; i++) {
+            while (at(sequences[i]).state == Clip::State::heard) {
+                advance_block(sequences[i], windows_at_once);
+            }
+        }
+    });
     bool any = false;
     for (int32_t i = 0; i < count; i++) {
-        Clip & clip = at(sequences[i]);
-        tokens[i]   = {sizeof(pcr_token), -1, 0.0f};
-        if (clip.state == Clip::State::decoding && clip.given < clip.text.tokens.size()) {
-            const Choice & choice = clip.text.tokens[clip.given++];
-            tokens[i]             = {sizeof(pcr_token), choice.token, choice.probability};
-            any                   = true;
-        } else if (clip.state == Clip::State::decoding) {
-            clip.done.ended     = clip.text.ended;
-            clip.done.looped    = clip.text.looped;
-            clip.done.truncated = !clip.text.ended && !clip.text.looped;
-            clip.state          = Clip::State::complete;
-        }
+        tokens[i]    = {sizeof(pcr_token), -1, 0.0f};
+        size_t taken = 0;
+        take(sequences[i], &tokens[i], 1, &taken);
+        any = any || taken > 0;
     }
     return any ? PCR_OK : PCR_END;
 }
 
-void Session::clear(int32_t sequence) {
-    at(sequence) = {};
-    decoder.rewind(sequence, 0);
-}
-
 void Session::forget() {
     for (int32_t s = 0; s < decoder.n_sequences(); s++) {
-        clear(s);
+        begin(s, defaults);
     }
 }
 
 void Session::reset() {
     forget();
     compute.cancelled.store(false);
-    compute.finishing_early.store(false);
 }
 
 pcr_result Session::result(int32_t sequence) const {

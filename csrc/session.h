@@ -11,20 +11,29 @@ class Session {
 public:
     Session(const Model & model, const pcr_session_params & params);
 
-    // Each sequence holds one clip: its audio, then its text. Audio is encoded and read by the decoder window by window,
-    // as soon as it is known that a window is not the last.
+    // Each sequence holds one clip: its audio, then its text. Begins another one, and forgets the one before.
+    void begin(int32_t sequence, const pcr_clip_params & params);
     void feed(int32_t sequence, const float * samples, int64_t n_samples);
     // n_samples: of those that were fed; the rest is forgotten. Negative: all.
     void end(int32_t sequence, int64_t n_samples);
-    // The text of what was fed so far, as if it ended here. Returns its tokens; they stand until the next call.
-    const std::vector<Choice> & hypothesis(int32_t sequence);
+    // From one to the other the clip is as if its audio ended here. Returns its tokens so far, and what the hypothesis
+    // before expects behind them; they stand until the next call.
+    void                        begin_hypothesis(int32_t sequence);
+    const std::vector<Choice> & end_hypothesis(int32_t sequence);
+    // Encodes a block of the clip's audio, at most so many windows, and has the decoder read it. A window is taken as
+    // soon as it is known that it is not the last; that one when the audio has ended. False: nothing is left to do.
+    bool advance(int32_t sequence, int32_t max_windows);
+    // Decodes count different sequences until one of their texts is complete, wake() is called, or the time is over.
+    void run(const int32_t * sequences, int32_t count, double seconds);
+    // The tokens that were not taken yet, at most so many. PCR_END: the text is complete, and these are its last ones.
+    pcr_status take(int32_t sequence, pcr_token * tokens, size_t capacity, size_t * count);
     // The next token of each of count different sequences, -1 where the text is complete. PCR_END: everywhere.
     pcr_status next(const int32_t * sequences, int32_t count, pcr_token * tokens);
-    void       clear(int32_t sequence);  // forgets its clip
+    void       wake() { woken.store(true); }
     void       cancel() { compute.cancelled.store(true); }
-    void       finish_early() { compute.finishing_early.store(true); }
-    void       reset();                  // forgets every clip, the cancellation and the early finish
+    void       reset();  // forgets every clip, and the cancellation
     pcr_result result(int32_t sequence) const;
+    size_t     bytes() const { return decoder.bytes() + encoder.bytes(); }
     // What the captured heads attended to: [steps][heads][audio rows]. It stands until the next call.
     const float * attention(int32_t sequence, int64_t * n_steps) const;
 
@@ -33,7 +42,8 @@ public:
     void    encode(const float * mel, int64_t n_frames, int32_t n_layers, float * rows);
     void    adapt(const float * rows, int64_t n_rows, float * out);
 
-    const Model & model;
+    const Model &         model;
+    const pcr_clip_params defaults;  // of clips
 
 private:
     Compute compute;
@@ -56,24 +66,23 @@ private:
 
     int64_t          cached_rows(int64_t n_windows) const;
     void             extend_frames(Clip & clip, bool last);
-    void             encode_windows(Clip & clip, bool last);
-    void             append_windows(int32_t sequence, bool last, Choice * first);
-    void             prefill(int32_t sequence, bool last, Choice * first);
+    bool             advance_block(int32_t sequence, int64_t max_windows);
+    void             encode_windows(Clip & clip, int64_t first, int64_t end);
+    void             append_windows(int32_t sequence, int64_t end, Choice * first);
     AttentionCapture capture(int32_t sequence, int64_t n_steps);
     void             start_draft(Clip & clip) const;
-    bool             accept_token(Text & text, const Choice & choice) const;
-    void             follow_draft(int32_t sequence, Text & text);
-    void             decode_all(int32_t sequence);
-    void             decode_more(const int32_t * sequences, int32_t count);
+    bool             accept_token(Clip & clip, const Choice & choice) const;
+    void             follow_draft(int32_t sequence);
+    void             decode_step(const int32_t * sequences, int32_t count);
     void             forget();
 
     Encoder                   encoder;
     std::unique_ptr<FrontEnd> front_end;
-    const int32_t             max_new_tokens;
     const int64_t             windows_at_once;  // attention windows that go through encoder and decoder as one batch
     const int64_t             draft_at_once;  // tokens of a draft that go through the decoder as one batch
     std::vector<Clip>         clips;  // one for each sequence
-    std::vector<int32_t>      stepping, step_tokens;
+    std::atomic<bool>         woken{false};
+    std::vector<int32_t>      waiting, stepping, step_tokens;
     std::vector<Choice>       choices;
     std::vector<AttentionCapture> captures;
     std::vector<float>            window_mel, encoded, block;

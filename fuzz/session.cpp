@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     int64_t fed = 0;
     while (input.size > 0 && fed < 40 * 16000) {
         const int32_t sequence = input.take<int8_t>() % 4;
-        switch (input.take<uint8_t>() % 12) {
+        switch (input.take<uint8_t>() % 15) {
             case 0:
             case 1:
             case 2: {
@@ -68,18 +68,44 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
                     token.size = sizeof(token);
                 }
                 size_t count = 0;
-                succeeds(pcr_session_hypothesis(session, sequence, tokens.data(), capacity, &count));
+                if (input.take<uint8_t>() & 1) {
+                    succeeds(pcr_session_begin_hypothesis(session, sequence));
+                } else {
+                    succeeds(pcr_session_end_hypothesis(session, sequence, tokens.data(), capacity, &count));
+                }
                 break;
             }
-            case 7: succeeds(pcr_session_clear(session, sequence)); break;
+            case 7: {
+                pcr_clip_params clip;
+                pcr_clip_params_default(&clip);
+                clip.max_new_tokens = input.take<int8_t>() % 9;
+                clip.attention      = input.take<uint8_t>() & 1;
+                succeeds(pcr_session_begin(session, sequence, &clip));
+                break;
+            }
             case 8: succeeds(pcr_session_reset(session)); break;
             case 9:
                 if (input.take<uint8_t>() & 1) {
                     pcr_session_cancel(session);
                 } else {
-                    pcr_session_finish_early(session);
+                    pcr_session_wake(session);
                 }
                 break;
+            case 11: succeeds(pcr_session_advance(session, sequence, input.take<int8_t>() % 3)); break;
+            case 12: {
+                const int32_t which[2] = {sequence, (sequence + 1) % 4};
+                succeeds(pcr_session_run(session, which, input.take<int8_t>() % 3, 0.0));
+                break;
+            }
+            case 13: {
+                const size_t           capacity = input.take<uint8_t>() % 4;
+                std::vector<pcr_token> tokens(capacity + 1);
+                size_t                 count = 0;
+                if (succeeds(pcr_session_take(session, sequence, tokens.data(), capacity, &count))) {
+                    CHECK(count <= capacity);
+                }
+                break;
+            }
             case 10: {
                 pcr_result result{};
                 result.size = sizeof(result);

@@ -221,7 +221,19 @@ pcr_status transcribe(pcr_session * session, const std::vector<float> & samples,
     const auto    half    = static_cast<int64_t>(samples.size() / 2);
     pcr_status    status  = CALL(pcr_session_feed)(session, 0, samples.data(), half);
     if (status == PCR_OK) {
-        status = CALL(pcr_session_hypothesis)(session, 0, tokens, 8, &guessed);
+        status = CALL(pcr_session_begin_hypothesis)(session, 0);
+    }
+    while (status == PCR_OK) {
+        status = CALL(pcr_session_advance)(session, 0, 1);  // PCR_END: nothing is left
+    }
+    while (status == PCR_END) {
+        status = CALL(pcr_session_run)(session, &sequence, 1, 0.0);
+        if (status == PCR_OK) {
+            status = CALL(pcr_session_take)(session, 0, tokens, 8, &guessed) == PCR_END ? PCR_OK : PCR_END;
+        }
+    }
+    if (status == PCR_OK) {
+        status = CALL(pcr_session_end_hypothesis)(session, 0, tokens, 8, &guessed);
     }
     if (status == PCR_OK) {
         status = CALL(pcr_session_feed)(session, 0, samples.data() + half, static_cast<int64_t>(samples.size()) - half);
@@ -441,7 +453,7 @@ int main(int argc, char ** argv) {
     pcr_result result = {};
     result.size       = sizeof(result);
     walk("pcr_session_result", fresh, [&] { return CALL(pcr_session_result)(session, 0, &result); }, none);
-    walk("pcr_session_clear", fresh, [&] { return CALL(pcr_session_clear)(session, 0); }, none);
+    walk("pcr_session_begin", fresh, [&] { return CALL(pcr_session_begin)(session, 0, nullptr); }, none);
     walk("pcr_session_reset", fresh, [&] { return CALL(pcr_session_reset)(session); }, none);
     if (on_cpu) {
         const std::vector<float> brief(samples.begin(), samples.begin() + 8000);
@@ -476,7 +488,10 @@ int main(int argc, char ** argv) {
             CALL(pcr_token_bytes)(model, 5, &length);
             const int64_t n = CALL(pcr_frame_count)(model, 16000);
             CALL(pcr_row_count)(model, n);
-            CALL(pcr_session_finish_early)(session);
+            pcr_clip_params clip;
+            CALL(pcr_clip_params_default)(&clip);
+            CALL(pcr_session_memory)(session);
+            CALL(pcr_session_wake)(session);
             CALL(pcr_session_cancel)(session);
             CALL(pcr_session_error)(session);
             CALL(pcr_set_log_level)(PCR_LOG_WARNING);

@@ -43,24 +43,23 @@ def test_a_missing_library_is_told_at_load(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
     ffi, lib = native.library()
     model = nano._opened()
-    with nano.session() as session:
-        assert session._driver.decoder is not None
-        opened = session._driver.decoder.session
-        opened.feed(make_tones(1))
-        opened.end()
-        stamps = {
-            "pcr_model_params": lib.pcr_model_params_default,
-            "pcr_session_params": lib.pcr_session_params_default,
-            "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
-            "pcr_backend_info": lambda struct: lib.pcr_backend_get(0, struct),
-            "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
-            "pcr_token": lambda struct: lib.pcr_session_next(opened._pointer, [0], 1, struct),
-            "pcr_result": lambda struct: lib.pcr_session_result(opened._pointer, 0, struct),
-        }
-        for name, stamp in stamps.items():
-            struct = ffi.new(f"{name} *")
-            stamp(struct)
-            assert struct.size == ffi.sizeof(name), name
+    opened = native.NativeSession(model)
+    opened.feed(make_tones(1))
+    opened.end()
+    stamps = {
+        "pcr_model_params": lib.pcr_model_params_default,
+        "pcr_session_params": lib.pcr_session_params_default,
+        "pcr_clip_params": lib.pcr_clip_params_default,
+        "pcr_device_info": lambda struct: lib.pcr_device_get(0, struct),
+        "pcr_backend_info": lambda struct: lib.pcr_backend_get(0, struct),
+        "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
+        "pcr_token": lambda struct: lib.pcr_session_next(opened._pointer, [0], 1, struct),
+        "pcr_result": lambda struct: lib.pcr_session_result(opened._pointer, 0, struct),
+    }
+    for name, stamp in stamps.items():
+        struct = ffi.new(f"{name} *")
+        stamp(struct)
+        assert struct.size == ffi.sizeof(name), name
     assert set(stamps) == set(re.findall(r"^typedef struct (\w+) \{\n    size_t +size;", HEADER, re.MULTILINE))
 
 
@@ -80,7 +79,7 @@ def test_null_is_refused_and_may_be_freed() -> None:
     lib.pcr_model_free(null)
     lib.pcr_session_free(null)
     lib.pcr_session_cancel(null)
-    lib.pcr_session_finish_early(null)
+    lib.pcr_session_wake(null)
     assert lib.pcr_model_load(null, null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_model_get_info(null, null) == lib.PCR_ERROR_ARGUMENT
     assert lib.pcr_session_new(null, null, null) == lib.PCR_ERROR_ARGUMENT

@@ -150,7 +150,7 @@ def test_a_text_can_be_read_while_it_is_written_and_after_it_was_cancelled(pair:
     with pytest.raises(native.Cancelled):
         session.next()
     np.testing.assert_array_equal(session.attention(), before)
-    session.clear(0)
+    session.begin(0, attention=True)
     assert len(session.attention()) == 0
 
 

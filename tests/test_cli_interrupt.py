@@ -109,7 +109,7 @@ main()
 @pytest.mark.parametrize(
     ("code", "times"),
     [
-        ("native.NativeSession.next_of = hang", 2),
+        ("native.NativeSession.run = hang", 2),
         (  # CrispASR's library cannot be stopped
             "from pycrispasr.decoding.decoder import CrispasrDecoder; CrispasrDecoder.step = hang; "
             "from pycrispasr.runtimes.crispasr import CrispasrModel; "

@@ -207,12 +207,12 @@ def test_a_signal_that_it_was_started_to_ignore_is_ignored() -> None:
 SLOW = """
 import sys, time
 from pycrispasr.runtimes import native
-from pycrispasr.cli import main
-step = native.NativeSession.next_of
-def slow(self, *arguments):
+from pycrispasr.__main__ import main
+run = native.NativeSession.run
+def slow(self, sequences, seconds):
     time.sleep(0.05)
-    return step(self, *arguments)
-native.NativeSession.next_of = slow
+    run(self, sequences, 0.0)
+native.NativeSession.run = slow
 main()
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -149,39 +148,42 @@ def test_a_cancelled_hypothesis_says_so_until_reset(nano_path: Path) -> None:
     assert list(iter(session.next, None)) == hear(model, make_tones(2), 5)
 
 
-@pytest.mark.parametrize("delay", [0, 0.002, 0.01, 0.05, 0.2])
-def test_a_hurried_hypothesis_ends_early_and_changes_nothing_of_the_final_text(
-    model: native.NativeModel, delay: float
+@pytest.mark.parametrize("steps", [0, 1, 3, 10])
+def test_a_hypothesis_that_is_ended_early_changes_nothing_of_the_final_text(
+    model: native.NativeModel, steps: int
 ) -> None:
     sound = make_tones(20, seed=8)
     session = native.NativeSession(model, threads=1, max_new_tokens=300)
     session.feed(sound[:-4000])
     before = session.hypothesis()
     session.feed(sound[-4000:])
-    timer = threading.Timer(delay, session.finish_early)
-    timer.start()
-    if not delay:
-        timer.join()
-    hurried = session.hypothesis()
-    timer.join()
+    session.begin_hypothesis()
+    for _ in range(steps):
+        session.next()
+    early = session.end_hypothesis()
     session.end()
     wanted = hear(model, sound, 300)
     assert list(iter(session.next, None)) == wanted
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(hurried, wanted, strict=False)))
-    rest = hurried[same:]
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(early, wanted, strict=False)))
+    assert same >= steps or same == len(before)
+    rest = early[same:]
     assert rest == before[len(before) - len(rest) :]
-    if not delay:
-        assert hurried == before
+    if not steps:
+        assert early == before
 
 
-def test_a_reset_ends_the_hurry(nano_path: Path) -> None:
+def test_audio_cannot_be_fed_or_ended_within_a_hypothesis(nano_path: Path) -> None:
     session = native.NativeSession(native.NativeModel(nano_path), threads=1, max_new_tokens=5)
-    session.finish_early()
     session.feed(make_tones(2))
-    assert session.hypothesis() == []
-    session.reset()
-    session.feed(make_tones(2))
-    assert len(session.hypothesis()) == 5
+    session.begin_hypothesis()
+    for call in (session.begin_hypothesis, session.end, lambda: session.append(make_tones(1))):
+        with pytest.raises(UsageError, match="a hypothesis has begun"):
+            call()
+    session.end_hypothesis()
+    with pytest.raises(UsageError, match="no hypothesis has begun"):
+        session.end_hypothesis()
+    session.end()
+    assert len(list(iter(session.next, None))) == 5
 
 
 def test_a_repeated_phrase_stops_the_text_and_is_told(nano_path: Path) -> None:
@@ -217,3 +219,42 @@ def test_many_sequences_with_and_without_drafts_are_decoded_side_by_side(nano_pa
             if token:
                 heard[sequence].append(token)
     assert heard == [hear(model, sound, 30) for sound in sounds]
+
+
+def test_texts_are_decoded_in_blocks_of_any_size_and_taken_at_any_time(nano_path: Path) -> None:
+    model = native.NativeModel(nano_path)
+    sounds = [make_tones(seconds, seed) for seed, seconds in enumerate((25, 9, 17))]
+    session = native.NativeSession(model, threads=1, max_new_tokens=30, sequences=3)
+    limits = [30, 7, 12]
+    heard: list[Tokens] = [[], [], []]
+    for sequence, sound in enumerate(sounds):
+        session.begin(sequence, max_new_tokens=limits[sequence])
+        session.append(sound, sequence)
+        session.end(sequence)
+        blocks = 1 + sum(1 for _ in iter(lambda: session.advance(sequence, max_windows=1), False))  # noqa: B023
+        assert blocks == -(-len(sound) // 128000)
+    running = [0, 1, 2]
+    while running:
+        session.run(running, 0.0)
+        for sequence in running[:]:
+            tokens, complete = session.take(sequence)
+            heard[sequence] += tokens
+            if complete:
+                running.remove(sequence)
+    assert heard == [hear(model, sound, limit) for sound, limit in zip(sounds, limits, strict=True)]
+
+
+def test_a_run_ends_with_the_first_complete_text_or_when_it_is_woken(nano_path: Path) -> None:
+    session = native.NativeSession(native.NativeModel(nano_path), threads=1, max_new_tokens=60, sequences=2)
+    session.begin(1, max_new_tokens=5)
+    for sequence in (0, 1):
+        session.feed(make_tones(2, 5), sequence)
+        session.end(sequence)
+        session.advance(sequence)
+    session.run([0, 1], 3600.0)
+    tokens, complete = session.take(1)
+    assert complete
+    assert len(session.take(0)[0]) == len(tokens) + 1  # which the other one's limit left out
+    session.wake()
+    session.run([0], 3600.0)
+    assert len(session.take(0)[0]) == 1

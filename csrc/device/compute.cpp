@@ -40,7 +40,7 @@ Compute::Compute(const Device & device_, int threads, const Arithmetic & arithme
 
     const auto set_abort = reinterpret_cast<ggml_backend_set_abort_callback_t>(proc("ggml_backend_set_abort_callback"));
     if (set_abort) {
-        set_abort(back.get(), [](void * self) { return static_cast<const Compute *>(self)->stopped(); }, this);
+        set_abort(back.get(), [](void * self) { return static_cast<const Compute *>(self)->cancelled.load(); }, this);
     }
     const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(proc("ggml_backend_set_n_threads"));
     if (set_threads) {
@@ -89,12 +89,9 @@ void Compute::reserve_scratch(int64_t words) {
     }
 }
 
-void Compute::throw_if_stopped() const {
+void Compute::throw_if_cancelled() const {
     if (cancelled.load()) {
         throw Error(PCR_ERROR_CANCELLED, "cancelled");
-    }
-    if (stopped()) {
-        throw FinishedEarly();
     }
 }
 

@@ -1,4 +1,4 @@
-// A device at work for one session: its threads, their scratch memory, and the flags that stop it.
+// A device at work for one session: its threads, their scratch memory, and the flag that stops it.
 #pragma once
 
 #include "device/arithmetic.h"
@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <string>
 #include <vector>
 
@@ -31,10 +30,7 @@ inline uint32_t * align64(uint32_t * p) {
     return over == 0 ? p : p + (64 - over) / 4;  // words
 }
 
-// Thrown where work was stopped that can be left undone.
-struct FinishedEarly : std::exception {};
-
-// A device at work for one session: its threads, parked between graphs, and the flag that stops it.
+// The threads are parked between graphs.
 class Compute {
 public:
     Compute(const Device & device, int threads, const Arithmetic & arithmetic);
@@ -53,11 +49,7 @@ public:
     const Device device;
 
     std::atomic<bool> cancelled{false};
-    std::atomic<bool> finishing_early{false};  // stops what can be left undone ...
-    std::atomic<bool> interruptible{false};  // ... which is done at the moment
-
-    bool stopped() const { return cancelled.load() || (interruptible.load() && finishing_early.load()); }
-    void throw_if_stopped() const;
+    void              throw_if_cancelled() const;
 
     const Arithmetic arithmetic;
 

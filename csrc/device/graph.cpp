@@ -84,6 +84,14 @@ void Workspace::make_scheduler() {
     }
 }
 
+size_t Workspace::bytes() const {
+    size_t sum = 0;
+    for (ggml_backend_t backend : compute.backends()) {
+        sum += sched ? ggml_backend_sched_get_buffer_size(sched.get(), backend) : 0;
+    }
+    return sum;
+}
+
 template <typename F> bool Workspace::call(F f) {
     if (!sched) {
         make_scheduler();
@@ -110,7 +118,7 @@ void Workspace::place(Graph & graph) {
 }
 
 void Workspace::run(Graph & graph) {
-    compute.throw_if_stopped();
+    compute.throw_if_cancelled();
     const auto  start  = std::chrono::steady_clock::now();
     ggml_status status = GGML_STATUS_SUCCESS;
     if (!compute.device.is_cpu()) {
@@ -128,7 +136,7 @@ void Workspace::run(Graph & graph) {
     }
     switch (status) {
         case GGML_STATUS_SUCCESS: return;
-        case GGML_STATUS_ABORTED: compute.throw_if_stopped(); throw Error(PCR_ERROR_CANCELLED, "cancelled");
+        case GGML_STATUS_ABORTED: throw Error(PCR_ERROR_CANCELLED, "cancelled");
         case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
         default: throw Error(PCR_ERROR_DEVICE, "the device failed while it computed");
     }

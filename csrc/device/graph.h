@@ -55,6 +55,7 @@ public:
     void run(Graph & graph);
 
     size_t max_nodes() const { return nodes; }
+    size_t bytes() const;  // of the graphs' tensors
 
 private:
     void        make_scheduler();

@@ -16,8 +16,8 @@
  *               returns belong to the handle. Freeing NULL is allowed.
  *   Threads     A model is immutable: any number of threads may read it and make sessions from it. A session belongs
  *               to one thread at a time; a second one that enters it meanwhile gets PCR_ERROR_BUSY and changes
- *               nothing. The exceptions are pcr_session_cancel() and pcr_session_finish_early(): any thread may call
- *               them, at any time until pcr_session_free().
+ *               nothing. The exceptions are pcr_session_cancel() and pcr_session_wake(): any thread may call them, at
+ *               any time until pcr_session_free().
  *   Memory      Arrays are the caller's. "capacity" counts elements, never bytes; a too small one is
  *               PCR_ERROR_ARGUMENT, and the needed count is stored all the same.
  *   Structs     The first member of a params struct is its size, set by its *_default() function. A struct of another
@@ -262,40 +262,63 @@ typedef struct pcr_token {
 /* A session holds params.sequences clips, numbered from 0, whose texts are decoded side by side: one reading of the
  * weights serves all. What a clip's text is does not depend on the others. */
 
+typedef struct pcr_clip_params {
+    size_t size;
+    /* As for the session. Default 512. */
+    int32_t max_new_tokens;
+    /* 1: keep what pcr_session_attention() gives, for the session's heads. Default 0. */
+    int32_t attention;
+} pcr_clip_params;
+
+PCR_API void pcr_clip_params_default(pcr_clip_params * params);
+
+/* Begins another clip, and forgets the one before and its text. params: NULL for the session's max_new_tokens, and the
+ * attention of its heads if it has any. Every clip of a new session has begun that way. */
+PCR_API pcr_status pcr_session_begin(pcr_session * session, int32_t sequence, const pcr_clip_params * params);
+
 /* Appends mono samples at 16 kHz to a clip, nominally in [-1, 1]. Any count. PCR_ERROR_AUDIO for a sample that is not
- * finite: then none of this call's samples is taken. Each 8 s of audio are encoded, and read by the decoder, as soon as
- * more follows: the call that brings it takes that long. The text does not depend on how the samples were divided. */
+ * finite: then none of this call's samples is taken. The text does not depend on how the samples were divided. */
 PCR_API pcr_status pcr_session_feed(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples);
 
 /* No more samples will come. n_samples: where the clip ends, at most what was fed; the samples behind are forgotten, as
  * if they had never been fed. Negative: all. PCR_ERROR_AUDIO when there are too few or too many for this model. */
 PCR_API pcr_status pcr_session_end(pcr_session * session, int32_t sequence, int64_t n_samples);
 
-/* The whole text of what was fed so far, as if the audio ended here; no token for too little audio. It does not
- * change what comes later, but it costs work: what it keeps of the hypothesis before it costs little, and so does
- * what the final text keeps of the last one. *count: its tokens, of which no more than capacity are stored. Before
- * pcr_session_end(). */
-PCR_API pcr_status pcr_session_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
-                                          size_t * count);
+/* Encodes a block of a clip's audio, of at most max_windows windows (8 s each), and has the decoder read it: as soon as
+ * more than a window was fed, and all of it once the audio has ended. PCR_END: nothing is left to do. */
+PCR_API pcr_status pcr_session_advance(pcr_session * session, int32_t sequence, int32_t max_windows);
 
-/* The next token of each of count different sequences, tokens[i].id -1 where the text is complete. PCR_END when all of
- * them are. Before pcr_session_end(): PCR_ERROR_ARGUMENT. After PCR_ERROR_CANCELLED the tokens given so far stand, and
- * only pcr_session_reset() goes on. */
+/* A hypothesis: from one to the other, pcr_session_advance(), _run(), _take() and _next() see the clip as if its audio
+ * ended here, and pcr_session_feed() and _end() are refused. It does not change what comes later, but it costs work: what
+ * it keeps of the hypothesis before it costs little, and so does what the final text keeps of the last one. It may be
+ * ended before its text is complete: the tokens are then those decoded so far, and what the hypothesis before expects
+ * behind them. *count: the tokens, of which no more than capacity are stored; none for too little audio. */
+PCR_API pcr_status pcr_session_begin_hypothesis(pcr_session * session, int32_t sequence);
+PCR_API pcr_status pcr_session_end_hypothesis(pcr_session * session, int32_t sequence, pcr_token * tokens,
+                                              size_t capacity, size_t * count);
+
+/* Decodes these count different clips, all of whose audio has been worked on, until the text of one of them is
+ * complete, pcr_session_wake() is called, or so many seconds have passed; at least a token for each. */
+PCR_API pcr_status pcr_session_run(pcr_session * session, const int32_t * sequences, int32_t count, double seconds);
+
+/* The tokens of a clip that were not taken yet, at most capacity of them. PCR_END: its text is complete, and these are
+ * its last tokens. */
+PCR_API pcr_status pcr_session_take(pcr_session * session, int32_t sequence, pcr_token * tokens, size_t capacity,
+                                    size_t * count);
+
+/* All in one, a token at a time: the next token of each of count different clips, tokens[i].id -1 where the text is
+ * complete. PCR_END when all of them are. Before pcr_session_end(): PCR_ERROR_ARGUMENT. After PCR_ERROR_CANCELLED the
+ * tokens given so far stand, and only pcr_session_reset() goes on. */
 PCR_API pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, int32_t count,
                                     pcr_token * tokens);
 
-/* Forgets a clip and its text, and makes room for another. */
-PCR_API pcr_status pcr_session_clear(pcr_session * session, int32_t sequence);
+/* Makes the pcr_session_run() that is running, or else the next one, return after a token of each clip. Any thread. */
+PCR_API void pcr_session_wake(pcr_session * session);
 
 /* Makes the call that is running in this session, or else the next one, return PCR_ERROR_CANCELLED soon. Any thread. */
 PCR_API void pcr_session_cancel(pcr_session * session);
 
-/* Makes a pcr_session_hypothesis() that is running, and every later one, return soon: with what it has decoded so
- * far and what the last one expects behind it. For when the audio has ended and the final text is wanted. Any
- * thread. */
-PCR_API void pcr_session_finish_early(pcr_session * session);
-
-/* Forgets every clip, a cancellation and an early finish; keeps the buffers. */
+/* Forgets every clip and a cancellation; keeps the buffers. */
 PCR_API pcr_status pcr_session_reset(pcr_session * session);
 
 typedef struct pcr_result {
@@ -324,6 +347,9 @@ typedef struct pcr_result {
     /* All stages, for text before the audio's end; windows that stay encoded are counted there. */
     double hypotheses;
 } pcr_result;
+
+/* Bytes of the session's caches and buffers, which grow with what is asked of it. 0 while another thread is inside. */
+PCR_API uint64_t pcr_session_memory(pcr_session * session);
 
 /* What has been done so far for a clip. Time that a batch took is divided among its clips. */
 PCR_API pcr_status pcr_session_result(pcr_session * session, int32_t sequence, pcr_result * result);

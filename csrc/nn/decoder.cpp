@@ -39,8 +39,8 @@ Decoder::Decoder(const Model & model, Ops & ops_, Compute & compute, int32_t n_s
     }
 }
 
-void Decoder::reserve(int64_t n_positions) {
-    if (cache.reserve(n_positions)) {
+void Decoder::reserve(int32_t sequence, int64_t n_positions) {
+    if (cache.reserve(sequence, n_positions)) {
         step_pass.reset();  // it points at the old cache
     }
 }
@@ -70,7 +70,7 @@ void Decoder::logits(const float * rows, int64_t count, float * out) {
 
 void Decoder::plan(const int32_t * sequences, bool one_each, int64_t n) {
     for (int64_t i = 0; i < (one_each ? n : 1); i++) {
-        reserve(length(sequences[i]) + (one_each ? 1 : n));
+        reserve(sequences[i], length(sequences[i]) + (one_each ? 1 : n));
     }
     positions.resize(static_cast<size_t>(n));
     places.resize(static_cast<size_t>(n));

@@ -17,13 +17,14 @@ public:
     Decoder(const Model & model, Ops & ops, Compute & compute, int32_t n_sequences, Importance * importance,
             std::vector<AttentionHead> captured);
 
-    // Makes room for n_positions rows per sequence, so that no append below that reallocates.
-    void reserve(int64_t n_positions);
+    // Makes room for n_positions rows of a sequence, so that no append below that reallocates.
+    void reserve(int32_t sequence, int64_t n_positions);
 
     int32_t n_sequences() const { return cache.n_sequences(); }
     int64_t length(int32_t sequence) const { return cache.length(sequence); }
     void    rewind(int32_t sequence, int64_t n_past) { cache.rewind(sequence, n_past); }
     size_t  n_captured() const { return captured.size(); }
+    size_t  bytes() const { return cache.bytes() + prefill_workspace.bytes() + step_workspace.bytes(); }
 
     // Token embeddings: [count][hidden].
     void embed(const int32_t * tokens, int64_t count, float * out);

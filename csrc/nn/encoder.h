@@ -18,6 +18,8 @@ public:
     // The adapter: [n_rows][output_dim] -> [n_rows][hidden].
     void adapt(const float * rows, int64_t n_rows, float * out);
 
+    size_t bytes() const { return workspace.bytes(); }
+
 private:
     // Conv stem of one window, with positions: rows [n][d_model].
     void stem(const float * mel, int64_t n_frames, bool short_clip, float * rows);

@@ -19,17 +19,21 @@ KvCache::KvCache(const DecoderWeights & weights_, const Ops & ops, Compute & com
       type(ops.kv_type()),
       lengths(static_cast<size_t>(n_sequences), 0) {}
 
-bool KvCache::reserve(int64_t n_positions) {
+bool KvCache::reserve(int32_t sequence, int64_t n_positions) {
     if (n_positions > weights.max_positions) {
         throw Error(PCR_ERROR_AUDIO,
                     format("%lld positions are needed, the model has %d: use shorter audio or a smaller max_new_tokens",
                            static_cast<long long>(n_positions), weights.max_positions));
     }
-    if (n_positions <= rows) {
+    if (n_positions <= rows && sequence < n_held) {
         return false;
     }
-    const int64_t wanted = std::min<int64_t>((n_positions + growth - 1) / growth * growth, weights.max_positions);
-    const int64_t n      = n_sequences();
+    const int64_t wanted =
+        std::max(rows, std::min<int64_t>((n_positions + growth - 1) / growth * growth, weights.max_positions));
+    int32_t n = std::max(n_held, 1);
+    while (n <= sequence) {
+        n = std::min(2 * n, n_sequences());
+    }
 
     ggml_context_ptr   larger = new_context(2 * weights.layers.size());
     std::vector<Layer> new_layers;
@@ -64,7 +68,7 @@ bool KvCache::reserve(int64_t n_positions) {
         }
     };
     for (size_t i = 0; i < layers.size(); i++) {
-        for (int32_t s = 0; s < n; s++) {
+        for (int32_t s = 0; s < n_held; s++) {
             for (int64_t head = 0; head < layers[i].keys->ne[2]; head++) {
                 move(layers[i].keys, new_layers[i].keys, s, head);
                 move(layers[i].values, new_layers[i].values, s, head);
@@ -75,6 +79,7 @@ bool KvCache::reserve(int64_t n_positions) {
     context = std::move(larger);
     layers  = std::move(new_layers);
     rows    = wanted;
+    n_held  = n;
     return true;
 }
 

@@ -8,15 +8,16 @@
 
 namespace pcr {
 
-// Each sequence has `capacity` rows of every layer, those of sequence s from s * capacity on. The cache owns its layout:
-// who writes gives rows, who reads gets views of one shape.
+// Each sequence has `capacity` rows of every layer, those of sequence s from s * capacity on; there is memory for the
+// sequences up to the highest one that was used. The cache owns its layout: who writes gives rows, who reads gets views
+// of one shape.
 class KvCache {
 public:
     KvCache(const DecoderWeights & weights, const Ops & ops, Compute & compute, int32_t n_sequences);
 
-    // Makes room for n_positions rows per sequence. What is cached stays. True where it has moved, so that graphs that
-    // point at it are void. An Error(PCR_ERROR_AUDIO) beyond the model's positions.
-    bool reserve(int64_t n_positions);
+    // Makes room for n_positions rows of a sequence, and of all others. What is cached stays. True where it has moved, so
+    // that graphs that point at it are void. An Error(PCR_ERROR_AUDIO) beyond the model's positions.
+    bool reserve(int32_t sequence, int64_t n_positions);
 
     int32_t n_sequences() const { return static_cast<int32_t>(lengths.size()); }
     int64_t capacity() const { return rows; }
@@ -24,6 +25,8 @@ public:
     void    extend(int32_t sequence, int64_t n_rows) { lengths[static_cast<size_t>(sequence)] += n_rows; }
     // Forgets what a sequence holds from position n_past on.
     void rewind(int32_t sequence, int64_t n_past);
+
+    size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
 
     // All rows of a layer's keys or values: [head_dim, rows of all sequences, n_kv_heads].
     struct Layer {
@@ -43,7 +46,8 @@ private:
     const ggml_type        type;
 
     std::vector<int64_t>    lengths;   // rows held, per sequence
-    int64_t                 rows = 0;  // per sequence
+    int64_t                 rows = 0;    // per sequence
+    int32_t                 n_held = 0;  // sequences that there is memory for
     ggml_context_ptr        context;
     ggml_backend_buffer_ptr buffer;
     std::vector<Layer>      layers;

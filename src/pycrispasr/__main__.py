@@ -29,8 +29,12 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, _: sys.exit(128 + number))
     from pycrispasr.cli import main as run
+    from pycrispasr.cli.common import ignore_signals
 
-    run()
+    try:
+        run()
+    finally:
+        ignore_signals()
 
 
 if __name__ == "__main__":

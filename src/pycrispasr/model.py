@@ -8,11 +8,12 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pycrispasr.audio import CHUNK_SECONDS, Audio
 from pycrispasr.decoding import word_times
-from pycrispasr.decoding.decoder import CrispasrDecoder, Decoder, NativeDecoder
+from pycrispasr.decoding.decoder import CrispasrDecoder, Decoder, EngineDecoder
+from pycrispasr.decoding.engine import Engine, EngineStats
 from pycrispasr.decoding.job import Job, Progress
 from pycrispasr.decoding.recording import Recording
 from pycrispasr.decoding.scheduler import Scheduler
@@ -48,6 +49,8 @@ from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+_MOST_SEQUENCES = 16
+_POSITIONS = 1024  # of the decoder, that a segment of 30 seconds takes
 _OUR_ARCHITECTURE = "moss_transcribe"  # "general.architecture" of the files that our own runtime runs
 
 
@@ -166,6 +169,7 @@ class Model:
         self._native: native.NativeModel | None = None
         self._crispasr: crispasr.CrispasrModel | IsolatedCrispasrModel | None = None
         self._info: ModelInfo | None = None
+        self._engines: dict[int, Engine] = {}  # by process
         self._name = os.fsdecode(name)
         check_names("Model", options, LoadingKeywords)
         self._options = LoadingOptions.of(options)
@@ -355,13 +359,22 @@ class Model:
         reading = ReadingOptions.of(options)
         return Session(
             Driver(
-                self._native_decoder(DecodingOptions.of({"batch": 1, **options})),
+                self._engine_decoder(DecodingOptions.of({"batch": 1, **options}), live=True),
                 vad=reading.vad,
                 silence=reading.silence,
                 partial_every=None if partial_every is None else check_seconds("partial_every", partial_every),
                 buffer=check_seconds("buffer", buffer),
             )
         )
+
+    def stats(self) -> EngineStats:
+        """What the model's engine does, for all who use the model together. Any thread; it does no work.
+
+        Raises:
+            ClosedError: The model is closed.
+            UnsupportedOperationError: CrispASR's library runs the model.
+        """
+        return self._engine(self._opened()).stats(self.info.weight_bytes)
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text (byte-level BPE with the model's own vocabulary), without special ones.
@@ -396,6 +409,7 @@ class Model:
     def close(self) -> None:
         """Gives the model's memory back, as soon as its last session is closed too. Closing twice is allowed."""
         self._native = None
+        self._engines.clear()
         second, self._crispasr = self._crispasr, None
         if second is not None:
             second.close()
@@ -453,25 +467,39 @@ class Model:
     def _decoder(self, options: DecodingOptions) -> Decoder:
         model = self._crispasr
         if model is None:
-            return self._native_decoder(options)
+            return self._engine_decoder(options)
         if options.word_timestamps:
             raise _unsupported("word_timestamps of ours")
         return CrispasrDecoder(model, options.token_limit)
 
-    def _native_decoder(self, options: DecodingOptions) -> NativeDecoder:
+    def _engine_decoder(self, options: DecodingOptions, *, live: bool = False) -> EngineDecoder:
         model, aligner = self._opened(), None
+        engine = self._engine(model)
+        session = engine.opened()
         if options.word_timestamps:
             heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
+            if not session.heads:
+                raise UnsupportedOperationError(f"word_timestamps cannot be on the device {self.info.device!r}")
             aligner = word_times.Aligner(heads, kind, self.info.chunk_frames)
-        session = native.NativeSession(
-            model,
-            threads=self._options.threads or 0,
-            max_new_tokens=options.token_limit,
-            sequences=options.batch,
-            heads=aligner.heads if aligner else (),
-        )
         retried: tuple[Status, ...] = ("looped", "truncated") if options.max_new_tokens is None else ("looped",)
-        return NativeDecoder(session, model, retried, aligner)
+        return EngineDecoder(
+            engine,
+            model,
+            batch=options.batch,
+            max_new_tokens=options.token_limit,
+            live=live,
+            retried=retried,
+            aligner=aligner,
+        )
+
+    def _engine(self, model: native.NativeModel) -> Engine:
+        """This process's engine: threads do not survive a fork."""
+        process = os.getpid()
+        engine = self._engines.get(process)
+        if engine is None:
+            made = Engine(functools.partial(_open_session, model, self._path, self._options))
+            engine = self._engines.setdefault(process, made)
+        return engine
 
 
 class _Relay:
@@ -499,6 +527,23 @@ def _tokens(job: Job) -> Iterator[Token]:
 def _transcripts(job: Job) -> Iterator[Transcript]:
     with job:
         yield from job
+
+
+def _open_session(model: native.NativeModel, path: Path, options: LoadingOptions) -> native.NativeSession:
+    """The session of a model's engine, with the heads that word times are read from where the device can do that."""
+    info = model.info()
+    sequences = options.sequences or _sequences(info)
+    make = functools.partial(native.NativeSession, model, threads=options.threads or 0, sequences=sequences)
+    try:
+        return make(heads=word_times.heads_of(path, info["llm_layers"], info["llm_heads"]).heads)
+    except (ModelFormatError, UnsupportedOperationError):
+        return make()  # who asks for word times is told why there are none
+
+
+def _sequences(info: dict[str, Any]) -> int:
+    """How many segments are decoded at once: as many as half of the free memory has room for, and at most 16."""
+    free = next(int(one["memory_free"]) for one in native.devices() if one["name"] == info["device"])
+    return max(1, min(_MOST_SEQUENCES, free // 2 // (_POSITIONS * int(info["kv_bytes_per_token"]))))
 
 
 def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.CrispasrModel | IsolatedCrispasrModel:

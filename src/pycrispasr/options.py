@@ -68,6 +68,8 @@ class LoadingOptions(_Options):
         runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
             CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
             whole recordings. "auto": the former where the file is of its architecture, else the latter.
+        sequences: How many segments are decoded at once at the most, for all who use the model together; others wait
+            for their turn. None: as many as half of the free memory has room for, and at most 16.
         revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
             use.
         local_files_only: Never use the network, not even for a model that is not here yet.
@@ -83,6 +85,7 @@ class LoadingOptions(_Options):
     threads: int | None = None
     precision: Precision = "auto"
     runtime: Runtime = "auto"
+    sequences: int | None = None
     revision: str | None = None
     local_files_only: bool = False
     mmap: bool = True
@@ -91,6 +94,8 @@ class LoadingOptions(_Options):
     def __post_init__(self) -> None:
         if self.threads is not None:
             check_count("threads", self.threads)
+        if self.sequences is not None:
+            check_count("sequences", self.sequences)
         check_choice(f"there is no runtime {self.runtime!r}", self.runtime, Runtime)
         check_choice(f"there is no precision {self.precision!r}", self.precision, Precision)
 
@@ -210,6 +215,7 @@ class OwnLoadingKeywords(TypedDict, total=False):
     device: str
     threads: int | None
     precision: Precision
+    sequences: int | None
     revision: str | None
     local_files_only: bool
     mmap: bool

@@ -119,6 +119,12 @@ def obeying_signals(handler: Callable[[int, Any], object] | None = None) -> Iter
             signal.signal(number, old)
 
 
+def ignore_signals() -> None:
+    """For the very end of the program: one more signal would only change its exit status."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _exit(number: int, _: Any) -> NoReturn:
     sys.exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""What decodes segments: the sequences of our library's session, or CrispASR's library, a segment at a time."""
+"""What decodes a caller's segments: the model's engine, or CrispASR's library, a segment at a time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Container
 from typing import Any, Protocol
 
 from pycrispasr import audio
+from pycrispasr.decoding.engine import Engine, Request
 from pycrispasr.decoding.recording import Recording, Task
 from pycrispasr.decoding.word_times import Aligner
-from pycrispasr.errors import AudioError, DeviceError, InternalError, OutOfMemoryError
+from pycrispasr.errors import AudioError, ClosedError, DeviceError, InternalError, OutOfMemoryError
 from pycrispasr.results.segment import Status
 from pycrispasr.runtimes import native
 from pycrispasr.runtimes.crispasr import CrispasrModel
 from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
 from pycrispasr.segmentation.segmenter import LONGEST, AudioSegment
 
+_PATIENCE = 0.1  # seconds without news after which a caller looks at what there is
 _FAILURES = (AudioError, DeviceError, InternalError, OutOfMemoryError)  # that concern one segment
 
 
@@ -33,11 +35,15 @@ class Decoder(Protocol):
     def full(self) -> bool:
         """True when no other task can be started."""
 
-    def start(self, recording: Recording) -> bool:
-        """Begins a recording's next task. False when it has to wait until it can be alone."""
+    def start(self, recording: Recording) -> None:
+        """Begins a recording's next task."""
 
-    def step(self) -> bool:
-        """Goes on with every task that is being decoded. False when there is none."""
+    def step(self, *, every_token: bool = False) -> bool:
+        """Goes on with the tasks that are being decoded, until there is something new. False when there is none.
+
+        Args:
+            every_token: A token is something new, and not only the end of a task's text.
+        """
 
     def running_of(self, recording: Recording, /) -> list[tuple[Task, dict[str, Any]]]:
         """The tasks of a recording that are being decoded, with the library's results so far."""
@@ -49,33 +55,47 @@ class Decoder(Protocol):
         """Makes the step that is going on, or else the next one, raise `native.Cancelled`. Any thread."""
 
 
-class NativeDecoder:
-    """The sequences of our library's session; one of them may listen to a segment whose audio has not ended.
+class EngineDecoder:
+    """Hands the segments of one caller to the engine; one of them may be listened to, whose audio has not ended.
 
     Args:
-        session: The session.
-        model: Of the session.
+        engine: Of the model.
+        model: The model.
+        batch: How many segments it hands in at once.
+        max_new_tokens: Of a segment.
+        live: For somebody who is speaking.
         retried: The statuses of tasks that are tried again in two parts.
-        aligner: Gives times to words, if that is wanted; the session keeps the attention of its heads.
+        aligner: Gives times to words, if that is wanted.
     """
 
     interruptible = True
 
     def __init__(
         self,
-        session: native.NativeSession,
+        engine: Engine,
         model: native.NativeModel,
+        *,
+        batch: int,
+        max_new_tokens: int,
+        live: bool = False,
         retried: Container[Status] = ("looped",),
         aligner: Aligner | None = None,
     ) -> None:
-        self.session = session
-        self._model = model
-        self._aligner = aligner
-        self._running: dict[int, tuple[Recording, Task]] = {}  # by sequence
+        self._engine, self._model, self._batch, self._aligner = engine, model, batch, aligner
+        self._max_new_tokens, self._live = max_new_tokens, live
+        self._running: dict[Request, tuple[Recording, Task]] = {}
         self._retried = retried
-        self._listening: int | None = None  # the sequence
+        self._listening: Request | None = None
         self._from = 0  # where its segment begins
-        self._heard = 0  # samples that it was fed
+        self._heard = 0  # samples that it was given
+        self._news = threading.Event()
+        self._cancelled = self._finalized = False
+
+    def __del__(self) -> None:
+        # In a cycle a generator may go on with it even now.
+        self._finalized = True
+        if hasattr(self, "_news"):
+            self._drop()
 
     @property
     def n_running(self) -> int:
@@ -84,49 +104,60 @@ class NativeDecoder:
 
     @property
     def full(self) -> bool:
-        """True when no sequence is free, or none may be used beside what is decoded alone."""
-        taken = len(self._running) + (self._listening is not None)
-        return taken == self.session.sequences or any(task.alone for _, task in self._running.values())
+        """True when as many segments as it may are handed in."""
+        return len(self._running) + (self._listening is not None) >= self._batch
 
     def reset(self) -> None:
         """Forgets everything, and a cancellation."""
-        self.session.reset()
+        self._drop()
         self._running.clear()
         self._listening = None
+        self._cancelled = False
 
     def cancel(self) -> None:
         """As for `Decoder`."""
-        self.session.cancel()
+        self._cancelled = True
+        self._drop()
+        self._news.set()
 
-    def start(self, recording: Recording) -> bool:
+    def start(self, recording: Recording) -> None:
         """As for `Decoder`."""
-        task = recording.waiting[0]
-        if task.alone and self._running:
-            return False
-        recording.waiting.popleft()
-        self._begin(self._free(), recording, task, 0)
-        return True
+        task = recording.waiting.popleft()
+        request = self._request()
+        self._running[request] = recording, task
+        self._engine.submit(request, audio.NOTHING if task.samples is None else task.samples, ended=True)
 
     def listen(self, segment: AudioSegment) -> None:
         """Takes the segment in progress, from its beginning: what has not been heard yet is worked on at once."""
         if self._listening is not None and self._from != segment.start:
-            self._listening = None  # what was heard became no segment
-        if self._listening is None:
-            self._listening, self._from, self._heard = self._free(), segment.start, 0
+            self._engine.drop(self._listening)  # what was heard became no segment
+            self._listening = None
         samples = segment.samples[:LONGEST]
-        if len(samples) > self._heard:
-            self.session.feed(samples[self._heard :], self._listening)
+        if self._listening is None:
+            self._listening, self._from, self._heard = self._request(), segment.start, len(samples)
+            self._engine.submit(self._listening, samples.copy(), ended=False)
+        elif len(samples) > self._heard:
+            self._engine.feed(self._listening, samples[self._heard :].copy())
             self._heard = len(samples)
 
     def stop_listening(self, recording: Recording) -> None:
         """The recording's last segment is complete. If it is the one that was listened to, it need not wait."""
-        sequence, self._listening = self._listening, None
-        if sequence is not None and recording.tasks[-1].start == self._from:
-            self._begin(sequence, recording, recording.waiting.pop(), self._heard)
+        request, self._listening = self._listening, None
+        if request is None:
+            return
+        if recording.tasks[-1].start != self._from:
+            self._engine.drop(request)
+            return
+        task = recording.waiting.pop()
+        samples = audio.NOTHING if task.samples is None else task.samples
+        self._running[request] = recording, task
+        if len(samples) > self._heard:
+            self._engine.feed(request, samples[self._heard :])
+        self._engine.end(request, len(samples))
 
     @property
     def heard(self) -> int:
-        """Samples of the segment in progress, as far as they are worked on."""
+        """Samples of the segment in progress that were handed in."""
         return self._heard if self._listening is not None else 0
 
     def hypothesis(self, start: int) -> Task:
@@ -134,73 +165,112 @@ class NativeDecoder:
 
         Args:
             start: Where it begins, in samples.
+
+        Raises:
+            native.Cancelled: `cancel` was called.
+            PycrispasrError: The engine failed.
         """
         task = Task(start, audio.NOTHING)
         task.end = start + self._heard
-        if self._listening is not None:
-            for token, probability in self.session.hypothesis(self._listening):
-                task.add(token, probability, self._model.token_bytes(token))
+        request = self._listening
+        if request is None:
+            return task
+        self._engine.ask_hypothesis(request)
+        while request.hypothesis is None and not request.done:
+            self._wait()
+        if request.failure is not None:
+            raise request.failure
+        for token, probability in request.hypothesis or ():
+            task.add(token, probability, self._model.token_bytes(token))
         return task
 
-    def step(self) -> bool:
-        """One more token of every task that is being decoded. False when there is none."""
-        sequences = list(self._running)
-        try:
-            steps = self.session.next_of(sequences) if sequences else []
-        except _FAILURES as error:
-            for sequence in reversed(sequences):
-                recording, task = self._running.pop(sequence)
-                recording.fail(task, error)
-            return True
-        for sequence, step in zip(sequences, steps, strict=True):
-            recording, task = self._running[sequence]
-            if step is not None:
-                task.add(*step, self._model.token_bytes(step[0]))
+    def finish_early(self) -> None:
+        """Has a hypothesis that is being decoded end now. Any thread."""
+        request = self._listening
+        if request is not None:
+            self._engine.finish_early(request)
+
+    def step(self, *, every_token: bool = False) -> bool:
+        """As for `Decoder`."""
+        if not self._running:
+            return False
+        if every_token:
+            for request in self._running:
+                request.streams = True
+        self._wait()
+        for request in list(self._running):
+            recording, task = self._running[request]
+            done = request.done
+            self._take(request, task)
+            if not done:
+                continue
+            del self._running[request]
+            failure = request.failure
+            if failure is None:
+                self._align(request, recording, task)
+                recording.complete(task, request.result or {}, self._retried)
+            elif isinstance(failure, _FAILURES):
+                recording.fail(task, failure)
             else:
-                self._align(sequence)
-                recording.complete(task, self.session.result(sequence), self._retried)
-                del self._running[sequence]
-        return bool(sequences)
+                raise failure
+        return True
 
     def running_of(self, recording: Recording) -> list[tuple[Task, dict[str, Any]]]:
-        """As for `Decoder`."""
+        """As for `Decoder`. Behind a cancellation it waits for what there is of them, at most a step."""
         found = []
-        for sequence, (whose, task) in self._running.items():
+        for request, (whose, task) in list(self._running.items()):
             if whose is recording:
-                self._align(sequence)
-                found.append((task, self.session.result(sequence)))
+                while request.cancelled and not request.done:
+                    self._news.wait(_PATIENCE)
+                    self._news.clear()
+                self._take(request, task)
+                self._align(request, recording, task)
+                found.append((task, request.result or {}))
         return found
 
     def text_of(self, recording: Recording) -> str:
         """As for `Decoder`."""
-        return next((task.text for whose, task in self._running.values() if whose is recording), "")
+        return next((task.text for whose, task in list(self._running.values()) if whose is recording), "")
 
-    def _align(self, sequence: int) -> None:
+    def _check(self) -> None:
+        if self._cancelled:
+            raise native.Cancelled
+        if self._finalized:
+            raise ClosedError("this transcription has been freed by the garbage collector: begin another one")
+
+    def _request(self) -> Request:
+        self._check()
+        return Request(
+            max_new_tokens=self._max_new_tokens,
+            attention=self._aligner is not None,
+            live=self._live,
+            notify=self._news.set,
+        )
+
+    def _drop(self) -> None:
+        requests = [*self._running, *([] if self._listening is None else [self._listening])]
+        if requests:
+            self._engine.drop(*requests)
+
+    def _wait(self) -> None:
+        """Returns when there may be news, or after a while."""
+        self._news.wait(_PATIENCE)
+        self._news.clear()
+        self._check()
+
+    def _take(self, request: Request, task: Task) -> None:
+        """Gives a task the tokens that it has not got."""
+        for token, probability in request.tokens[len(task.tokens) :]:
+            task.add(token, probability, self._model.token_bytes(token))
+
+    def _align(self, request: Request, recording: Recording, task: Task) -> None:
         """Times for the words of a task as far as it is decoded, if they are wanted."""
-        recording, task = self._running[sequence]
-        if self._aligner is not None and task.samples is not None:
+        if self._aligner is not None and task.samples is not None and request.attention is not None:
             recording.word_times = self._aligner.kind
-            attention = self.session.attention(sequence)
-            tokens, task.words = self._aligner.align(task.tokens, task.text, attention, task.samples, task.start)
+            tokens, task.words = self._aligner.align(
+                task.tokens, task.text, request.attention, task.samples, task.start
+            )
             task.tokens[:] = tokens
-
-    def _free(self) -> int:
-        """A free sequence, empty."""
-        sequence = next(i for i in range(self.session.sequences) if i not in self._running and i != self._listening)
-        self.session.clear(sequence)
-        return sequence
-
-    def _begin(self, sequence: int, recording: Recording, task: Task, heard: int) -> None:
-        """Gives a sequence what it has not heard of a task, and takes it among those that are decoded."""
-        samples = audio.NOTHING if task.samples is None else task.samples
-        try:
-            if len(samples) > heard:
-                self.session.feed(samples[heard:], sequence)
-            self.session.end(sequence, len(samples))
-        except _FAILURES as error:
-            recording.fail(task, error)
-        else:
-            self._running[sequence] = recording, task
 
 
 class CrispasrDecoder:
@@ -227,12 +297,11 @@ class CrispasrDecoder:
         """As for `Decoder`."""
         return self._running is not None
 
-    def start(self, recording: Recording) -> bool:
+    def start(self, recording: Recording) -> None:
         """As for `Decoder`."""
         self._running = recording, recording.waiting.popleft()
-        return True
 
-    def step(self) -> bool:
+    def step(self, *, every_token: bool = False) -> bool:  # noqa: ARG002
         """The whole text of the task."""
         if self._running is None:
             return False

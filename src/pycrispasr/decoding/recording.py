@@ -39,15 +39,9 @@ class Task:
         self.words: tuple[Word, ...] | None = None
         self.status: Status | None = None  # as long as it is not done
         self.may_split = whole  # if it does not end well: not when somebody has got tokens of it
-        self.alone = not whole  # it is decoded by itself
         self.failure: PycrispasrError | None = None
         self._parts: Sequence[Segment] | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        """No token has been decoded."""
         self.tokens: list[Token] = []
-        self.words = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._content = bytearray()
 
@@ -65,14 +59,6 @@ class Task:
         """It is done, and the runtime has divided it further: into segments with times from its beginning."""
         self._parts = parts
         self.end_with("ok")
-
-    def retry_alone(self) -> bool:
-        """Prepares another try without neighbours; False where that would be nothing new."""
-        if self.alone or not self.may_split:
-            return False
-        self.alone = True
-        self._forget()
-        return True
 
     @property
     def text(self) -> str:
@@ -245,10 +231,8 @@ class Recording:
         self._settle()
 
     def fail(self, task: Task, failure: PycrispasrError) -> None:
-        """A task could not be worked on: it is tried alone, then in two parts."""
-        if task.retry_alone():
-            self.waiting.appendleft(task)
-        elif not self._split(task):
+        """A task could not be worked on: it is tried in two parts."""
+        if not self._split(task):
             task.end_with("failed", failure)
         self._settle()
 
@@ -313,7 +297,7 @@ class Recording:
     @staticmethod
     def _add(work: dict[str, float], result: dict[str, Any]) -> None:
         for name in work:
-            work[name] += result[name]
+            work[name] += result.get(name, 0)
 
 
 def _separated(tokens: Iterable[Token], before: str) -> tuple[Token, ...]:

@@ -47,25 +47,25 @@ class Scheduler:
                 del failure  # or it and this frame would hold each other
         return self.begun[0] if self.begun else None
 
-    def step(self, width: int | None = None) -> bool:
-        """One more token of each segment that is being decoded, after free places have been filled.
+    def step(self, width: int | None = None, *, every_token: bool = False) -> bool:
+        """Goes on until there is something new, after free places have been filled.
 
         Args:
             width: How many segments are decoded at once. None: as many as the decoder can.
+            every_token: As for `Decoder.step`.
 
         Returns:
             False when there is nothing to do for the recordings that were begun, and no other one.
         """
         self._fill(width)
-        return self.decoder.step() or any(recording.waiting for recording in self.begun)
+        return self.decoder.step(every_token=every_token) or any(recording.waiting for recording in self.begun)
 
     def _fill(self, width: int | None) -> None:
         """Gives free places to segments that wait."""
         while not self.decoder.full and (width is None or self.decoder.n_running < width):
             recording = next((one for one in self.begun if one.ready()), None)
             if recording is not None:
-                if not self.decoder.start(recording):
-                    return
+                self.decoder.start(recording)
             elif not self._take():
                 return
 
@@ -137,7 +137,7 @@ class Scheduler:
             if task.status:
                 self._task, self._token = self._task + 1, 0
             else:
-                self.step(1)
+                self.step(1, every_token=True)
         return None
 
     def partials(self) -> list[Transcript]:

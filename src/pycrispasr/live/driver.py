@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import audio
-from pycrispasr.decoding.decoder import NativeDecoder
+from pycrispasr.decoding.decoder import EngineDecoder
 from pycrispasr.decoding.exclusive import Exclusive
 from pycrispasr.decoding.recording import Recording, Task
 from pycrispasr.decoding.scheduler import Scheduler
@@ -58,14 +58,14 @@ class Driver:
 
     def __init__(
         self,
-        decoder: NativeDecoder,
+        decoder: EngineDecoder,
         *,
         vad: Vad = "auto",
         silence: float | None = None,
         partial_every: float | None = None,
         buffer: float = 30.0,
     ) -> None:
-        self.decoder: NativeDecoder | None = decoder
+        self.decoder: EngineDecoder | None = decoder
         self._listener: Callable[[], object] | None = None
         self._vad, self._silence, self._buffer = vad, silence, buffer
         self._partial_every = partial_every
@@ -73,7 +73,7 @@ class Driver:
         self._state, self._state_lock = State.OPEN, threading.Lock()
         self._clear(decoder)
 
-    def _clear(self, decoder: NativeDecoder) -> None:
+    def _clear(self, decoder: EngineDecoder) -> None:
         self._resampler: audio.Resampler | None = None
         self._segmenter = Segmenter(vad=self._vad, silence=self._silence)
         self._queue = AudioQueue(self._buffer, self._listener)
@@ -136,7 +136,7 @@ class Driver:
         self._queue.end()
         decoder = self.decoder
         if decoder is not None:
-            decoder.session.finish_early()
+            decoder.finish_early()
 
     def cancel(self) -> None:
         """Stops the call that is inside, or else the next one."""
@@ -231,7 +231,7 @@ class Driver:
             decoder.reset()
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[NativeDecoder]:
+    def _inside(self) -> Iterator[EngineDecoder]:
         """Around every call that reads or changes what only one thread may."""
         decoder = self.decoder
         if decoder is None:
@@ -249,7 +249,7 @@ class Driver:
     def _seconds_inside(self) -> float:
         return self._seconds + time.perf_counter() - self._entered
 
-    def _cancelled(self, decoder: NativeDecoder) -> CancelledError:
+    def _cancelled(self, decoder: EngineDecoder) -> CancelledError:
         recording = self._recording
         partial = recording.transcript(self._seconds_inside(), decoder.running_of(recording), self._hypothesis)
         return CancelledError(
@@ -258,13 +258,13 @@ class Driver:
             partial,
         )
 
-    def _hear(self, decoder: NativeDecoder, mono: audio.Samples, resampler: audio.Resampler) -> None:
+    def _hear(self, decoder: EngineDecoder, mono: audio.Samples, resampler: audio.Resampler) -> None:
         """More of the audio, at its own rate, and all the work that it brings."""
         self._resampler = resampler
         self._segment(decoder, resampler.push(mono))
         self._hear_segment(decoder)
 
-    def _segment(self, decoder: NativeDecoder, samples: audio.Samples) -> None:
+    def _segment(self, decoder: EngineDecoder, samples: audio.Samples) -> None:
         """More of the audio at 16 kHz. Segments that become complete are decoded, as soon as no sequence is free."""
         self._recording.n_samples += len(samples)
         for mark in self._segmenter.push(samples):
@@ -276,12 +276,12 @@ class Driver:
                 self._scheduler.step()
             self._tell_finals()
 
-    def _end_segment(self, decoder: NativeDecoder, segment: AudioSegment) -> None:
+    def _end_segment(self, decoder: EngineDecoder, segment: AudioSegment) -> None:
         self._recording.append(segment)
         self._hypothesis = None
         decoder.stop_listening(self._recording)
 
-    def _hear_segment(self, decoder: NativeDecoder) -> None:
+    def _hear_segment(self, decoder: EngineDecoder) -> None:
         """The segment in progress: its new samples, and its text so far when it is time for that."""
         segment = self._segmenter.in_progress()
         if segment is None:
@@ -317,7 +317,7 @@ class Driver:
             self._events.append(Final(segment))
             self._told += 1
 
-    def _hear_pushed(self, decoder: NativeDecoder) -> bool:
+    def _hear_pushed(self, decoder: EngineDecoder) -> bool:
         """Works on the next block of what was pushed. False when there is none."""
         block = self._queue.take()
         if block is None:
@@ -329,7 +329,7 @@ class Driver:
             self._hear(decoder, block, resampler)
         return True
 
-    def _lose(self, decoder: NativeDecoder, count: int, resampler: audio.Resampler) -> None:
+    def _lose(self, decoder: EngineDecoder, count: int, resampler: audio.Resampler) -> None:
         """Hears silence for samples that were lost."""
         start = self._recording.seconds
         lost = count / resampler.sample_rate
@@ -339,7 +339,7 @@ class Driver:
         for first in range(0, count, len(silence)):
             self._hear(decoder, silence[: count - first], resampler)
 
-    def _end_audio(self, decoder: NativeDecoder) -> None:
+    def _end_audio(self, decoder: EngineDecoder) -> None:
         """Hears what is left in the queue, and plans the rest of the work, once."""
         if self._state is State.OPEN:
             if self._queue.rate:
@@ -358,7 +358,7 @@ class Driver:
         if not self._recording.n_samples:
             raise AudioError("the audio is empty: all that was fed are 0 samples")
 
-    def _finish(self, decoder: NativeDecoder, progress: Callable[[float, float | None], object] | None = None) -> None:
+    def _finish(self, decoder: EngineDecoder, progress: Callable[[float, float | None], object] | None = None) -> None:
         recording, done = self._recording, -1.0
         self._end_audio(decoder)
         while True:

@@ -23,7 +23,7 @@ from pycrispasr import errors
 from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.text import printable
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -39,6 +39,7 @@ class Cancelled(Exception):  # noqa: N818  not an error until the session says s
     """The native call was stopped by `NativeSession.cancel`."""
 
 
+_WINDOWS = 2**30  # as many as the library takes at once
 _ROW_OF_EVERY_TYPE = 256  # values: blocks of every type divide it
 _EXCEPTIONS: dict[str, type[Exception]] = {
     "PCR_ERROR_ARGUMENT": errors.UsageError,
@@ -406,7 +407,7 @@ class NativeSession:
         ffi, lib = self._ffi, self._lib = library()
         self._model = model
         self.sequences = sequences
-        self._n_heads = len(heads)
+        self.heads = tuple(heads)
         pairs = ffi.new("int32_t[]", [_int32("a head", number) for head in heads for number in head])
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
         lib.pcr_session_params_default(params)
@@ -419,6 +420,7 @@ class NativeSession:
         drain_log()
         self._handle = NativeHandle("session", out[0], lib.pcr_session_free)
         self._most_tokens = max_new_tokens
+        self._taken, self._count = ffi.new("pcr_token[]", 64), ffi.new("size_t *")
         if status < 0:
             _check_work(status, _text(ffi, lib.pcr_session_error(out[0])) if out[0] else "")
 
@@ -426,20 +428,74 @@ class NativeSession:
     def _pointer(self) -> Any:
         return self._handle.pointer
 
-    def feed(self, samples: _Floats, sequence: int = 0) -> None:
-        """Appends mono samples at 16 kHz to a clip."""
+    def begin(self, sequence: int, *, max_new_tokens: int | None = None, attention: bool = False) -> None:
+        """Begins another clip, and forgets the one before and its text.
+
+        Args:
+            sequence: Where.
+            max_new_tokens: Where its text is cut. None: as for the session.
+            attention: Keep what `attention` gives, for the session's heads.
+        """
+        params = self._ffi.new("pcr_clip_params *")
+        self._lib.pcr_clip_params_default(params)
+        params.max_new_tokens = (
+            self._most_tokens if max_new_tokens is None else _int32("max_new_tokens", max_new_tokens)
+        )
+        params.attention = attention
+        self._check(self._lib.pcr_session_begin(self._pointer, sequence, params))
+
+    def append(self, samples: _Floats, sequence: int = 0) -> None:
+        """Appends mono samples at 16 kHz to a clip. They are worked on by `advance`."""
         self._check(self._lib.pcr_session_feed(self._pointer, sequence, self._input(samples), len(samples)))
+
+    def advance(self, sequence: int = 0, max_windows: int = _WINDOWS) -> bool:
+        """Works on a block of a clip's audio, of at most so many windows of 8 s. False: nothing is left to do."""
+        status = self._lib.pcr_session_advance(self._pointer, sequence, max_windows)
+        self._check(status)
+        return bool(status != self._lib.PCR_END)
+
+    def feed(self, samples: _Floats, sequence: int = 0) -> None:
+        """Appends samples, and works on all that is possible."""
+        self.append(samples, sequence)
+        while self.advance(sequence):
+            pass
 
     def end(self, sequence: int = 0, n_samples: int = -1) -> None:
         """No more samples of this clip will come; only the first so many count, if that is not negative."""
         self._check(self._lib.pcr_session_end(self._pointer, sequence, n_samples))
 
+    def begin_hypothesis(self, sequence: int = 0) -> None:
+        """Until `end_hypothesis` a clip is as if its audio ended here."""
+        self._check(self._lib.pcr_session_begin_hypothesis(self._pointer, sequence))
+
+    def end_hypothesis(self, sequence: int = 0) -> list[tuple[int, float]]:
+        """The hypothesis' tokens with their probabilities: see `pcr_session_end_hypothesis`."""
+        capacity = self._model.info()["llm_max_positions"]  # no text is longer
+        tokens, count = self._ffi.new("pcr_token[]", capacity), self._ffi.new("size_t *")
+        self._check(self._lib.pcr_session_end_hypothesis(self._pointer, sequence, tokens, capacity, count))
+        return [(token.id, token.probability) for token in tokens[0 : count[0]]]
+
     def hypothesis(self, sequence: int = 0) -> list[tuple[int, float]]:
         """The tokens of what was fed so far, as if the audio ended there, with their probabilities."""
-        capacity = min(self._most_tokens, self._model.info()["llm_max_positions"])
-        tokens, count = self._ffi.new("pcr_token[]", capacity), self._ffi.new("size_t *")
-        self._check(self._lib.pcr_session_hypothesis(self._pointer, sequence, tokens, capacity, count))
-        return [(token.id, token.probability) for token in tokens[0 : count[0]]]
+        self.begin_hypothesis(sequence)
+        while self.next_of([sequence])[0]:
+            pass
+        return self.end_hypothesis(sequence)
+
+    def run(self, sequences: list[int], seconds: float) -> None:
+        """Decodes clips until the text of one of them is complete, `wake` is called, or so many seconds have passed."""
+        self._check(self._lib.pcr_session_run(self._pointer, sequences, len(sequences), seconds))
+
+    def take(self, sequence: int) -> tuple[list[tuple[int, float]], bool]:
+        """The tokens of a clip that were not taken yet, with their probabilities; True when its text is complete."""
+        tokens, count = self._taken, self._count
+        found: list[tuple[int, float]] = []
+        while True:
+            status = self._lib.pcr_session_take(self._pointer, sequence, tokens, len(tokens), count)
+            self._check(status)
+            found += [(token.id, token.probability) for token in tokens[0 : count[0]]]
+            if status == self._lib.PCR_END or count[0] < len(tokens):
+                return found, bool(status == self._lib.PCR_END)
 
     def next(self) -> tuple[int, float] | None:
         """The first clip's next token and its probability, or None when the text is complete."""
@@ -451,13 +507,13 @@ class NativeSession:
         self._check(self._lib.pcr_session_next(self._pointer, sequences, len(sequences), tokens))
         return [(token.id, token.probability) if token.id >= 0 else None for token in tokens]
 
+    def wake(self) -> None:
+        """Makes the `run` that is going on, or else the next one, return soon. Any thread."""
+        self._handle.use(self._lib.pcr_session_wake)
+
     def cancel(self) -> None:
         """Makes the running call, or else the next one, raise `Cancelled`. Nothing happens to a freed session."""
         self._handle.use(self._lib.pcr_session_cancel)
-
-    def finish_early(self) -> None:
-        """Makes the running hypothesis, and every later one, end soon: what is missing is taken from the last one."""
-        self._handle.use(self._lib.pcr_session_finish_early)
 
     def decode_clip(self, samples: _Floats) -> Iterator[tuple[int, float]]:
         """Forgets all else, and gives the tokens of one segment of audio, with their probabilities, as they come.
@@ -470,13 +526,14 @@ class NativeSession:
         self.end()
         return iter(self.next, None)
 
-    def clear(self, sequence: int) -> None:
-        """Forgets a clip and its text."""
-        self._check(self._lib.pcr_session_clear(self._pointer, sequence))
-
     def reset(self) -> None:
         """Forgets every clip, and a cancellation."""
         self._check(self._lib.pcr_session_reset(self._pointer))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its caches and buffers."""
+        return int(self._lib.pcr_session_memory(self._pointer))
 
     def result(self, sequence: int = 0) -> dict[str, Any]:
         """`pcr_result`'s fields: what has been done so far for a clip."""
@@ -488,7 +545,7 @@ class NativeSession:
         """How the session's heads attended to a clip's audio, `[steps, heads, rows]`: see `pcr_session_attention`."""
         steps = self._ffi.new("int64_t *")
         self._check(self._lib.pcr_session_attention(self._pointer, sequence, self._ffi.NULL, 0, steps))
-        weights = np.empty((steps[0], self._n_heads, self.result(sequence)["n_rows"]), np.float32)
+        weights = np.empty((steps[0], len(self.heads), self.result(sequence)["n_rows"]), np.float32)
         self._check(
             self._lib.pcr_session_attention(self._pointer, sequence, self._output(weights), weights.size, steps)
         )
