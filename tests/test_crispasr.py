@@ -31,7 +31,7 @@ class Both:
         self.tolerance = tolerance
         # ggml's products, as the other side's: so even tokens between which random models hesitate are the same.
         self.native = native.NativeModel(path, kernels="ggml")
-        self.crispasr = Stages(path, threads=1)
+        self.crispasr = Stages(path, "moss_transcribe", threads=1)
 
 
 @pytest.fixture(scope="module", params=TOLERANCE)

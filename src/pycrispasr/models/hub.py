@@ -28,6 +28,7 @@ from pycrispasr.models.download import (
     quiet_hub,
     reason_of,
 )
+from pycrispasr.models.families import FAMILIES
 
 DEFAULT = "moss-transcribe"
 """The model that is used where none is named."""
@@ -281,7 +282,8 @@ def _type(path: Path) -> str | None:
     """The type of most weights of a file that our runtime opens; None for any other file."""
     try:
         with path.open("rb") as file:
-            if b"moss_transcribe" not in file.read(4096):  # quick: the architecture comes first
+            head = file.read(4096)
+            if not any(name.encode() in head for name in FAMILIES):  # quick: the architecture comes first
                 return None
         groups = gguf_file.read(path)[1]
     except (OSError, PycrispasrError):
