@@ -154,8 +154,8 @@ class Model:
 
     Args:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
-            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "tiny" (the small model in this package), the path
-            of a GGUF file, or "org/repo:file.gguf" of the hub.
+            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "tiny" (the small model in this package), the
+            path of a GGUF file, or "org/repo:file.gguf" of the hub.
         **options: See `LoadingOptions`.
 
     Raises:

@@ -83,9 +83,7 @@ def transcribe(
     ] = None,
     model: Annotated[
         str,
-        typer.Option(
-            "--model", "-m", help='"moss-transcribe", "qwen3-asr:0.6b", a GGUF file or a Hugging Face repository.'
-        ),
+        typer.Option("--model", "-m", help="A name of `pycrispasr models`, a GGUF file or a Hugging Face repository."),
     ] = hub.DEFAULT,
     kinds: Annotated[
         list[Format] | None,

@@ -224,14 +224,14 @@ def _read_shard(path: Path) -> dict[str, np.ndarray]:
 
 
 def find_tensor(
-    arrays: Mapping[str, np.ndarray], candidates: Sequence[str], shape: tuple[int, ...], source: Path
+    arrays: Mapping[str, np.ndarray], candidates: Sequence[str], shape: tuple[int, ...] | None, source: Path
 ) -> np.ndarray:
     """The checkpoint's array for a tensor.
 
     Args:
         arrays: All of the checkpoint.
         candidates: The names that it may have.
-        shape: Its shape.
+        shape: Its shape, or None for any.
         source: The checkpoint's folder.
 
     Raises:
@@ -243,7 +243,7 @@ def find_tensor(
             f"{str(source)!r} has no tensor {candidates[0]!r} in F32, F16 or BF16: the checkpoint is incomplete or of "
             "another model; download all its files again"
         )
-    if arrays[found].shape != shape:
+    if shape is not None and arrays[found].shape != shape:
         raise ModelFormatError(
             f"tensor {found!r} in {str(source)!r} has the shape {arrays[found].shape}, config.json asks for {shape}: "
             "take both from one checkpoint"

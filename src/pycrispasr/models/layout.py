@@ -194,7 +194,7 @@ def write_gguf(
     """
     kinds = {bool: gguf_file.BOOL, int: gguf_file.U32, float: gguf_file.F32}
     metadata: Sizes = {family.keys[size]: value for size, value in sizes.items() if size in family.keys}
-    metadata |= family.extra(sizes) | {key: value for key, value in sizes.items() if key in family.specials}
+    metadata |= family.derived(sizes) | {key: value for key, value in sizes.items() if key in family.specials}
     values = {
         "general.architecture": Value(gguf_file.STRING, family.architecture),
         "general.name": Value(gguf_file.STRING, name),

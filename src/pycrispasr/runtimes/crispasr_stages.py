@@ -1,7 +1,7 @@
 """Our models in libcrispasr, stage by stage: a second opinion on every number.
 
-Its functions `FAMILY_*` give the stages of clips of one second and more; shorter ones it pads to a second. They write to
-stderr when a model is loaded.
+Its functions `FAMILY_*` give the stages of clips of one second and more; shorter ones it pads to a second. They write
+to stderr when a model is loaded.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Stages:
         return self._take(data, rows[0], columns[0])
 
     def adapt(self, rows: Samples) -> Samples:
-        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`; these, where it has no adapter."""
+        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`; these, where there is none."""
         if not self._has("run_adapter"):
             return rows
         count, columns = self._ints(2)

@@ -139,7 +139,7 @@ class Family:
         hears: Its languages, for people.
         keys: What sizes are called in its files, below the architecture.
         constants: Sizes that its files do not tell, where they are these.
-        extra: Metadata that its files have besides, from the sizes.
+        derived: Metadata that its files have besides, from the sizes.
         tensors: What tensors are called in its files, without ".weight" and ".bias", "*" for a layer's number.
         specials: Metadata keys of special tokens, and the names that a vocabulary may have for each.
         named: Special tokens that are found by their names alone.
@@ -168,7 +168,7 @@ class Family:
     in_checkpoint: Callable[[str], tuple[str, ...]]
     assumed: tuple[tuple[str, str, object], ...] = ()
     constants: Mapping[str, int | float | bool] = dataclasses.field(default_factory=dict)
-    extra: Callable[[Mapping[str, int | float | bool]], Sizes] = lambda _: {}
+    derived: Callable[[Mapping[str, int | float | bool]], Sizes] = lambda _: {}
     named: tuple[str, ...] = ()
     languages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     takes_context: bool = False

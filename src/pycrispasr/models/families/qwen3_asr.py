@@ -118,7 +118,7 @@ def _in_checkpoint(name: str) -> tuple[str, ...]:
     return f"thinker.audio_tower.{inside}", f"model.{projector}" if projector else f"model.audio_tower.{inside}"
 
 
-def _extra(sizes: Mapping[str, int | float | bool]) -> Sizes:
+def _derived(sizes: Mapping[str, int | float | bool]) -> Sizes:
     """What its files tell besides."""
     return {
         "sample_rate": 16000,
@@ -178,7 +178,7 @@ FAMILY = Family(
         "llm.max_position_embeddings": "llm.max_pos",
     },
     constants={"enc.layer_norm_eps": 1e-5},
-    extra=_extra,
+    derived=_derived,
     tensors={tensor: _stored(tensor) for tensor in TENSORS if not tensor.startswith("adapter.")},
     specials={
         "eos_token_id": ("<|im_end|>",),
