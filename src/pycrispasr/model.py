@@ -505,7 +505,7 @@ class Model:
         if context is not None and not family.takes_context:
             raise UnsupportedOperationError(
                 f"context={_shortened(context)!r}: {family.name} takes no context; leave it out, or use a model that "
-                "does (`pycrispasr models`)"
+                "takes one, such as qwen3-asr:0.6b"
             )
         engine = self._engine(model)
         session = engine.opened()

@@ -66,9 +66,9 @@ class LoadingOptions(_Options):
             F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
             it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
             tokens always, unless "f32" is asked for. A GPU takes "auto" only.
-        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
-            CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
-            whole recordings. "auto": the former where the file is of its architecture, else the latter.
+        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe and Qwen3-ASR.
+            "crispasr": CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only
+            `transcribe` whole recordings. "auto": the former where the file is of its architecture, else the latter.
         sequences: How many segments are decoded at once at the most, for all who use the model together; others wait
             for their turn. None: as many as half of the free memory has room for, and at most 16.
         revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first

@@ -111,7 +111,9 @@ def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain
         embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
         stages.start(len(prompt) + 1)
         logits = stages.logits(embeddings, 0)[None]
-        tokens = stages.transcribe(samples, embeddings, [info["eos_token"]], max_new_tokens)
+        tokens = stages.transcribe(samples, max_new_tokens)
+        if tokens is None:
+            tokens = stages.greedy(embeddings, info["eos_token"], max_new_tokens)
     return Chain(mel, None, rows, adapted, prompt, embeddings, {}, logits, tokens)
 
 

@@ -139,31 +139,27 @@ class Stages:
         last: Samples = self._take(data, count[0], vocab[0])[-1]
         return last
 
-    def transcribe(
-        self, samples: Samples, prompt: Samples, ends: Sequence[int], max_new_tokens: int = MAX_NEW_TOKENS
-    ) -> list[int]:
-        """Token ids of samples, as the library's own loop decodes them, or else this one.
-
-        Args:
-            samples: `[n]`.
-            prompt: With the audio rows, `[rows, llm_hidden]`: where the library has no loop that tells tokens.
-            ends: Tokens that end a text.
-            max_new_tokens: Where it is cut.
-        """
-        ids: list[int] = []
+    def transcribe(self, samples: Samples, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int] | None:
+        """Token ids of samples `[n]`, as the library's own loop decodes them; None where that does not tell them."""
         if not self._has("transcribe_cb"):
-            self.start(len(prompt) + max_new_tokens)
-            logits = self.logits(prompt, 0)
-            while len(ids) < max_new_tokens and (token := int(logits.argmax())) not in ends:
-                ids.append(token)
-                logits = self.logits(self.embed([token], prompt.shape[1]), len(prompt) + len(ids) - 1)
-            return ids
+            return None
+        ids: list[int] = []
         self._function("set_max_new_tokens")(self._context, max_new_tokens)
         on_token = self._ffi.callback("on_token", lambda token, _probability, _user: ids.append(token))
         text = self._function("transcribe_cb")(
             self._context, self._floats(samples), len(samples), on_token, self._ffi.NULL
         )
         self._c.free(text)
+        return ids
+
+    def greedy(self, prompt: Samples, end: int, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int]:
+        """The likeliest token ids behind a prompt with its audio rows, `[rows, llm_hidden]`, until `end`."""
+        ids: list[int] = []
+        self.start(len(prompt) + max_new_tokens)
+        logits = self.logits(prompt, 0)
+        while len(ids) < max_new_tokens and (token := int(logits.argmax())) != end:
+            ids.append(token)
+            logits = self.logits(self.embed([token], prompt.shape[1]), len(prompt) + len(ids) - 1)
         return ids
 
     def _function(self, name: str) -> Any:

@@ -193,8 +193,8 @@ class Family:
         """
         if not self.languages:
             raise UnsupportedOperationError(
-                f"language={wanted!r}: {self.name} takes no language, it finds out which of {self.hears} is spoken; "
-                "leave it out, or use a model that does (`pycrispasr models`)"
+                f"language={wanted!r}: {self.name} takes no language, it writes what it hears ({self.hears}); leave it "
+                "out, or use a model that takes one, such as qwen3-asr:0.6b"
             )
         plain = wanted.strip().casefold()
         for code, name in self.languages.items():
