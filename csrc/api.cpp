@@ -419,7 +419,7 @@ pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * para
         if (params) {
             require_size(params, "pcr_clip_params");
         }
-        pcr::Prompt prompt = params ? m.prompt(params->language, params->context) : m.prompt(nullptr, nullptr);
+        pcr::Prompt prompt         = params ? m.prompt(params->language, params->context) : m.prompt(nullptr, nullptr);
         std::vector<int32_t> & all = prompt.before;
         all.insert(all.end(), static_cast<size_t>(n_rows), -1);
         all.insert(all.end(), prompt.after.begin(), prompt.after.end());

@@ -35,9 +35,9 @@ struct Clip {
         pcr_result done;
     };
 
-    struct Window {      // a whole attention window, whose rows are in `rows`
+    struct Window {  // a whole attention window, whose rows are in `rows`
         float smallest;  // of its log10 values
-        float floor;     // that they were raised to
+        float floor;  // that they were raised to
     };
 
     Prompt              prompt;
@@ -48,11 +48,11 @@ struct Clip {
     Before              before_hypothesis = {};
     pcr_status          failure           = PCR_OK;
     std::vector<float>  samples;
-    std::vector<float>  frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
+    std::vector<float>  frames;  // log10 mel powers, not yet normalized: [n_frames][n_mels]
     float               largest = -10.0f;  // of all frames; log10 of the floor
-    std::vector<Window> windows;           // that are encoded
+    std::vector<Window> windows;  // that are encoded
     std::vector<float>  rows;  // that the decoder reads: [windows][window_rows][hidden], and the last window's
-    int64_t             appended = 0;      // windows whose rows are in the cache
+    int64_t             appended = 0;  // windows whose rows are in the cache
     Text                text;
     size_t              given = 0;  // tokens
     std::vector<Choice> hypothesis;  // the last one

@@ -93,18 +93,20 @@ void Session::check_room(const Prompt & prompt, int64_t n_samples) const {
     const int64_t bare = model.prompt(nullptr, nullptr).size(), positions = model.decoder.max_positions;
     const auto    seconds_behind = [&](int64_t prompt_size) {
         return std::max(0.0, std::floor(double(positions - prompt_size - 1) / model.encoder.chunk_rows *
-                                           model.encoder.chunk_frames * LogMel::hop / LogMel::sample_rate));
+                                        model.encoder.chunk_frames * LogMel::hop / LogMel::sample_rate));
     };
     const double seconds = double(n_samples) / LogMel::sample_rate;
     if (prompt.size() > bare && seconds <= seconds_behind(bare)) {
-        throw Error(PCR_ERROR_AUDIO,
-                    format("a context of %lld tokens leaves no room for %.1f s of audio: this model holds %lld tokens and "
-                           "audio rows in all; shorten it",
-                           static_cast<long long>(prompt.size() - bare), seconds, static_cast<long long>(positions)));
+        throw Error(
+            PCR_ERROR_AUDIO,
+            format("a context of %lld tokens leaves no room for %.1f s of audio: this model holds %lld tokens and "
+                   "audio rows in all; shorten it",
+                   static_cast<long long>(prompt.size() - bare), seconds, static_cast<long long>(positions)));
     }
-    throw Error(PCR_ERROR_AUDIO,
-                format("%.1f s of audio are too long for one pass: this model takes %.0f s at the most; split the recording",
-                       seconds, seconds_behind(prompt.size())));
+    throw Error(
+        PCR_ERROR_AUDIO,
+        format("%.1f s of audio are too long for one pass: this model takes %.0f s at the most; split the recording",
+               seconds, seconds_behind(prompt.size())));
 }
 
 template <typename F> void Session::or_fail(const int32_t * sequences, int32_t count, F f) {
@@ -201,8 +203,8 @@ bool Session::advance_block(int32_t sequence, int64_t max_windows) {
     const int64_t n_rows   = w.rows(n);
     const int64_t n_prompt = clip.prompt.size();
     const int64_t max_rows = std::max(n_rows, w.rows(30 * LogMel::sample_rate / LogMel::hop));
-    decoder.reserve(sequence, std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1,
-                                                model.decoder.max_positions));
+    decoder.reserve(sequence,
+                    std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1, model.decoder.max_positions));
     if (last) {
         clip.done.n_frames        = n;
         clip.done.n_rows          = n_rows;

@@ -4,21 +4,21 @@
 //     prompt: <|im_start|>user\n <audio start> AUDIO <audio end> <|im_end|>\n <|im_start|>assistant\n
 //     text: as it stands
 
-#include "families/parts.h"
 #include "families/family.h"
+#include "families/parts.h"
 
 namespace pcr {
 
 namespace {
 
 constexpr AudioTowerNames audio_tower = {
-    "enc.conv",      "enc.conv_out", "enc.blk.", "attn_norm", "attn.q",      "attn.k",    "attn.v",
-    "attn.o",        "ffn_norm",     "ffn.fc1",  "ffn.fc2",   "enc.ln_post", "enc.proj1", "enc.proj2",
+    "enc.conv", "enc.conv_out", "enc.blk.", "attn_norm", "attn.q",      "attn.k",    "attn.v",
+    "attn.o",   "ffn_norm",     "ffn.fc1",  "ffn.fc2",   "enc.ln_post", "enc.proj1", "enc.proj2",
 };
 
 constexpr DecoderNames qwen3 = {
-    "llm.embed", "llm.lm_head", "llm.blk.", "attn_norm", "attn.q", "attn.k",   "attn.v",         "attn.o",
-    "attn.q_norm", "attn.k_norm", "ffn_norm", "ffn.gate", "ffn.up", "ffn.down", "llm.final_norm",
+    "llm.embed",   "llm.lm_head", "llm.blk.", "attn_norm", "attn.q", "attn.k",   "attn.v",         "attn.o",
+    "attn.q_norm", "attn.k_norm", "ffn_norm", "ffn.gate",  "ffn.up", "ffn.down", "llm.final_norm",
 };
 
 Prompt make_prompt(const GgufFile & file, const Sizes & sizes, Model & model) {

@@ -94,9 +94,10 @@ DecoderWeights load_decoder(WeightStore & store, const DecoderSizes & sizes, con
     d.rope_theta    = sizes.rope_theta;
     d.norm_eps      = sizes.norm_eps;
     if (d.n_heads % d.n_kv_heads != 0 || int64_t(d.n_heads) * d.head_dim > Sizes::max_width) {
-        throw Error(PCR_ERROR_FORMAT, format("the decoder has %d heads: that must be a multiple of its %d key and value "
-                                             "heads, and times the head's size %d at most %d",
-                                             d.n_heads, d.n_kv_heads, d.head_dim, Sizes::max_width));
+        throw Error(PCR_ERROR_FORMAT,
+                    format("the decoder has %d heads: that must be a multiple of its %d key and value "
+                           "heads, and times the head's size %d at most %d",
+                           d.n_heads, d.n_kv_heads, d.head_dim, Sizes::max_width));
     }
     if (d.head_dim % 2 != 0) {
         throw Error(PCR_ERROR_FORMAT,
@@ -140,8 +141,7 @@ LogMel load_log_mel(WeightStore & store, const std::string & prefix, int32_t n_m
     const auto values = [&](const char * name, std::initializer_list<int64_t> shape) {
         return store.file.find(name) ? store.values(name, shape) : nullptr;
     };
-    return {n_mels, values("audio.mel_filters", {n_mels, LogMel::n_bins}),
-            values("audio.mel_window", {LogMel::n_fft})};
+    return {n_mels, values("audio.mel_filters", {n_mels, LogMel::n_bins}), values("audio.mel_window", {LogMel::n_fft})};
 }
 
 Tokenizer load_tokenizer(const GgufFile & file, int32_t vocab) {
@@ -152,7 +152,8 @@ Tokenizer load_tokenizer(const GgufFile & file, int32_t vocab) {
     }
     const size_t count = file.n_strings("tokenizer.ggml.tokens");
     if (count > static_cast<size_t>(vocab)) {
-        throw Error(PCR_ERROR_FORMAT, format("the vocabulary has %zu tokens, the model's size of it is %d", count, vocab));
+        throw Error(PCR_ERROR_FORMAT,
+                    format("the vocabulary has %zu tokens, the model's size of it is %d", count, vocab));
     }
     return {file.strings("tokenizer.ggml.tokens"), file.strings("tokenizer.ggml.merges")};
 }

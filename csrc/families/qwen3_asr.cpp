@@ -5,8 +5,8 @@
 //             <|im_start|>assistant\n, and for a given language behind it: language NAME <asr_text>
 //     text: language NAME <asr_text> TEXT; language None where nobody speaks. Where the language was given: TEXT.
 
-#include "families/parts.h"
 #include "families/family.h"
+#include "families/parts.h"
 
 namespace pcr {
 
@@ -35,9 +35,9 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
     // By the file's key; by its name in the vocabulary; or else, since converters may leave the names of control tokens
     // out of a vocabulary, where the published one has it.
     const auto special = [&](const char * key, const char * name, int32_t published) {
-        int32_t id = key && sizes.has(key) ? file.token_id(sizes.key(key).c_str(), model.decoder.vocab)
-                                           : tokenizer.named(name);
-        id         = id < 0 ? published : id;
+        int32_t id =
+            key && sizes.has(key) ? file.token_id(sizes.key(key).c_str(), model.decoder.vocab) : tokenizer.named(name);
+        id = id < 0 ? published : id;
         if (id >= tokenizer.size()) {
             throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));
         }
@@ -60,7 +60,7 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
 
     return [=, &tokenizer](const char * language, const char * context) {
         std::vector<int32_t> tokens;
-        const auto text = [&](const std::string & part) {
+        const auto           text = [&](const std::string & part) {
             const std::vector<int32_t> more = tokenizer.encode(part);
             tokens.insert(tokens.end(), more.begin(), more.end());
         };

@@ -203,9 +203,9 @@ typedef struct pcr_model_info {
     /* Columns of an adapter row and of an embedding. */
     int32_t llm_hidden;
     /* Width of each layer's gated MLP. */
-    int32_t  llm_ffn;
-    int32_t  llm_vocab;
-    int32_t  llm_max_positions;
+    int32_t llm_ffn;
+    int32_t llm_vocab;
+    int32_t llm_max_positions;
     /* The first of the tokens that end a text. */
     int32_t  eos_token;
     uint64_t file_bytes;

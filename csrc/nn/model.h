@@ -58,12 +58,12 @@ public:
     std::string        architecture, name;
 
     // The parts, which the model's family (families/family.h) fills in.
-    LogMel               log_mel;
-    int64_t              padded_samples = 0;  // shorter clips are padded with silence; at least LogMel::min_samples, or 0
-    EncoderWeights       encoder;
-    ProjectorWeights     projector;
-    DecoderWeights       decoder;
-    Tokenizer            tokenizer;
+    LogMel           log_mel;
+    int64_t          padded_samples = 0;  // shorter clips are padded with silence; at least LogMel::min_samples, or 0
+    EncoderWeights   encoder;
+    ProjectorWeights projector;
+    DecoderWeights   decoder;
+    Tokenizer        tokenizer;
     std::vector<int32_t> end_tokens;  // each of which ends a text; the first is told
     // language: its English name; context: what the audio may be about. Both can be null. An
     // Error(PCR_ERROR_UNSUPPORTED) for what the model does not take.

@@ -42,7 +42,7 @@ class _InOrder(TyperGroup):
 
 
 app = typer.Typer(
-    help="Speech to text with MOSS-Transcribe.",
+    help="Speech to text with MOSS-Transcribe and Qwen3-ASR.",
     cls=_InOrder,
     add_completion=False,
     no_args_is_help=True,
