@@ -86,11 +86,11 @@ def test_a_cancelled_job_keeps_what_there_is_of_each_recording(tiny: Model) -> N
 
 
 def test_partial_tells_of_all_recordings_that_were_begun(tiny: Model) -> None:
-    with tiny.job(RECORDINGS, batch=4, progress=lambda progress: progress.text and job.cancel()) as job:
+    with tiny.job(RECORDINGS[1:], batch=4, progress=lambda progress: progress.text and job.cancel()) as job:
         with pytest.raises(CancelledError):
             next(job)
         begun = job.partial()
-        assert [TEXTS[place].startswith(one.text) for place, one in enumerate(begun)] == [True] * len(begun)
+        assert [TEXTS[1:][place].startswith(one.text) for place, one in enumerate(begun)] == [True] * len(begun)
         assert begun[0].text
         assert {one.complete for one in begun} == {False}
         with pytest.raises(CancelledError):  # it stays cancelled

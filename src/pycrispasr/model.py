@@ -313,8 +313,8 @@ class Model:
         Args:
             recordings: Any number of what `transcribe` takes. Each is taken when there is room for its first segment.
             errors: As for `transcribe_many`.
-            progress: Called before each step, which is a token of every segment that is being decoded, and before a
-                transcript is given.
+            progress: Called whenever there is a new token of a segment or a segment is done, and before a transcript is
+                given.
             **options: See `ReadingOptions` and `DecodingOptions`.
 
         Raises:

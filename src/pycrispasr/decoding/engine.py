@@ -162,7 +162,7 @@ class Engine:
         Raises:
             PycrispasrError: What keeps it from being made.
         """
-        return self.session or self._call(Engine._opened)
+        return self.session or self.ask(Engine._opened)
 
     def submit(self, request: Request, samples: audio.Samples, *, ended: bool) -> None:
         """Hands a request in. It waits while too many others do.
@@ -175,7 +175,7 @@ class Engine:
         Raises:
             ClosedError: The interpreter is ending.
         """
-        self._check_end()
+        self.check_caller()
         while not self._places.acquire(timeout=0.1):
             if request.cancelled:
                 break
@@ -237,9 +237,17 @@ class Engine:
         self._inbox.put(None)
         self._thread.join(_EXIT)
 
-    def _check_end(self) -> None:
+    def check_caller(self) -> None:
+        """Before anything that waits for the engine.
+
+        Raises:
+            ClosedError: It would wait for ever.
+        """
         if self._stopping:
             raise ClosedError("nothing can be transcribed any more: the program is ending")
+        if threading.get_ident() == self._thread.ident:
+            # The collector has found a generator while this thread was running, and its `finally` goes on working.
+            raise ClosedError("what the garbage collector finds cannot go on with a transcription: close it in time")
 
     def _tell(self, what: Callable[[Any, Any], object], about: object) -> None:
         self._inbox.put((what, about))
@@ -247,9 +255,9 @@ class Engine:
         if session is not None:
             session.wake()
 
-    def _call(self, function: Callable[[Engine], _T]) -> _T:
+    def ask(self, function: Callable[[Engine], _T]) -> _T:
         """Runs a function in the engine's thread, and gives what it gives."""
-        self._check_end()
+        self.check_caller()
         reply: concurrent.futures.Future[_T] = concurrent.futures.Future()
         self._tell(Engine._answer, (function, reply))
         return reply.result()
