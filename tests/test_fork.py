@@ -37,7 +37,8 @@ ended = threading.Event()
 def push():
     silence = np.zeros(160, np.float32)
     while not ended.is_set():
-        pushed.push(silence)
+        with contextlib.suppress(pycrispasr.UsageError):  # the audio's end may come first
+            pushed.push(silence)
         pushed.poll()
 
 
