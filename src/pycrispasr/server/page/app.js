@@ -15,6 +15,7 @@
 
 const RATE = 16000; // Hz, of what is sent while somebody talks
 const FRAME = RATE / 10; // samples in a message
+const PAUSE = 1000; // ms without speech, behind which a new paragraph begins
 const PARALLEL = 2; // recordings that are sent at once
 
 // ------------------------------------------------------------------------------------------------ times and formats
@@ -449,6 +450,17 @@ function make(tag, name, text = "") {
 }
 
 /**
+ * An empty paragraph, with its time beside it.
+ * @param {number} start  NaN while it is not known
+ */
+function makeRow(start) {
+  const [row, stamp, body] = [make("p", ""), make("span", "stamp"), make("span", "body")];
+  if (Number.isFinite(start)) stamp.textContent = clock(start);
+  row.append(stamp, body);
+  return { row, stamp, body };
+}
+
+/**
  * Changes the icon and the name of a button.
  * @param {HTMLButtonElement} button
  * @param {string} icon
@@ -498,7 +510,7 @@ function askForKey() {
     const box = byId("key-dialog", HTMLDialogElement);
     const input = byId("key", HTMLInputElement);
     let given = false;
-    byId("key-why", HTMLElement).textContent = key.value ? "The server does not take this key." : SENTENCES[401];
+    byId("key-why", HTMLElement).textContent = keyQuestion();
     input.value = "";
     byId("key-form", HTMLFormElement).onsubmit = (event) => {
       event.preventDefault();
@@ -515,6 +527,10 @@ function askForKey() {
     box.showModal();
   });
   return asking;
+}
+
+function keyQuestion() {
+  return key.value ? "The server does not take this key." : SENTENCES[401];
 }
 
 /** @param {string[]} names */
@@ -580,8 +596,7 @@ class TextView {
 
   clear() {
     this.#root.replaceChildren();
-    this.#root.classList.remove("timed");
-    this.#root.classList.add("plain");
+    this.#root.classList.remove("timed", "plain");
     [this.#units, this.#growing, this.#lit, this.#stop] = [[], null, -1, -1];
   }
 
@@ -594,9 +609,8 @@ class TextView {
     if (!this.#growing || segment !== this.#segment) {
       this.#growing = document.createTextNode("");
       this.#segment = segment;
-      const [row, body] = [make("p", ""), make("span", "")];
+      const { row, body } = makeRow(NaN);
       body.append(this.#growing);
-      row.append(body);
       this.#root.append(row);
     }
     this.#growing.appendData(this.#growing.length ? text : text.trimStart());
@@ -610,7 +624,7 @@ class TextView {
     this.clear();
     const units = all.flatMap((paragraph) => paragraph.units);
     const timed = units.length > 0 && units.every((unit) => Number.isFinite(unit.start));
-    this.#root.append(...all.map((paragraph) => this.#row(paragraph, timed)));
+    this.#root.append(...all.map((paragraph) => this.#row(paragraph)));
     this.#root.classList.toggle("timed", timed);
     this.#root.classList.toggle("plain", !timed);
     if (!timed) return;
@@ -622,12 +636,9 @@ class TextView {
     this.#leadTabTo(0);
   }
 
-  /**
-   * @param {Paragraph} paragraph
-   * @param {boolean} timed
-   */
-  #row({ start, text, units }, timed) {
-    const [row, body] = [make("p", ""), make("span", "")];
+  /** @param {Paragraph} paragraph */
+  #row({ start, text, units }) {
+    const { row, body } = makeRow(start);
     let at = 0;
     for (const { from, to } of units) {
       const unit = make("span", "unit", text.slice(from, to));
@@ -636,8 +647,6 @@ class TextView {
       at = to;
     }
     body.append(text.slice(at));
-    if (timed) row.append(make("span", "stamp", clock(start)));
-    row.append(body);
     return row;
   }
 
@@ -1328,13 +1337,13 @@ class Realtime {
 /** @param {string} model */
 function sessionUpdate(model) {
   const format = { type: "audio/pcm", rate: RATE };
-  const input = { format, transcription: { model }, turn_detection: { type: "server_vad" } };
+  const input = { format, transcription: { model }, turn_detection: { type: "server_vad", silence_duration_ms: PAUSE } };
   return { type: "session.update", session: { type: "transcription", audio: { input } } };
 }
 
 /** What is said while it is said: a paragraph for each item, what stands in it and what may change. */
 class LiveText {
-  /** @typedef {{row: HTMLElement, stands: HTMLElement, tentative: HTMLElement, start: number, end: number}} Item */
+  /** @typedef {{stamp: HTMLElement, stands: HTMLElement, tentative: HTMLElement, start: number, end: number}} Item */
   /** @type {Map<string, Item>} */
   #items = new Map();
   #root;
@@ -1348,7 +1357,7 @@ class LiveText {
   take(event) {
     const follow = this.#root.getBoundingClientRect().bottom < innerHeight + 8;
     switch (event.type) {
-      case "input_audio_buffer.speech_started": this.#item(event.item_id).start = event.audio_start_ms / 1000; return;
+      case "input_audio_buffer.speech_started": this.#start(event.item_id, event.audio_start_ms / 1000); return;
       case "input_audio_buffer.speech_stopped": this.#item(event.item_id).end = event.audio_end_ms / 1000; return;
       case "conversation.item.input_audio_transcription.delta": this.#item(event.item_id).stands.append(event.delta); break;
       case "pycrispasr.tentative": this.#item(event.item_id).tentative.textContent = event.text; break;
@@ -1362,13 +1371,22 @@ class LiveText {
   #item(id) {
     const known = this.#items.get(id);
     if (known) return known;
-    const [row, body] = [make("p", ""), make("span", "")];
-    const item = { row, stands: make("span", ""), tentative: make("span", "tentative"), start: NaN, end: NaN };
+    const { row, stamp, body } = makeRow(NaN);
+    const item = { stamp, stands: make("span", ""), tentative: make("span", "tentative"), start: NaN, end: NaN };
     body.append(item.stands, item.tentative);
-    row.append(body);
     this.#root.append(row);
     this.#items.set(id, item);
     return item;
+  }
+
+  /**
+   * @param {string} id
+   * @param {number} time
+   */
+  #start(id, time) {
+    const item = this.#item(id);
+    item.start = time;
+    item.stamp.textContent = clock(time);
   }
 
   /**
@@ -1575,7 +1593,7 @@ async function connect() {
     await chosenModel();
   } catch (error) {
     const locked = error instanceof ServerError && error.status === 401;
-    if (locked) showNotice(sentence(error), "Enter key", async () => ((await askForKey()), connect()));
+    if (locked) showNotice(keyQuestion(), "Enter key", async () => ((await askForKey()), connect()));
     else showNotice(sentence(error), "Try again", () => void connect());
   }
 }
