@@ -118,6 +118,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Page]]:
             context = stack.enter_context(browser.new_context(permissions=["microphone"], **options))
             page = context.new_page()
             page.on("console", hear)
+            page.on("filechooser", lambda _: None)  # from now on the dialog is not shown but told of
             page.on("pageerror", lambda error: faults.append(str(error)))
             page.add_init_script(script)
             page.goto(address)
@@ -313,7 +314,7 @@ def test_markup_in_a_transcript_stays_text(server: str, open_page: Any) -> None:
 def test_a_wrong_key_is_asked_for_again(open_page: Any) -> None:
     with serving("--api-key", KEY) as (address, _):
         page = open_page(address)
-        expect(page.get_by_text("The server asks for an API key.")).to_be_visible()
+        expect(page.locator("#notice")).to_contain_text("The server asks for an API key.")
         page.get_by_role("button", name="Enter key").click()
         page.get_by_label("Key", exact=True).fill("guess")
         page.keyboard.press("Enter")

@@ -8,7 +8,7 @@
 
 /** @typedef {{word: string, start: number, end: number}} Word */
 /** @typedef {{start: number, end: number, text: string}} Segment */
-/** @typedef {{text: string, language?: string, duration?: number, segments: Segment[], words: Word[]}} Transcript */
+/** @typedef {{text: string, segments: Segment[], words: Word[], duration?: number, warnings?: string[]}} Transcript */
 /** @typedef {{start: number, end: number, from: number, to: number}} Unit  What is lit at once: `text.slice(from, to)` */
 /** @typedef {{start: number, end: number, text: string, units: Unit[], timed: boolean}} Paragraph  timed: by words */
 /** @typedef {{start: number, end: number, text: string}} Cue */
@@ -231,25 +231,23 @@ function toWav(blocks, rate) {
 class ServerError extends Error {
   /**
    * @param {string} message
-   * @param {{status?: number, retryAfter?: number}} [details]
+   * @param {{status?: number, retryAfter?: number, param?: string | null}} [details]
    */
-  constructor(message, { status = 0, retryAfter = 5 } = {}) {
+  constructor(message, { status = 0, retryAfter = 5, param = null } = {}) {
     super(message);
     this.status = status;
     this.retryAfter = retryAfter;
+    this.param = param;
   }
 }
 
 const UNREACHABLE = "The server cannot be reached. Is it still running?";
 
-/** @type {Record<number, string>} */
+/** What the server says to programs, as it is said to people. @type {Record<number, string>} */
 const SENTENCES = {
   401: "The server asks for an API key.",
-  404: "The server does not know this model.",
-  413: "The recording is larger than this server takes.",
-  415: "The server cannot read this kind of file.",
+  404: "The server does not have this model.",
   429: "The server is busy.",
-  503: "The server is not ready.",
 };
 
 /**
@@ -261,24 +259,37 @@ function address(path) {
 }
 
 /**
- * The error of an answer: the server's own sentence where it gave one.
+ * The error of an answer.
  * @param {number} status
  * @param {string} body
  * @param {string | null} retryAfter
  */
 function answerError(status, body, retryAfter) {
-  const message = errorMessage(body) || SENTENCES[status] || `The server failed (HTTP ${status}).`;
-  return new ServerError(message, { status, retryAfter: Number(retryAfter) || 5 });
+  const { message, code, param } = errorOf(body);
+  const details = { status, retryAfter: Number(retryAfter) || 5, param };
+  if (code === "loading") return new ServerError("The server is loading its model.", details);
+  if (status === 413) return new ServerError(toSentence(`the recording is too large: ${message || "the server does not take it"}`), details);
+  return new ServerError(SENTENCES[status] ?? toSentence(message || `the server failed (HTTP ${status})`), details);
 }
 
-/** @param {string} body */
-function errorMessage(body) {
+/**
+ * @param {string} body
+ * @returns {{message?: string, code?: string, param?: string}}
+ */
+function errorOf(body) {
   try {
-    const { message } = JSON.parse(body).error;
-    return typeof message === "string" ? message : "";
+    return JSON.parse(body).error ?? {};
   } catch {
-    return ""; // a proxy's page, say
+    return {}; // a proxy's page, say
   }
+}
+
+/**
+ * "the file is empty" as "The file is empty."
+ * @param {string} message
+ */
+function toSentence(message) {
+  return message.charAt(0).toUpperCase() + message.slice(1) + (/[.!?]$/.test(message) ? "" : ".");
 }
 
 /** The API key, for this tab only. */
@@ -336,12 +347,13 @@ function dataOf(block) {
  * @param {object} options
  * @param {string} options.name
  * @param {string} options.model
+ * @param {boolean} options.words  ask for their times
  * @param {AbortSignal} options.signal
  * @param {(part: number) => void} options.onUpload  0 to 1
  * @param {(event: any) => void} options.onEvent
  * @returns {Promise<Transcript>}
  */
-function transcribe(file, { name, model, signal, onUpload, onEvent }) {
+function transcribe(file, { name, model, words, signal, onUpload, onEvent }) {
   // XMLHttpRequest and not fetch: only it tells how much of a file is sent.
   const request = new XMLHttpRequest();
   const events = new EventReader();
@@ -354,7 +366,7 @@ function transcribe(file, { name, model, signal, onUpload, onEvent }) {
     const text = request.responseText.slice(read);
     read += text.length;
     for (const event of events.push(text)) {
-      if (event.type === "error") failure = new ServerError(event.error.message);
+      if (event.type === "error") failure = new ServerError(toSentence(event.error.message));
       else if (event.type === "transcript.text.done") done = event;
       else onEvent(event);
     }
@@ -380,7 +392,7 @@ function transcribe(file, { name, model, signal, onUpload, onEvent }) {
       reject(signal.reason);
     });
     signal.throwIfAborted();
-    request.send(transcriptionForm(file, name, model));
+    request.send(transcriptionForm(file, name, model, words));
   });
 }
 
@@ -388,12 +400,13 @@ function transcribe(file, { name, model, signal, onUpload, onEvent }) {
  * @param {File | Blob} file
  * @param {string} name
  * @param {string} model
+ * @param {boolean} words
  */
-function transcriptionForm(file, name, model) {
+function transcriptionForm(file, name, model, words) {
   const form = new FormData();
   form.append("model", model);
   form.append("response_format", "verbose_json");
-  form.append("timestamp_granularities[]", "word");
+  if (words) form.append("timestamp_granularities[]", "word");
   form.append("timestamp_granularities[]", "segment");
   form.append("stream", "true");
   form.append("file", file, name); // the last, so that the server knows all else when it comes
@@ -579,10 +592,9 @@ class TextView {
   #heads = new Float64Array(); // the first unit of each paragraph
   #lit = -1;
   #stop = -1; // the unit that Tab leads to
-  /** @type {Text | null} */
-  #growing = null;
-  /** @type {unknown} */
-  #segment = null;
+  #growing = document.createTextNode("");
+  /** @type {Segment[]} */
+  #finals = []; // whose text has not come yet
 
   /** @type {(time: number) => void} */
   onSeek = () => {};
@@ -597,23 +609,41 @@ class TextView {
   clear() {
     this.#root.replaceChildren();
     this.#root.classList.remove("timed", "plain");
-    [this.#units, this.#growing, this.#lit, this.#stop] = [[], null, -1, -1];
+    this.#growing = document.createTextNode("");
+    [this.#units, this.#finals, this.#lit, this.#stop] = [[], [], -1, -1];
   }
 
   /**
    * Adds to the text while it is made.
    * @param {string} text
-   * @param {unknown} segment  which this belongs to
    */
-  append(text, segment) {
-    if (!this.#growing || segment !== this.#segment) {
-      this.#growing = document.createTextNode("");
-      this.#segment = segment;
+  append(text) {
+    if (!this.#growing.isConnected) {
       const { row, body } = makeRow(NaN);
       body.append(this.#growing);
       this.#root.append(row);
     }
     this.#growing.appendData(this.#growing.length ? text : text.trimStart());
+    this.#settle();
+  }
+
+  /**
+   * Makes a paragraph of what is final, with its time.
+   * @param {Segment} segment
+   */
+  settle(segment) {
+    if (segment.text.trim()) this.#finals.push(segment);
+    this.#settle();
+  }
+
+  #settle() {
+    while (this.#finals.length && this.#growing.data.startsWith(this.#finals[0].text.trim())) {
+      const { start, text } = /** @type {Segment} */ (this.#finals.shift());
+      const { row, body } = makeRow(start);
+      body.textContent = text.trim();
+      this.#growing.parentElement?.parentElement?.before(row);
+      this.#growing.data = this.#growing.data.slice(text.trim().length).trimStart();
+    }
   }
 
   /**
@@ -930,6 +960,7 @@ class Entry {
     this.part("problem", HTMLElement).hidden = true;
     this.part("actions", HTMLElement).hidden = true;
     this.part("keys", HTMLElement).hidden = true;
+    this.part("warnings", HTMLElement).replaceChildren();
   }
 
   /**
@@ -977,6 +1008,7 @@ class Entry {
       if (button.dataset.format === "srt" || button.dataset.format === "vtt") button.hidden = !all.length;
     }
     this.#showFacts();
+    this.part("warnings", HTMLElement).replaceChildren(...(transcript.warnings ?? []).map((text) => make("li", "", toSentence(text))));
     if (focused) this.part("remove", HTMLButtonElement).focus();
     announce(`${this.#title}: done, ${count(wordCount(transcript), "word")}.`);
   }
@@ -1086,17 +1118,33 @@ async function transcribeInto(entry, file) {
 /**
  * @param {Entry} entry
  * @param {File} file
+ * @returns {Promise<Transcript>}
  */
-async function transcribeOnce(entry, file) {
+async function transcribeOnce(entry, file, words = true) {
   if (!file.size) throw new ServerError("The file is empty.");
   entry.text.clear();
-  return transcribe(file, {
-    name: file.name,
-    model: await chosenModel(),
-    signal: entry.controller.signal,
-    onUpload: (part) => (part < 1 ? entry.working(`Sending, ${Math.floor(part * 100)} %`, part) : entry.working("Transcribing", null)),
-    onEvent: (event) => showPart(entry, event),
-  });
+  const sending = (/** @type {number} */ part) => entry.working(`Sending, ${Math.floor(part * 100)} %`, part);
+  try {
+    return await transcribe(file, {
+      name: file.name,
+      model: await chosenModel(),
+      words,
+      signal: entry.controller.signal,
+      onUpload: (part) => (part < 1 ? sending(part) : entry.working("Transcribing", null)),
+      onEvent: (event) => showPart(entry, event),
+    });
+  } catch (error) {
+    if (!words || !refusesWords(error)) throw error;
+    return transcribeOnce(entry, file, false);
+  }
+}
+
+/**
+ * Whether a model without times of words may have said so: the file is named where it is the fault.
+ * @param {unknown} error
+ */
+function refusesWords(error) {
+  return error instanceof ServerError && error.status === 400 && error.param !== "file";
 }
 
 /**
@@ -1104,8 +1152,9 @@ async function transcribeOnce(entry, file) {
  * @param {any} event
  */
 function showPart(entry, event) {
-  if (event.type === "transcript.text.delta") entry.text.append(event.delta, event.segment_id);
+  if (event.type === "transcript.text.delta") entry.text.append(event.delta);
   if (event.type !== "transcript.text.segment") return;
+  entry.text.settle(event);
   const { duration } = entry.player;
   if (duration) entry.working(`Transcribing, ${clock(event.end)} of ${clock(duration)}`, Math.min(1, event.end / duration));
   else entry.working(`Transcribing, ${clock(event.end)} so far`, null);
@@ -1299,7 +1348,7 @@ class Realtime {
       case "conversation.item.input_audio_transcription.completed": this.#open.delete(event.item_id); break;
       case "error":
         // With nothing behind the last pause there is nothing to commit.
-        if (!this.#finishing || event.error.code !== "input_audio_buffer_commit_empty") this.#fail(new ServerError(event.error.message));
+        if (!this.#finishing || event.error.code !== "input_audio_buffer_commit_empty") this.#fail(new ServerError(toSentence(event.error.message)));
     }
     this.onEvent(event);
     if (this.#answered && !this.#open.size) this.#end();
@@ -1327,7 +1376,7 @@ class Realtime {
   /** @param {CloseEvent} event */
   async #closed({ reason }) {
     const lost = "The connection was lost. What was heard until then is kept.";
-    if (this.#ready || reason) return this.#reject(new ServerError(reason || lost));
+    if (this.#ready || reason) return this.#reject(new ServerError(reason ? toSentence(reason) : lost));
     // A browser does not tell why it was refused, but the server does when it is asked for something else.
     const why = await modelNames().then(() => null, (error) => error);
     this.#reject(why ?? new ServerError("The server does not take live audio."));
