@@ -89,7 +89,9 @@ class TranscriptionForm(BaseModel):
     )
     known_speaker_names: list[str] = Field([], description="An error: no model here tells speakers apart.")
     known_speaker_references: list[str] = Field([], description="As for `known_speaker_names`.")
-    stream: Annotated[bool | None, _Optional] = Field(None, description="Answer with server-sent events.")
+    stream: Annotated[bool | None, _Optional] = Field(
+        None, description="Answer with server-sent events; with verbose_json a segment at a time, with its times."
+    )
 
     @property
     def logprobs(self) -> bool:
@@ -139,10 +141,10 @@ class TranscriptionForm(BaseModel):
             )
         if self.logprobs and self.response_format != "json":
             raise invalid("include=logprobs needs response_format=json", "include", "invalid_value")
-        if self.stream and self.response_format not in ("json", "text"):
+        if self.stream and self.response_format not in ("json", "text", "verbose_json"):
             raise invalid(
-                f"stream cannot be true with response_format={self.response_format}: ask for json", "stream",
-                "invalid_value",
+                f"stream cannot be true with response_format={self.response_format}: ask for json or verbose_json",
+                "stream", "invalid_value",
             )  # fmt: skip
 
     def warnings(self, able: Capabilities) -> list[str]:

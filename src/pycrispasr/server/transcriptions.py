@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
@@ -28,6 +28,7 @@ from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import TranscriptionForm, read_form
 from pycrispasr.server.reporting import GONE, log_failure
 from pycrispasr.server.service import Service
+from pycrispasr.text import separator
 
 _T = TypeVar("_T")
 _MAX_WARNINGS = 8
@@ -120,16 +121,39 @@ class _Work:
         self._warnings += transcript.warnings
         return transcript
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a stream. The text is that of the tokens: a segment of which some were sent is not tried again.
+    def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a stream: token by token, or with verbose_json segment by segment, with their times.
 
         Raises:
             Exception: As `transcript`.
         """
+        return self._segment_events() if self._form.response_format == "verbose_json" else self._token_events()
+
+    async def _segment_events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Each segment when it is final: its text as a delta, then its times."""
+        text, seen = "", list[Segment]()
+        async with self._job() as job:
+            async for segment in _items(job, job.segments()):
+                self._heard_token()
+                if segment.text:
+                    delta = separator(text, segment.text) + segment.text
+                    text += delta
+                    yield {"type": "transcript.text.delta", "delta": delta}
+                times = {"start": segment.start, "end": segment.end, "text": segment.text}
+                yield {"type": "transcript.text.segment", "id": str(len(seen)), **times}
+                seen.append(segment)
+            seconds = job.progress.seconds
+        self._measure(seconds)
+        self._check_segments(seen, seconds)
+        done = {"type": "transcript.text.done", "text": text, "usage": _usage(seconds)}
+        yield {**done, **self._verbose(text, None, seconds, seen), **self._with_warnings()}
+
+    async def _token_events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The text is that of the tokens: a segment of which some were sent is not tried again."""
         text, held, logprobs, all_logprobs = "", "", [], []
         seen: tuple[Segment, ...] = ()
         async with self._job() as job:
-            async for token, finals in _tokens(job):
+            async for token, finals in _items(job, ((token, job.progress.segments) for token in job.tokens())):
                 self._heard_token()
                 seen = finals or seen
                 held += token.text
@@ -145,7 +169,7 @@ class _Work:
         self._measure(seconds)
         self._check_segments(seen, seconds)
         done = {"type": "transcript.text.done", "text": text, **self._with(all_logprobs), "usage": _usage(seconds)}
-        yield {**done, "warnings": self._warnings} if self._warnings else done
+        yield {**done, **self._with_warnings()}
 
     @contextlib.asynccontextmanager
     async def _job(self) -> AsyncIterator[Job]:
@@ -212,6 +236,9 @@ class _Work:
     def _with(self, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"logprobs": logprobs} if self._form.logprobs else {}
 
+    def _with_warnings(self) -> dict[str, Any]:
+        return {"warnings": self._warnings} if self._warnings else {}
+
     def headers(self) -> dict[str, str]:
         """Of the answer: the warnings that are known."""
         told = [sentence[:_MAX_WARNING_CHARS] for sentence in self._warnings[:_MAX_WARNINGS]]
@@ -231,25 +258,25 @@ class _Work:
             return Response(formats.to_vtt(transcript), media_type="text/vtt", headers=headers)
         content: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript.duration)}
         if kind == "verbose_json":
-            content |= self._verbose(transcript)
+            content |= self._verbose(transcript.text, transcript.language, transcript.duration, transcript.segments)
         else:
             content |= self._with(self._logprobs(t for segment in transcript.segments for t in segment.tokens))
         return JSONResponse(content, headers=headers)
 
-    def _verbose(self, transcript: Transcript) -> dict[str, Any]:
-        language = transcript.language or self._form.language or common.script(transcript.text)[0] or ""
+    def _verbose(self, text: str, language: str | None, duration: float, segments: Sequence[Segment]) -> dict[str, Any]:
+        language = language or self._form.language or common.script(text)[0] or ""
         names = self._able.languages or {}
         content: dict[str, Any] = {
             "task": "transcribe",
             "language": names.get(language.lower(), language),
-            "duration": transcript.duration,
+            "duration": duration,
         }
         if self._form.segments:
-            content["segments"] = list(_verbose_segments(transcript.segments))
+            content["segments"] = list(_verbose_segments(segments))
         if self._form.words:
             content["words"] = [
                 {"word": word.text, "start": word.start, "end": word.end}
-                for segment in transcript.segments
+                for segment in segments
                 for word in segment.words or ()
             ]
         return content
@@ -312,22 +339,22 @@ async def _in_thread(job: Job, call: Callable[[], _T]) -> _T:
             await asyncio.gather(work, return_exceptions=True)
 
 
-async def _tokens(job: Job) -> AsyncIterator[tuple[Token, tuple[Segment, ...]]]:
-    """A job's tokens as they are decoded, each with the segments that are final by then."""
+async def _items(job: Job, items: Iterable[_T]) -> AsyncIterator[_T]:
+    """What an iterator over a job gives, which works in a thread."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[Token, tuple[Segment, ...]] | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[_T] | None] = asyncio.Queue()
 
-    def decode() -> None:
+    def work_through() -> None:
         try:
-            for token in job.tokens():
-                loop.call_soon_threadsafe(queue.put_nowait, (token, job.progress.segments))
+            for item in items:
+                loop.call_soon_threadsafe(queue.put_nowait, (item,))
         finally:
             loop.call_soon_threadsafe(queue.put_nowait, None)
 
-    work = asyncio.ensure_future(asyncio.to_thread(decode))
+    work = asyncio.ensure_future(asyncio.to_thread(work_through))
     try:
         while (item := await queue.get()) is not None:
-            yield item
+            yield item[0]
         await work
     finally:
         if not work.done():
