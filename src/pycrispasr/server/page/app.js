@@ -91,11 +91,12 @@ function locate(text, words) {
  * @returns {Paragraph[]}
  */
 export function paragraphs({ text, segments, words }) {
+  // Words alone are one paragraph.
   const all = segments.length || !words.length ? segments : [{ start: words[0].start, end: Infinity, text }];
   let next = 0;
-  return all.map(({ start, end, text: said }, index) => {
+  return all.filter((segment) => segment.text.trim()).map(({ start, end, text: said }, index, { length }) => {
     const first = next;
-    const last = index === all.length - 1;
+    const last = index === length - 1;
     while (next < words.length && (last || (words[next].start + words[next].end) / 2 < end)) next++;
     const own = words.slice(first, next);
     const trimmed = said.trim();
@@ -308,16 +309,15 @@ function authorization() {
 }
 
 /**
- * The names of the models.
- * @returns {Promise<string[]>}
+ * What the server answers, as JSON.
+ * @param {string} path
  */
-async function modelNames() {
-  const answer = await fetch(address("v1/models"), { headers: authorization() }).catch(() => {
+async function get(path) {
+  const answer = await fetch(address(path), { headers: authorization() }).catch(() => {
     throw new ServerError(UNREACHABLE);
   });
   if (!answer.ok) throw answerError(answer.status, await answer.text(), answer.headers.get("Retry-After"));
-  const { data } = await answer.json();
-  return data.map((/** @type {{id: string}} */ model) => model.id);
+  return answer.json();
 }
 
 /** Server-sent events out of text that comes in parts. */
@@ -422,7 +422,7 @@ async function explained(error, file) {
   if (!(error instanceof ServerError) || error.message !== UNREACHABLE) return error;
   const readable = await file.slice(0, 1).arrayBuffer().catch(() => null);
   if (!readable) return new ServerError("The file cannot be read: it is a folder, or was moved or changed.");
-  const there = await modelNames().catch(() => null);
+  const there = await get("v1/models").catch(() => null);
   return there ? new ServerError("The server ended the transfer: perhaps the recording is larger than it takes.") : error;
 }
 
@@ -562,7 +562,7 @@ function showModels(names) {
  */
 async function chosenModel() {
   const select = byId("model", HTMLSelectElement);
-  if (!select.options.length) showModels(await modelNames());
+  if (!select.options.length) showModels((await get("v1/models")).data.map((/** @type {{id: string}} */ model) => model.id));
   if (!select.value) throw new ServerError("This server has no model to transcribe with.");
   return select.value;
 }
@@ -960,6 +960,7 @@ class Entry {
     this.part("problem", HTMLElement).hidden = true;
     this.part("actions", HTMLElement).hidden = true;
     this.part("keys", HTMLElement).hidden = true;
+    this.part("silent", HTMLElement).hidden = true;
     this.part("warnings", HTMLElement).replaceChildren();
   }
 
@@ -1001,12 +1002,10 @@ class Entry {
     const all = paragraphs(transcript);
     const focused = this.part("work", HTMLElement).contains(document.activeElement);
     this.part("work", HTMLElement).hidden = true;
-    this.text.show(all.length ? all : paragraphs({ ...transcript, segments: [{ start: NaN, end: NaN, text: transcript.text }] }));
+    this.text.show(all);
     this.part("actions", HTMLElement).hidden = false;
-    this.part("keys", HTMLElement).hidden = !transcript.segments.length;
-    for (const button of this.#formatButtons()) {
-      if (button.dataset.format === "srt" || button.dataset.format === "vtt") button.hidden = !all.length;
-    }
+    this.part("keys", HTMLElement).hidden = !all.length;
+    this.part("silent", HTMLElement).hidden = all.length > 0;
     this.#showFacts();
     this.part("warnings", HTMLElement).replaceChildren(...(transcript.warnings ?? []).map((text) => make("li", "", toSentence(text))));
     if (focused) this.part("remove", HTMLButtonElement).focus();
@@ -1282,10 +1281,7 @@ class Realtime {
   #ready = false;
   /** @type {Int16Array<ArrayBuffer>[]} */
   #waiting = [];
-  /** @type {Set<string>} */
-  #open = new Set(); // items without their final text
   #finishing = false;
-  #answered = false; // what was to be committed is known
   /** @type {() => void} */
   #resolve = () => {};
   /** @type {(error: unknown) => void} */
@@ -1319,17 +1315,12 @@ class Realtime {
   /** Ends the audio: `ended` follows. */
   finish() {
     this.#finishing = true;
-    if (this.#ready) this.#commit();
+    if (this.#ready) this.#tell({ type: "input_audio_buffer.commit" });
   }
 
   close() {
     this.#socket.onclose = null;
     this.#socket.close();
-  }
-
-  #commit() {
-    this.#tell({ type: "input_audio_buffer.commit" });
-    this.#tell({ type: "input_audio_buffer.clear" }); // its answer comes behind that of the commit, of which there are two kinds
   }
 
   /** @param {object} event */
@@ -1342,16 +1333,17 @@ class Realtime {
     switch (event.type) {
       case "session.created": return this.#tell(sessionUpdate(this.#model));
       case "session.updated": return this.#begin();
-      case "input_audio_buffer.committed": this.#open.add(event.item_id); break;
-      case "input_audio_buffer.cleared": this.#answered = this.#finishing; break;
-      case "conversation.item.input_audio_transcription.failed":
-      case "conversation.item.input_audio_transcription.completed": this.#open.delete(event.item_id); break;
-      case "error":
-        // With nothing behind the last pause there is nothing to commit.
-        if (!this.#finishing || event.error.code !== "input_audio_buffer_commit_empty") this.#fail(new ServerError(toSentence(event.error.message)));
+      case "pycrispasr.done": return this.#end();
+      case "error": return this.#refused(event.error);
+      default: return this.onEvent(event);
     }
-    this.onEvent(event);
-    if (this.#answered && !this.#open.size) this.#end();
+  }
+
+  /** @param {{code: string, message: string}} error */
+  #refused({ code, message }) {
+    // Where nothing follows the last pause there is nothing to commit.
+    if (this.#finishing && code === "input_audio_buffer_commit_empty") this.#end();
+    else this.#fail(new ServerError(toSentence(message)));
   }
 
   #begin() {
@@ -1359,7 +1351,7 @@ class Realtime {
     this.#ready = true;
     for (const frame of this.#waiting) this.send(frame);
     this.#waiting = [];
-    if (this.#finishing) this.#commit();
+    if (this.#finishing) this.finish();
   }
 
   #end() {
@@ -1378,8 +1370,8 @@ class Realtime {
     const lost = "The connection was lost. What was heard until then is kept.";
     if (this.#ready || reason) return this.#reject(new ServerError(reason ? toSentence(reason) : lost));
     // A browser does not tell why it was refused, but the server does when it is asked for something else.
-    const why = await modelNames().then(() => null, (error) => error);
-    this.#reject(why ?? new ServerError("The server does not take live audio."));
+    const why = await get("v1/models").then(() => get("health")).then(() => null, (error) => error);
+    this.#reject(why ?? new ServerError("The server refused live audio: perhaps too many talk to it at once."));
   }
 }
 
@@ -1392,9 +1384,11 @@ function sessionUpdate(model) {
 
 /** What is said while it is said: a paragraph for each item, what stands in it and what may change. */
 class LiveText {
-  /** @typedef {{stamp: HTMLElement, stands: HTMLElement, tentative: HTMLElement, start: number, end: number}} Item */
+  /** @typedef {{stamp: HTMLElement, stands: HTMLElement, gap: Text, tentative: HTMLElement, start: number, end: number}} Item */
   /** @type {Map<string, Item>} */
   #items = new Map();
+  /** @type {string[]} */
+  #warnings = [];
   #root;
 
   /** @param {HTMLElement} root */
@@ -1409,8 +1403,10 @@ class LiveText {
       case "input_audio_buffer.speech_started": this.#start(event.item_id, event.audio_start_ms / 1000); return;
       case "input_audio_buffer.speech_stopped": this.#item(event.item_id).end = event.audio_end_ms / 1000; return;
       case "conversation.item.input_audio_transcription.delta": this.#item(event.item_id).stands.append(event.delta); break;
-      case "pycrispasr.tentative": this.#item(event.item_id).tentative.textContent = event.text; break;
+      case "pycrispasr.tentative": this.#follow(event.item_id, event.text); break;
       case "conversation.item.input_audio_transcription.completed": this.#complete(event.item_id, event.transcript); break;
+      case "conversation.item.input_audio_transcription.failed": this.#warnings.push(event.error.message); return;
+      case "pycrispasr.warning": this.#warnings.push(event.message); return;
       default: return;
     }
     if (follow) this.#root.lastElementChild?.scrollIntoView({ block: "nearest" });
@@ -1421,8 +1417,9 @@ class LiveText {
     const known = this.#items.get(id);
     if (known) return known;
     const { row, stamp, body } = makeRow(NaN);
-    const item = { stamp, stands: make("span", ""), tentative: make("span", "tentative"), start: NaN, end: NaN };
-    body.append(item.stands, item.tentative);
+    const [stands, gap, tentative] = [make("span", ""), document.createTextNode(""), make("span", "tentative")];
+    const item = { stamp, stands, gap, tentative, start: NaN, end: NaN };
+    body.append(stands, gap, tentative);
     this.#root.append(row);
     this.#items.set(id, item);
     return item;
@@ -1440,24 +1437,43 @@ class LiveText {
 
   /**
    * @param {string} id
-   * @param {string} text
+   * @param {string} text  what follows, and may change; with the space before it
    */
-  #complete(id, text) {
-    const item = this.#item(id);
-    item.stands.textContent = text;
-    item.tentative.textContent = "";
+  #follow(id, text) {
+    const { gap, tentative } = this.#item(id);
+    tentative.textContent = text.trimStart();
+    gap.data = text.slice(0, text.length - text.trimStart().length);
   }
 
   /**
-   * The text so far; with times where the server told them all.
+   * @param {string} id
+   * @param {string} text
+   */
+  #complete(id, text) {
+    this.#item(id).stands.textContent = text;
+    this.#follow(id, "");
+  }
+
+  /**
+   * The text so far.
+   * @param {number} duration  of the audio
    * @returns {Transcript}
    */
-  transcript() {
-    const said = Array.from(this.#items.values(), ({ stands, start, end }) => ({ start, end, text: (stands.textContent ?? "").trim() }));
-    const segments = said.filter(({ text }) => text);
+  transcript(duration) {
+    /** @type {Segment[]} */
+    const segments = [];
+    for (const { stands, start, end } of this.#items.values()) {
+      const text = (stands.textContent ?? "").trim();
+      const before = segments.at(-1);
+      if (!text) continue;
+      if (!before || Number.isFinite(start)) segments.push({ start: start || 0, end, text });
+      else Object.assign(before, { end, text: `${before.text} ${text}` }); // an utterance too long for one item goes on
+    }
+    segments.forEach((segment, index) => {
+      if (!Number.isFinite(segment.end)) segment.end = segments[index + 1]?.start ?? duration;
+    });
     const text = segments.map((segment) => segment.text).join("\n");
-    const timed = segments.every(({ start, end }) => Number.isFinite(start) && Number.isFinite(end));
-    return { text, segments: timed ? segments : [], words: [] };
+    return { text, segments, words: [], duration, warnings: this.#warnings };
   }
 }
 
@@ -1524,7 +1540,7 @@ class Talk {
     try {
       await Promise.race([this.#realtime.ended, cancelled]);
       this.#keep();
-      this.#entry.done({ ...this.#live.transcript(), duration: this.#seconds });
+      this.#entry.done(this.#live.transcript(this.#seconds));
     } catch (error) {
       this.#realtime.close();
       await this.stop();
