@@ -144,7 +144,7 @@ class _Work:
             seconds = job.progress.seconds
         self._measure(seconds)
         self._check_segments(seen, seconds)
-        done = {"type": "transcript.text.done", "text": text, **self._with(all_logprobs), "usage": _usage(seconds)}
+        done = {"type": "transcript.text.done", "text": text, **self._with(all_logprobs), "usage": usage(seconds)}
         yield {**done, "warnings": self._warnings} if self._warnings else done
 
     @contextlib.asynccontextmanager
@@ -197,7 +197,7 @@ class _Work:
         Raises:
             ApiError: 400: the recording turned out to be too long. 500: with `strict`, a segment is not complete.
         """
-        found = [_complaint(segment) for segment in segments if segment.status != "ok"]
+        found = [complaint(segment) for segment in segments if segment.status != "ok"]
         limit = self._service.options.max_seconds
         if found and seconds > limit - 0.5:
             raise _too_long(limit)
@@ -229,7 +229,7 @@ class _Work:
             return Response(formats.to_srt(transcript), media_type="application/x-subrip", headers=headers)
         if kind == "vtt":
             return Response(formats.to_vtt(transcript), media_type="text/vtt", headers=headers)
-        content: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript.duration)}
+        content: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
         if kind == "verbose_json":
             content |= self._verbose(transcript)
         else:
@@ -264,7 +264,8 @@ def logprob(token: Token) -> dict[str, Any]:
     }
 
 
-def _usage(seconds: float) -> dict[str, Any]:
+def usage(seconds: float) -> dict[str, Any]:
+    """What was used: so much audio."""
     return {"type": "duration", "seconds": round(seconds, 3)}
 
 
@@ -283,7 +284,8 @@ def _verbose_segments(segments: Iterable[Segment]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _complaint(segment: Segment) -> str:
+def complaint(segment: Segment) -> str:
+    """What is wrong with a segment's text."""
     place = f"{segment.start:.1f}-{segment.end:.1f} s"
     if segment.status == "failed":
         return f"{place} could not be transcribed: {segment.error}"
