@@ -26,6 +26,7 @@ from pycrispasr.options import LoadingKeywords, check_names, takes
 from pycrispasr.server import errors
 from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import form_schema
+from pycrispasr.server.realtime import realtime
 from pycrispasr.server.reporting import GONE, Reporting, log_failure
 from pycrispasr.server.served import ServedModel
 from pycrispasr.server.service import Service
@@ -145,6 +146,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}
         },
     )  # fmt: skip
+
+    app.add_api_websocket_route("/v1/realtime", realtime)
 
     @app.post("/v1/audio/translations", status_code=400, summary="Refused", tags=["audio"], responses=failing(400, 403))
     async def translate() -> None:

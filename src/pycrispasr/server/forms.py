@@ -40,9 +40,9 @@ class ServerVad(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["server_vad"]
-    prefix_padding_ms: int | None = Field(None, ge=0, description="Has no effect: 300 ms stay before speech.")
-    silence_duration_ms: int | None = Field(None, gt=0, le=60_000, description="Silence that ends a segment.")
-    threshold: float | None = Field(None, ge=0, le=1, description="Has no effect.")
+    prefix_padding_ms: int | None = Field(default=None, ge=0, description="Has no effect: 300 ms stay before speech.")
+    silence_duration_ms: int | None = Field(default=None, gt=0, le=60_000, description="Silence that ends a segment.")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="Has no effect.")
 
     @property
     def silence(self) -> float | None:
@@ -67,30 +67,31 @@ class TranscriptionForm(BaseModel):
 
     model: str = Field(min_length=1, description="A model's id, from `GET /v1/models`.")
     language: Annotated[str | None, _Optional] = Field(
-        None, description="ISO 639-1. One that the model does not know is an error."
+        default=None, description="ISO 639-1. One that the model does not know is an error."
     )
-    languages: list[str] = Field([], description="Languages that may be spoken, as for `language`.")
+    languages: list[str] = Field(default=[], description="Languages that may be spoken, as for `language`.")
     prompt: Annotated[str | None, _Optional] = Field(
-        None, description="Context, for models that have a place for it; else a warning."
+        default=None, description="Context, for models that have a place for it; else a warning."
     )
-    keywords: list[str] = Field([], description="As for `prompt`.")
+    keywords: list[str] = Field(default=[], description="As for `prompt`.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = Field(
-        "json", description="diarized_json is an error: no model here tells speakers apart."
+        default="json", description="diarized_json is an error: no model here tells speakers apart."
     )
     temperature: Annotated[float | None, _Optional] = Field(
-        None, ge=0, le=1, description="0: the most probable token is taken. Above it is an error."
+        default=None, ge=0, le=1, description="0: the most probable token is taken. Above it is an error."
     )
     timestamp_granularities: list[Literal["word", "segment"]] = Field(
-        [], description="With verbose_json; by default segments."
+        default=[], description="With verbose_json; by default segments."
     )
-    include: list[Literal["logprobs"]] = Field([], description="With json, and in streams.")
+    include: list[Literal["logprobs"]] = Field(default=[], description="With json, and in streams.")
     chunking_strategy: Annotated[Literal["auto"] | ServerVad | None, _Optional] = Field(
-        None, description="How long audio is divided. An object may be a JSON text."
+        default=None, description="How long audio is divided. An object may be a JSON text."
     )
-    known_speaker_names: list[str] = Field([], description="An error: no model here tells speakers apart.")
-    known_speaker_references: list[str] = Field([], description="As for `known_speaker_names`.")
+    known_speaker_names: list[str] = Field(default=[], description="An error: no model here tells speakers apart.")
+    known_speaker_references: list[str] = Field(default=[], description="As for `known_speaker_names`.")
     stream: Annotated[bool | None, _Optional] = Field(
-        None, description="Answer with server-sent events; with verbose_json a segment at a time, with its times."
+        default=None,
+        description="Answer with server-sent events; with verbose_json a segment at a time, with its times.",
     )
 
     @property
@@ -196,7 +197,7 @@ class _Upload:
 @contextlib.asynccontextmanager
 async def read_form(
     request: Request, options: ServerOptions
-) -> AsyncIterator[tuple[Upload, TranscriptionForm, list[str]]]:
+) -> AsyncIterator[tuple[BinaryIO, TranscriptionForm, list[str]]]:
     """Reads a request: beyond a megabyte to a temporary file, which goes when the context is left.
 
     Returns:

@@ -23,6 +23,7 @@ except ImportError as error:
     raise InstallationError("the server needs uvicorn and websockets: pip install 'pycrispasr[serve]'") from error
 
 _MAX_MESSAGE = 16 * 2**20  # bytes of a realtime session's message: OpenAI's API takes 15 MiB of audio in one
+_PING_TIMEOUT = 60.0  # seconds: while a session waits for room, nothing that comes is read, pongs neither
 _LEAST_GRACE = 2  # seconds for what is cancelled to end
 
 
@@ -47,19 +48,24 @@ def run(
     """
     service: Service = app.state.service
     _log_to_stderr(JsonFormatter() if log_json else _OneLine("%(asctime)s %(levelname)s %(message)s"))
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, ws="websockets-sansio",
-        ws_max_size=_MAX_MESSAGE, ws_per_message_deflate=False, timeout_graceful_shutdown=_LEAST_GRACE,
-    )  # fmt: skip
     with _listen(host, port) as listener:
         name, number = listener.getsockname()[:2]
         address = f"http://{f'[{name}]' if ':' in name else name}:{number}"
-        _Server(config, service, grace, lambda: started(f"listening at {address}; {address}/docs describes it")).run(
-            sockets=[listener]
-        )
+        _Server(
+            configure(app), service, grace, lambda: started(f"listening at {address}; {address}/docs describes it")
+        ).run(sockets=[listener])
     first = service.models.first
     if first.failure is not None and not first.ready:
         raise first.failure
+
+
+def configure(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn is to serve an app."""
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, ws="websockets-sansio",
+        ws_max_size=_MAX_MESSAGE, ws_per_message_deflate=False, ws_ping_timeout=_PING_TIMEOUT,
+        timeout_graceful_shutdown=_LEAST_GRACE,
+    )  # fmt: skip
 
 
 class _Server(uvicorn.Server):

@@ -145,7 +145,7 @@ class _Work:
             seconds = job.progress.seconds
         self._measure(seconds)
         self._check_segments(seen, seconds)
-        done = {"type": "transcript.text.done", "text": text, "usage": _usage(seconds)}
+        done = {"type": "transcript.text.done", "text": text, "usage": usage(seconds)}
         yield {**done, **self._verbose(text, None, seconds, seen), **self._with_warnings()}
 
     async def _token_events(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -168,7 +168,7 @@ class _Work:
             seconds = job.progress.seconds
         self._measure(seconds)
         self._check_segments(seen, seconds)
-        done = {"type": "transcript.text.done", "text": text, **self._with(all_logprobs), "usage": _usage(seconds)}
+        done = {"type": "transcript.text.done", "text": text, **self._with(all_logprobs), "usage": usage(seconds)}
         yield {**done, **self._with_warnings()}
 
     @contextlib.asynccontextmanager
@@ -221,7 +221,7 @@ class _Work:
         Raises:
             ApiError: 400: the recording turned out to be too long. 500: with `strict`, a segment is not complete.
         """
-        found = [_complaint(segment) for segment in segments if segment.status != "ok"]
+        found = [complaint(segment) for segment in segments if segment.status != "ok"]
         limit = self._service.options.max_seconds
         if found and seconds > limit - 0.5:
             raise _too_long(limit)
@@ -256,7 +256,7 @@ class _Work:
             return Response(formats.to_srt(transcript), media_type="application/x-subrip", headers=headers)
         if kind == "vtt":
             return Response(formats.to_vtt(transcript), media_type="text/vtt", headers=headers)
-        content: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript.duration)}
+        content: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
         if kind == "verbose_json":
             content |= self._verbose(transcript.text, transcript.language, transcript.duration, transcript.segments)
         else:
@@ -291,7 +291,8 @@ def logprob(token: Token) -> dict[str, Any]:
     }
 
 
-def _usage(seconds: float) -> dict[str, Any]:
+def usage(seconds: float) -> dict[str, Any]:
+    """What was used: so much audio."""
     return {"type": "duration", "seconds": round(seconds, 3)}
 
 
@@ -310,7 +311,8 @@ def _verbose_segments(segments: Iterable[Segment]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _complaint(segment: Segment) -> str:
+def complaint(segment: Segment) -> str:
+    """What is wrong with a segment's text."""
     place = f"{segment.start:.1f}-{segment.end:.1f} s"
     if segment.status == "failed":
         return f"{place} could not be transcribed: {segment.error}"
