@@ -809,6 +809,10 @@ class Player {
     return Number.isFinite(this.#audio.duration) ? this.#audio.duration : NaN;
   }
 
+  get time() {
+    return this.#audio.currentTime;
+  }
+
   /** @param {number} time */
   seek(time) {
     this.#audio.currentTime = time;
@@ -1003,6 +1007,7 @@ class Entry {
     const focused = this.part("work", HTMLElement).contains(document.activeElement);
     this.part("work", HTMLElement).hidden = true;
     this.text.show(all);
+    if (this.player.time) this.text.light(this.player.time, false);
     this.part("actions", HTMLElement).hidden = false;
     this.part("keys", HTMLElement).hidden = !all.length;
     this.part("silent", HTMLElement).hidden = all.length > 0;
@@ -1231,7 +1236,7 @@ class Microphone {
     const stream = await navigator.mediaDevices.getUserMedia({ audio });
     const context = new AudioContext();
     try {
-      await context.audioWorklet.addModule(import.meta.url);
+      await Promise.all([context.resume(), context.audioWorklet.addModule(import.meta.url)]);
       return new Microphone(stream, context);
     } catch (error) {
       for (const track of stream.getTracks()) track.stop();
