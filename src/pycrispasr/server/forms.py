@@ -123,7 +123,10 @@ class TranscriptionForm(BaseModel):
             ApiError: 400.
         """
         if self.response_format == "diarized_json":
-            raise invalid("diarized_json: no model here tells speakers apart", "response_format", "unsupported_value")
+            raise invalid(
+                "response_format cannot be diarized_json: no model here tells speakers apart", "response_format",
+                "unsupported_value",
+            )  # fmt: skip
         for name in ("known_speaker_names", "known_speaker_references"):
             if getattr(self, name):
                 raise invalid(f"{name}: no model here tells speakers apart", name, "unsupported_parameter")

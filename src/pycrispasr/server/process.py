@@ -51,9 +51,9 @@ def run(
     with _listen(host, port) as listener:
         name, number = listener.getsockname()[:2]
         address = f"http://{f'[{name}]' if ':' in name else name}:{number}"
-        _Server(configure(app), service, grace, lambda: started(f"listening at {address}; {address}/docs describes it")).run(
-            sockets=[listener]
-        )
+        _Server(
+            configure(app), service, grace, lambda: started(f"listening at {address}; {address}/docs describes it")
+        ).run(sockets=[listener])
     first = service.models.first
     if first.failure is not None and not first.ready:
         raise first.failure
