@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import Model
+from pycrispasr import AudioError, Job
+from pycrispasr.audio import AudioReader
 
 from .serving import SAMPLES, Serving, openai, send, serving, wait_until
 
@@ -34,7 +37,8 @@ def minutes() -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serving(max_upload=4e6, max_seconds=10) as server:
+    with pytest.MonkeyPatch.context() as patch, serving(max_upload=4e6, max_seconds=10) as server:
+        patch.setattr("pycrispasr.server.reporting._LINGER", 0.01)
         yield server
 
 
@@ -75,7 +79,11 @@ MODEL = part("model", b"tiny")
         (sized(bytes(1000)), 400, "form"),
         (sized(b"--B\r\n" + b"x" * 100 + b"\r\n\r\n1\r\n--B--\r\n"), 400, "form"),
         (sized(b"--B\r\nA: b\r\n\r\n1\r\n--B--\r\n"), 400, "form"),
-        (sized(b"--B\r\nContent-Disposition: form-data; name=" + b"x" * 10**6 + b"\r\n\r\n1\r\n--B--\r\n"), 400, "form"),
+        (
+            sized(b"--B\r\nContent-Disposition: form-data; name=" + b"x" * 10**6 + b"\r\n\r\n1\r\n--B--\r\n"),
+            400,
+            "form",
+        ),
         (sized(b"--B\r\n" + b"A: b\r\n" * 10**5 + b"\r\n1\r\n--B--\r\n"), 400, "form"),
         (sized(part("prompt", b"x" * (2**20 + 1)) + FILE + b"--B--\r\n"), 400, "maximum size"),
         (sized(part("x", b"") * 1000 + FILE + b"--B--\r\n"), 400, "Too many fields"),
@@ -85,7 +93,7 @@ MODEL = part("model", b"tiny")
         (sized(FILE + b"--B--\r\n", kind="multipart/mixed; boundary=B"), 415, "send a form"),
         (sized(FILE + b"--B--\r\n", kind="multipart/form-data; boundary=B; charset=punycode"), 415, "UTF-8"),
         (request(b"", "Content-Length: 5000000"), 413, "4000000 bytes"),
-        (request(b"", f"Content-Length: {10**30}"), 413, "4000000 bytes"),
+        (request(b"", f"Content-Length: {10**15}"), 413, "4000000 bytes"),
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, (str, int)) else "",
 )
@@ -109,14 +117,17 @@ def test_a_form_that_is_none_is_told_so(server: Serving, content: bytes, status:
 def test_a_form_without_end_is_refused_before_its_end(server: Serving, begun: bytes, endless: bytes) -> None:
     chunked = f"{len(endless):x}\r\n".encode() + endless + b"\r\n"
     first = f"{len(begun):x}\r\n".encode() + begun + b"\r\n" if begun else b""
-    status, _ = error_of(send(server.port, request(first, "Transfer-Encoding: chunked"), endless=chunked))
-    assert status in (400, 413)
-    assert server.post().json()["text"] == TEXT
+    before = refused(server)
+    with contextlib.suppress(ConnectionError):  # the answer may be lost: nobody can wait for the end of this
+        status, _ = error_of(send(server.port, request(first, "Transfer-Encoding: chunked"), endless=chunked))
+        assert status in (400, 413)
+    wait_until(lambda: refused(server) == before + 1)
+    assert server.service.admission.idle
 
 
 def test_giant_headers_are_refused(server: Serving) -> None:
-    status, _ = send(server.port, request(b"", "X: " + "y" * 200_000))
-    assert status == 400
+    with contextlib.suppress(ConnectionError):
+        assert send(server.port, request(b"", "X: " + "y" * 200_000))[0] == 400
     assert server.post().json()["text"] == TEXT
 
 
@@ -124,7 +135,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(server: Serving) -> Non
     before = gone(server)
     for length in (10, len(FILE) // 2, len(FILE)):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(request(FILE[:length], "Content-Length: 100000"))
+            connection.sendall(request(FILE[:length], "Content-Length: 1000000"))
             wait_until(lambda: server.service.admission.waiting == 1)
         wait_until(lambda: server.service.admission.idle)
     wait_until(lambda: gone(server) == before + 3)
@@ -133,7 +144,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(server: Serving) -> Non
 def test_an_upload_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pycrispasr.server.forms._PATIENCE", 0.1)
     with serving() as server:
-        answer = send(server.port, request(FILE[:100], "Content-Length: 100000"))
+        answer = send(server.port, request(FILE[:100], "Content-Length: 1000000"))
         assert error_of(answer) == (408, "nothing came for 0 s")
 
 
@@ -156,6 +167,10 @@ def test_a_recording_whose_header_lies_is_refused_when_it_is_too_long(server: Se
 
 
 # ---- The queue -------------------------------------------------------------------------------------------------------
+
+
+def refused(server: Serving) -> float:
+    return sum(server.metric("pycrispasr_requests_total", route=ROUTE, status=status) for status in ("400", "413"))
 
 
 def gone(server: Serving) -> float:
@@ -222,43 +237,45 @@ def test_openai_s_client_may_leave_a_stream(minutes: bytes) -> None:
         assert finished(server) == 0
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_takes_too_long_is_ended(minutes: bytes, stream: bool) -> None:
+def test_what_takes_too_long_is_ended(minutes: bytes) -> None:
     with serving(timeout=0.3) as server:
-        answer = server.post(("a.wav", minutes), stream=str(stream).lower())
-        if not stream:
-            assert answer.status_code == 504
-            assert answer.headers["x-should-retry"] == "false"
-            assert answer.json()["error"]["code"] == "timeout"
-        else:
-            *deltas, last = (json.loads(line.removeprefix("data: ")) for line in answer.text.strip().split("\n\n"))
-            assert {event["type"] for event in deltas} == {"transcript.text.delta"}
-            assert (last["type"], last["error"]["code"]) == ("error", "timeout")
+        answer = server.post(("a.wav", minutes))
+        assert answer.status_code == 504
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json()["error"]["code"] == "timeout"
+        assert finished(server) == 0
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(job: Job) -> Iterator[Any]:
+        for token in tokens(job):
+            yield token
+            time.sleep(0.5)
+
+    tokens = Job.tokens
+    monkeypatch.setattr(Job, "tokens", slow)
+    with serving(timeout=1.5) as server:
+        answer = server.post(stream="true")
+        *deltas, last = (json.loads(line.removeprefix("data: ")) for line in answer.text.strip().split("\n\n"))
+        assert {event["type"] for event in deltas} == {"transcript.text.delta"}
+        assert (last["type"], last["error"]["code"]) == ("error", "timeout")
         assert finished(server) == 0
 
 
 def test_what_fails_behind_the_first_delta_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pycrispasr.decoding.job import Job
-
-    real = Job.tokens
-
     def two(job: Job) -> Iterator[Any]:
-        tokens = real(job)
-        yield next(tokens)
-        yield next(tokens)
+        yield from itertools.islice(tokens(job), 2)
         raise RuntimeError("a secret")
 
+    tokens = Job.tokens
     monkeypatch.setattr(Job, "tokens", two)
+    heard: list[str] = []
     with serving() as server, server.client() as client:
-        heard = []
-        with (
-            pytest.raises(openai.APIError, match="the server failed"),
-            client.audio.transcriptions.create(file=("a.wav", DIGITS), model="tiny", stream=True) as stream,
-        ):
-            for event in stream:
-                heard.append(event.delta)  # noqa: PERF401  what comes before the error counts
-        assert heard == TEXT.split(" ")[:1] + [" " + TEXT.split(" ")[1]]
-        assert server.metric("pycrispasr_requests_total", route=ROUTE, status="500") == 1
+        stream = client.audio.transcriptions.create(file=("a.wav", DIGITS), model="tiny", stream=True)
+        with stream, pytest.raises(openai.APIError, match="the server failed"):
+            heard += (event.delta for event in stream)
+        assert heard == ["four", " zero"]
+        wait_until(lambda: server.metric("pycrispasr_requests_total", route=ROUTE, status="500") == 1)
 
 
 def test_many_at_once_each_get_their_own_text() -> None:
@@ -278,16 +295,12 @@ def test_many_at_once_each_get_their_own_text() -> None:
     assert got == texts
 
 
-def test_a_part_that_fails_is_told_and_the_rest_is_there(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pycrispasr import AudioError
-    from pycrispasr.audio import AudioReader
-
-    real = AudioReader.blocks
-
+def test_a_part_that_fails_is_told_and_the_rest_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(reader: AudioReader) -> Iterator[Any]:
-        yield from real(reader)
+        yield from blocks(reader)
         raise AudioError("upload: the disk is gone")
 
+    blocks = AudioReader.blocks
     with serving() as server, serving(strict=True) as strict:
         monkeypatch.setattr(AudioReader, "blocks", broken)
         answer = server.post()

@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pycrispasr import __version__
@@ -27,7 +27,7 @@ from pycrispasr.server import errors
 from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import form_schema
 from pycrispasr.server.realtime import realtime
-from pycrispasr.server.reporting import GONE, Reporting, log_failure
+from pycrispasr.server.reporting import Reporting, log_failure
 from pycrispasr.server.served import ServedModel
 from pycrispasr.server.service import Service
 from pycrispasr.server.settings import ServerOptions
@@ -116,7 +116,6 @@ def create_app(
     _add_routes(app, service)
     for kind in (ApiError, PycrispasrError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientDisconnect, _no_answer)
     app.add_middleware(_Guard, options=options)
     if options.cors:
         app.add_middleware(
@@ -281,11 +280,6 @@ def _api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(str(error.errors()[0].get("msg")), code="invalid_value")
     return errors.of(error)
-
-
-async def _no_answer(_request: Request, _error: Exception) -> Response:
-    """For who has gone away."""
-    return Response(status_code=GONE)
 
 
 def _without_422(schema: dict[str, Any]) -> dict[str, Any]:

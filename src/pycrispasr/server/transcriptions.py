@@ -361,15 +361,15 @@ class _EventStream(Response):
             line = f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
             await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 
-        async def write_all() -> None:
-            await write(self._first)
+        async def write_rest() -> None:
             async for event in self._events:
                 await write(event)
 
         async with self._resources:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await write(self._first)
             try:
-                await attended(receive, write_all(), self._left())
+                await attended(receive, write_rest(), self._left())
             except ClientDisconnect:
                 scope["state"]["status"] = GONE
                 return
