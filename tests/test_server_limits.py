@@ -179,7 +179,7 @@ def gone(server: Serving) -> float:
 
 
 def finished(server: Serving) -> float:
-    return server.metric("pycrispasr_final_text_seconds_count", route="transcriptions")
+    return server.metric("pycrispasr_final_text_seconds_count", route=ROUTE)
 
 
 @contextlib.contextmanager

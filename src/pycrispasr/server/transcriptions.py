@@ -30,6 +30,8 @@ from pycrispasr.server.reporting import GONE, log_failure
 from pycrispasr.server.service import Service
 
 _T = TypeVar("_T")
+ROUTE = "/v1/audio/transcriptions"
+
 _MAX_WARNINGS = 8
 _MAX_WARNING_CHARS = 300
 
@@ -187,7 +189,7 @@ class _Work:
         """Counts a transcription of so many seconds of audio."""
         now, metrics = time.perf_counter(), self._service.metrics
         self._state.audio_seconds = seconds
-        metrics.final_text_seconds.labels("transcriptions").observe(now - self._uploaded)
+        metrics.final_text_seconds.labels(ROUTE).observe(now - self._uploaded)
         if seconds:
             metrics.real_time_factor.observe((now - self._begun) / seconds)
 
