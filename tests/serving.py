@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import select
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ class Serving(NamedTuple):
 
     port: int
     service: Service
+    http: Any  # a client of httpx
 
     @property
     def url(self) -> str:
@@ -43,12 +45,12 @@ class Serving(NamedTuple):
         """A transcription as a form of any shape: fields named `include__` stand for `include[]`."""
         sent = {name.replace("__", "[]"): value for name, value in fields.items()}
         recording = file if file is not None else ("digits.wav", (SAMPLES / "digits.wav").read_bytes())
-        return httpx.post(
-            f"{self.url}/v1/audio/transcriptions", data={"model": "tiny", **sent}, files={"file": recording}, timeout=60
+        return self.http.post(
+            f"{self.url}/v1/audio/transcriptions", data={"model": "tiny", **sent}, files={"file": recording}
         )
 
     def get(self, path: str, **options: Any) -> Any:
-        return httpx.get(self.url + path, timeout=60, **options)
+        return self.http.get(self.url + path, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric, 0 where there is none yet."""
@@ -66,11 +68,11 @@ def serving(models: Sequence[str] = ("tiny",), *, ready: bool = True, **options:
     """
     app = create_app(models, ServerOptions(**options), threads=1)
     server = uvicorn.Server(configure(app))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, httpx.Client(timeout=60, trust_env=False) as http:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            running = Serving(listener.getsockname()[1], app.state.service)
+            running = Serving(listener.getsockname()[1], app.state.service, http)
             wait_until(lambda: server.started)
             if ready:
                 wait_until(lambda: running.get("/health").status_code == 200)
@@ -88,29 +90,18 @@ def wait_until(true: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def send(port: int, content: bytes, *, more: Callable[[], bytes] | None = None) -> http.client.HTTPResponse:
-    """Bytes as they are, and the answer.
+def send(port: int, content: bytes, *, endless: bytes = b"") -> tuple[int, bytes]:
+    """The status and the body of the answer to bytes that are sent as they are.
 
     Args:
         port: Of the server.
-        content: What is sent first.
-        more: Called for more until the server answers or closes.
+        content: What is sent.
+        endless: What follows again and again, until there is an answer.
     """
-    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
-    with connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(content)
-        if more is not None:
-            connection.settimeout(0.001)
-            answered = False
-            with contextlib.suppress(OSError):
-                while not answered:
-                    connection.settimeout(30)
-                    connection.sendall(more())
-                    connection.settimeout(0.001)
-                    with contextlib.suppress(TimeoutError):
-                        answered = bool(connection.recv(1, socket.MSG_PEEK))
-            connection.settimeout(30)
+        while endless and not select.select([connection], [], [], 0)[0]:
+            connection.sendall(endless)
         answer = http.client.HTTPResponse(connection)
         answer.begin()
-        answer.body = answer.read()  # type: ignore[attr-defined]
-        return answer
+        return answer.status, answer.read()

@@ -17,21 +17,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pycrispasr import __version__
 from pycrispasr.errors import PycrispasrError
 from pycrispasr.options import LoadingKeywords, check_names, takes
-from pycrispasr.server import errors
+from pycrispasr.server import errors, realtime, transcriptions
 from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import form_schema
-from pycrispasr.server.realtime import realtime
-from pycrispasr.server.reporting import GONE, Reporting, log_failure
+from pycrispasr.server.reporting import Reporting, log_failure
 from pycrispasr.server.served import ServedModel
 from pycrispasr.server.service import Service
 from pycrispasr.server.settings import ServerOptions
-from pycrispasr.server.transcriptions import transcribe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -116,7 +114,6 @@ def create_app(
     _add_routes(app, service)
     for kind in (ApiError, PycrispasrError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientDisconnect, _no_answer)
     app.add_middleware(_Guard, options=options)
     if options.cors:
         app.add_middleware(
@@ -134,7 +131,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return {status: {"model": ErrorAnswer} for status in (*statuses, *((401,) if service.options.api_keys else ()))}
 
     app.add_api_route(
-        "/v1/audio/transcriptions", transcribe, methods=["POST"], response_model=None,
+        transcriptions.ROUTE, transcriptions.transcribe, methods=["POST"], response_model=None,
         summary="Transcribe a recording", tags=["audio"],
         responses={
             200: {"description": "The text, in the format that was asked for.",
@@ -147,7 +144,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         },
     )  # fmt: skip
 
-    app.add_api_websocket_route("/v1/realtime", realtime)
+    app.add_api_websocket_route(realtime.ROUTE, realtime.realtime)
 
     @app.post("/v1/audio/translations", status_code=400, summary="Refused", tags=["audio"], responses=failing(400, 403))
     async def translate() -> None:
@@ -281,11 +278,6 @@ def _api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(str(error.errors()[0].get("msg")), code="invalid_value")
     return errors.of(error)
-
-
-async def _no_answer(_request: Request, _error: Exception) -> Response:
-    """For who has gone away."""
-    return Response(status_code=GONE)
 
 
 def _without_422(schema: dict[str, Any]) -> dict[str, Any]:

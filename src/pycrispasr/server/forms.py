@@ -23,6 +23,7 @@ from pycrispasr.server.settings import ServerOptions
 
 _PATIENCE = 60.0  # seconds that an upload may stand still
 _MAX_FIELDS = 200
+_END = 1024  # bytes at the end of a form, in which its last boundary is
 _LISTS = (
     "include", "keywords", "known_speaker_names", "known_speaker_references", "languages", "timestamp_granularities",
 )  # fmt: skip
@@ -126,7 +127,10 @@ class TranscriptionForm(BaseModel):
             ApiError: 400.
         """
         if self.response_format == "diarized_json":
-            raise invalid("diarized_json: no model here tells speakers apart", "response_format", "unsupported_value")
+            raise invalid(
+                "response_format cannot be diarized_json: no model here tells speakers apart", "response_format",
+                "unsupported_value",
+            )  # fmt: skip
         for name in ("known_speaker_names", "known_speaker_references"):
             if getattr(self, name):
                 raise invalid(f"{name}: no model here tells speakers apart", name, "unsupported_parameter")
@@ -218,17 +222,21 @@ async def read_form(
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and int(length) > options.max_upload:
         raise too_large
-    size = 0
+    size, end = 0, b""
+    closing = b"--" + parameters.get(b"boundary", b"") + b"--"
 
     async def receive() -> Message:
-        nonlocal size
+        nonlocal size, end
         try:
             message = await asyncio.wait_for(request.receive(), _PATIENCE)
         except asyncio.TimeoutError:
             raise ApiError(408, f"nothing came for {_PATIENCE:.0f} s", code="upload_timeout") from None
-        size += len(message.get("body", b""))
+        body = message.get("body", b"")
+        size, end = size + len(body), (end + body[-_END:])[-_END:]
         if size > options.max_upload:
             raise too_large
+        if message["type"] == "http.request" and not message.get("more_body") and closing not in end:
+            raise invalid("the form cannot be read: it breaks off, or has another boundary", code="invalid_form")
         return message
 
     try:

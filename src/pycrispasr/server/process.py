@@ -24,7 +24,7 @@ except ImportError as error:
 
 _MAX_MESSAGE = 16 * 2**20  # bytes of a realtime session's message: OpenAI's API takes 15 MiB of audio in one
 _PING_TIMEOUT = 60.0  # seconds: while a session waits for room, nothing that comes is read, pongs neither
-_LEAST_GRACE = 2  # seconds for what is cancelled to end
+_LEAST_GRACE = 1  # seconds for what is cancelled to end
 
 
 def run(

@@ -22,6 +22,7 @@ from pycrispasr.server.capabilities import capabilities
 from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import check_language, context_warnings, of_validation
 from pycrispasr.server.realtime_settings import Format, SessionUpdate, Settings, Transcription, TurnDetection
+from pycrispasr.server.realtime_stream import ROUTE as ROUTE
 from pycrispasr.server.realtime_stream import Item, Stream, nothing_to_commit
 from pycrispasr.server.reporting import log_failure
 from pycrispasr.server.service import Service

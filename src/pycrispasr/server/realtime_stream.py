@@ -22,6 +22,8 @@ from pycrispasr.server.service import Service
 from pycrispasr.server.transcriptions import complaint, logprob, usage
 from pycrispasr.text import join, pieces, separator
 
+ROUTE = "/v1/realtime"
+
 _BLOCK_SECONDS = 1.0  # that are fed at once
 _PATIENCE = 0.05  # seconds for which a final text waits to learn whether its utterance has ended, too
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
@@ -276,7 +278,7 @@ class Stream:
         seconds = self.seconds if self.item is not None else sum(s.end - s.start for s in item.segments)
         metrics = self._client.service.metrics
         heard = item.segments[-1].end if self.item is None else self.seconds
-        metrics.final_text_seconds.labels("/v1/realtime").observe(self._since(heard))
+        metrics.final_text_seconds.labels(ROUTE).observe(self._since(heard))
         wrong = [complaint(segment) for segment in item.segments if segment.status != "ok"]
         if wrong and all(segment.status == "failed" for segment in item.segments):
             await self._client.tell_failure(ApiError(500, "; ".join(wrong), code="incomplete"), item=item)

@@ -11,6 +11,7 @@ import traceback
 import uuid
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pycrispasr.server import errors
@@ -77,6 +78,8 @@ class Reporting:
 
         try:
             await self._app(scope, listening, watched)
+        except ClientDisconnect:
+            status = GONE
         except Exception as error:  # noqa: BLE001  whatever it is, the client gets an answer and the log the place
             log_failure(request, error)
             if status == 0 and scope["type"] == "http":

@@ -31,6 +31,8 @@ from pycrispasr.server.service import Service
 from pycrispasr.text import separator
 
 _T = TypeVar("_T")
+ROUTE = "/v1/audio/transcriptions"
+
 _MAX_WARNINGS = 8
 _MAX_WARNING_CHARS = 300
 
@@ -211,7 +213,7 @@ class _Work:
         """Counts a transcription of so many seconds of audio."""
         now, metrics = time.perf_counter(), self._service.metrics
         self._state.audio_seconds = seconds
-        metrics.final_text_seconds.labels("transcriptions").observe(now - self._uploaded)
+        metrics.final_text_seconds.labels(ROUTE).observe(now - self._uploaded)
         if seconds:
             metrics.real_time_factor.observe((now - self._begun) / seconds)
 
@@ -388,15 +390,15 @@ class _EventStream(Response):
             line = f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
             await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 
-        async def write_all() -> None:
-            await write(self._first)
+        async def write_rest() -> None:
             async for event in self._events:
                 await write(event)
 
         async with self._resources:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await write(self._first)
             try:
-                await attended(receive, write_all(), self._left())
+                await attended(receive, write_rest(), self._left())
             except ClientDisconnect:
                 scope["state"]["status"] = GONE
                 return
