@@ -18,6 +18,7 @@ LAYERS = [
     # Each may import from those below it, and from itself. A name stands for a module or for all of a package.
     {"__main__", "_pyinstaller"},
     {"cli"},
+    {"server"},
     {"ray", "compat"},
     {"lab"},
     {"model"},
