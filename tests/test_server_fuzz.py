@@ -96,7 +96,7 @@ EVENTS = st.one_of(
 MESSAGES = st.lists(EVENTS.map(json.dumps) | st.binary(max_size=4000) | st.text(max_size=50), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=MESSAGES)
 def test_no_event_breaks_a_session(server: Serving, messages: list[str | bytes]) -> None:
     headers = {"Authorization": "Bearer key"}
