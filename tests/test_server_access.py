@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pycrispasr import UsageError
 from pycrispasr.server import ServerOptions, create_app
+from pycrispasr.server.metrics import _engines
 from pycrispasr.server.reporting import JsonFormatter
 
 from .serving import SAMPLES, Serving, openai, serving, wait_until
@@ -327,6 +328,31 @@ def tiny_metrics() -> str:
             lambda: server.metric("pycrispasr_requests_total", route="/v1/audio/transcriptions", status="404") == 1
         )
         return str(server.get("/metrics").text)
+
+
+def test_what_a_model_tells_of_itself_is_shown() -> None:
+    class Told:
+        running, waiting, sequences, tokens, audio_seconds, memory_bytes = 3, 2, 16, 700, 60.5, 10**9
+
+    class Model:
+        def stats(self) -> Told:
+            return Told()
+
+    class Served:
+        def __init__(self, id: str, model: object) -> None:  # noqa: A002
+            self.id, self.model = id, model
+
+    shown = {
+        (sample.name, sample.labels["model"]): sample.value
+        for family in _engines([Served("one", Model()), Served("idle", None), Served("old", object())])  # type: ignore[list-item]
+        for sample in family.samples
+    }
+    assert shown == {
+        ("pycrispasr_engine_running_segments", "one"): 3, ("pycrispasr_engine_waiting_segments", "one"): 2,
+        ("pycrispasr_engine_sequences", "one"): 16, ("pycrispasr_engine_tokens_total", "one"): 700,
+        ("pycrispasr_engine_audio_seconds_total", "one"): 60.5, ("pycrispasr_engine_memory_bytes", "one"): 1e9,
+    }  # fmt: skip
+    assert list(_engines([])) == []
 
 
 def test_two_servers_in_one_process_count_for_themselves() -> None:
