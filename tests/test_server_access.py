@@ -297,7 +297,8 @@ def test_metrics_count_and_measure(tiny_metrics: str) -> None:
         "pycrispasr_request_seconds", "pycrispasr_queue_seconds", "pycrispasr_audio_seconds",
         "pycrispasr_real_time_factor_ratio", "pycrispasr_first_token_seconds", "pycrispasr_final_text_seconds",
     }  # fmt: skip
-    assert all(re.search(r"_(seconds|ratio|requests|sessions|loaded)(_created)?$", name) for name in families)
+    units = "seconds|ratio|requests|sessions|loaded|segments|sequences|tokens|bytes"
+    assert all(re.search(rf"_({units})(_created)?$", name) for name in families)
 
     def value(name: str, **labels: str) -> float:
         (sample,) = (
@@ -316,6 +317,8 @@ def test_metrics_count_and_measure(tiny_metrics: str) -> None:
     assert value("pycrispasr_final_text_seconds_count", route=route) == 2
     assert value("pycrispasr_model_loaded", model="tiny") == 1
     assert value("pycrispasr_running_requests") == value("pycrispasr_waiting_requests") == 0
+    assert value("pycrispasr_engine_audio_seconds_total", model="tiny") > 2 * 2.9
+    assert value("pycrispasr_engine_running_segments", model="tiny") == 0
 
 
 @pytest.fixture

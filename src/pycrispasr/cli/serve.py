@@ -40,7 +40,7 @@ def serve(
     strict: Annotated[bool, typer.Option("--strict", help="What has no effect is an error, not a warning.")] = False,
     max_upload: Annotated[float, typer.Option(metavar="BYTES", help="Of one request, at most.")] = 1e9,
     max_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Of one recording, at most.")] = 14_400.0,
-    parallel: Annotated[int, typer.Option(min=1, help="Transcriptions that are worked on at once.")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, help="Transcriptions that are worked on at once.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Transcriptions that wait; more get 429.")] = 100,
     sessions: Annotated[int, typer.Option(min=1, help="Realtime sessions at once; more get 429.")] = 64,
     timeout: Annotated[

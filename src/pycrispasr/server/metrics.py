@@ -88,12 +88,16 @@ class _State(Collector):
 
 
 def _engines(models: Iterable[ServedModel]) -> Iterator[Metric]:
-    """What the models that are loaded tell of themselves (`Model.stats`), where they do."""
-    told = [(served.id, stats()) for served in models if (stats := getattr(served.model, "stats", None)) is not None]
+    """What the engines of the models do that are loaded. CrispASR's library has none."""
+    told = [
+        (served.id, model.stats())
+        for served in models
+        if (model := served.model) is not None and model.runtime == "pycrispasr"
+    ]
     for name, (field, text) in _ENGINE.items():
         kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
         family = kind(name, text, labels=("model",))
-        for model, stats in told:
-            family.add_metric((model,), float(getattr(stats, field)))
+        for id, stats in told:  # noqa: A001
+            family.add_metric((id,), float(getattr(stats, field)))
         if told:
             yield family

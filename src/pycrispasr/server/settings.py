@@ -31,7 +31,7 @@ class ServerOptions:
     cors: tuple[str, ...] = ()
     max_upload: float = 1e9
     max_seconds: float = 14_400.0
-    parallel: int = 4
+    parallel: int = 16
     queue: int = 100
     sessions: int = 64
     timeout: float = 3600.0
