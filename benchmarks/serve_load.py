@@ -46,7 +46,7 @@ def wav(sound: np.ndarray) -> bytes:
 
 def recordings(model: str, count: int, rng: random.Random) -> list[tuple[bytes, str]]:
     """Pieces of 0.5 to 40 seconds of a recording, each with the text that it has alone."""
-    sound = audio.load(SAMPLES / "long.wav")
+    sound = np.tile(audio.load(SAMPLES / "long.wav"), 3)
     found = []
     with Model(model) as opened:
         for _ in range(count):

@@ -31,6 +31,7 @@ class FakeSession:
 
     heads = ()
     memory = 0
+    window_samples = WINDOW
 
     def __init__(self, sequences: int = 2) -> None:
         self.sequences = sequences

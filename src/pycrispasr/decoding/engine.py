@@ -7,9 +7,9 @@ encoded and read by the decoder, or some steps, each of which gives a token to e
 1. Sequences of the session go to live requests, and to those that have waited for `PATIENCE` seconds; then to the
    others; each in order of arrival. So nobody starves. A live request that pauses gives its sequence to one that waits,
    and is heard anew from its beginning when it goes on, with the same result.
-2. Blocks come in the same order. While requests decode or live ones listen, a block is one attention window. Steps
-   follow as soon as `GAP` seconds have passed since the last one, and while a live request decodes they take as long as
-   the block took.
+2. Blocks come in the same order. While requests decode or live ones listen, a block is as many attention windows as
+   take `BLOCK` seconds, or one. Steps follow as soon as `GAP` seconds have passed since the last one, and while a live
+   request decodes they take as long as the block took.
 3. A request that fails beside others is tried once more with none beside it: only then does its failure count.
 """
 
@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import math
 import os
 import queue
 import threading
@@ -39,6 +40,8 @@ from pycrispasr.runtimes import native
 
 PATIENCE = 10.0  # seconds after which a recording's request comes before live ones that came later
 GAP = 0.25  # seconds without a step, beyond the block that is being worked on
+BLOCK = 0.4  # seconds that a block takes, where a window takes less
+_ALL = 2**16  # windows
 _SLICE = 0.05  # seconds of steps between looks at what has come in
 _QUEUE = 256  # requests that wait for a sequence; who hands in more waits
 _RATES = 10.0  # seconds over which rates are measured
@@ -87,6 +90,7 @@ class Request:
         self._end: int | None = None  # in samples
         self._has_ended = False  # for the session
         self._wants_hypothesis = self._in_hypothesis = False
+        self._read = 0  # samples that were worked on, about
         self._taken = 0  # tokens that the sequence has given
         self._alone = False
         self._place: threading.Semaphore | None = None  # in the queue
@@ -136,6 +140,7 @@ class Engine:
         self._places = threading.Semaphore(_QUEUE)
         self._owed = 0.0  # seconds of steps before the next block
         self._stepped = 0.0  # when the last steps ended
+        self._cost = math.inf  # seconds that a sample takes
         self._tokens, self._audio_seconds, self._memory = 0, 0.0, 0
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque()
         self._stopping = False
@@ -383,7 +388,7 @@ class Engine:
             self._waiting.remove(request)
             self._leave_queue(request)
             request._sequence = next(i for i in range(session.sequences) if i not in taken)
-            request._fed = request._taken = 0
+            request._fed = request._taken = request._read = 0
             request._phase = _Phase.LISTENING
             self._requests.append(request)
             with self._failing([request]):
@@ -411,8 +416,14 @@ class Engine:
         session, start = self._opened(), self._clock()
         shared = decoding or any(one.live for one in self._requests if one is not request)
         with self._failing([request]):
-            more = session.advance(request._sequence, 1) if shared else session.advance(request._sequence)
-            self._owed = self._clock() - start if any(one.live for one in decoding) else 0.0
+            window = session.window_samples
+            windows = max(1, int(BLOCK / max(self._cost * window, 1e-9))) if shared else _ALL
+            more = session.advance(request._sequence, windows)
+            took = self._clock() - start
+            self._owed = took if any(one.live for one in decoding) else 0.0
+            read = min(windows * window, request._n_samples - request._read)
+            if read > 0:
+                self._cost, request._read = took / read, request._read + read
             if more:
                 return
             if not request._has_ended and not request._in_hypothesis:
