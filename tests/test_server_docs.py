@@ -18,9 +18,8 @@ import pytest
 import typer
 
 from pycrispasr.cli import app
-from pycrispasr.server import ServerOptions
 
-from .serving import Serving, serving
+from .serving import ServerOptions, Serving, serving
 from .test_docs import ROOT, ROUNDED, Block, blocks_of, trimmed
 
 BLOCKS = [block for block in blocks_of("docs/serve.md") if block.reason]
