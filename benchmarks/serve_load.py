@@ -112,7 +112,7 @@ class Clients:
 
     async def slow(self, client: httpx.AsyncClient, content: bytes, text: str, _: random.Random) -> bool:
         """The same by a reader that takes its time; not counted among the latencies."""
-        await self.read(client, content, text, pause=0.2)
+        await self.read(client, content, text, pause=0.05)
         return False
 
     async def read(self, client: httpx.AsyncClient, content: bytes, text: str, pause: float) -> bool:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
-import faulthandler, itertools, os, sys, threading, time, traceback, warnings
+import contextlib, faulthandler, itertools, os, sys, threading, time, traceback, warnings
 
 import numpy as np
 import pycrispasr

@@ -7,11 +7,13 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pycrispasr import UsageError
+from pycrispasr.decoding.engine import EngineStats
 
 from .serving import (
     SAMPLES,
@@ -341,20 +343,16 @@ def tiny_metrics() -> str:
 
 
 def test_what_a_model_tells_of_itself_is_shown() -> None:
-    class Told:
-        running, waiting, sequences, tokens, audio_seconds, memory_bytes = 3, 2, 16, 700, 60.5, 10**9
-
-    class Model:
-        def stats(self) -> Told:
-            return Told()
-
-    class Served:
-        def __init__(self, id: str, model: object) -> None:  # noqa: A002
-            self.id, self.model = id, model
-
+    stats = EngineStats(running=3, waiting=2, sequences=16, tokens=700, audio_seconds=60.5, memory_bytes=10**9)
+    models = {
+        "one": SimpleNamespace(runtime="pycrispasr", stats=lambda: stats),
+        "idle": None,
+        "other": SimpleNamespace(runtime="crispasr"),
+    }
+    served: Any = [SimpleNamespace(id=name, model=model) for name, model in models.items()]
     shown = {
         (sample.name, sample.labels["model"]): sample.value
-        for family in metrics._engines([Served("one", Model()), Served("idle", None), Served("old", object())])  # type: ignore[list-item]
+        for family in metrics._engines(served)
         for sample in family.samples
     }
     assert shown == {
