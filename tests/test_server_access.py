@@ -373,7 +373,7 @@ def test_two_servers_in_one_process_count_for_themselves() -> None:
 def test_the_log_has_a_line_for_a_request_and_no_secret(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "pycrispasr.server")
     secret = "hush-hush"
     with serving(api_keys=(secret,)) as server:
         caplog.clear()

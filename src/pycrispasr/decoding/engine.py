@@ -248,6 +248,8 @@ class Engine:
         Raises:
             ClosedError: It would wait for ever.
         """
+        if self._stopping and threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()  # a daemon thread, which the interpreter's end leaves where it is
         if self._stopping:
             raise ClosedError("nothing can be transcribed any more: the program is ending")
         if threading.get_ident() == self._thread.ident:
