@@ -36,8 +36,8 @@ SMALLEST = {
     "llm.vocab_size": 276,
     "llm.max_position_embeddings": 512,
 }
-# Windows of 80 ms, of which the model takes 25: few bytes of a session's course are more than it has room for.
-SHORT_WINDOWS = {"enc.n_window": 2, "enc.n_window_infer": 8, "llm.max_position_embeddings": 64}
+# Windows of 80 ms, of which the model takes 14: few bytes of a session's course are more than it has room for.
+SHORT_WINDOWS = {"enc.n_window": 2, "enc.n_window_infer": 8, "llm.max_position_embeddings": 40}
 WHOLE_BLOCKS = {"llm.hidden_size": 32, "llm.intermediate_size": 32, "llm.head_dim": 16}
 
 
@@ -81,7 +81,7 @@ def matrices(folder: Path) -> None:
 
 
 def calls(folder: Path) -> None:
-    """Courses that a session takes: see session.cpp for the numbers."""
+    """Courses that a session takes, of up to 72 bytes: see session.cpp for the numbers."""
 
     def feed(sequence: int, count: int) -> bytes:
         return struct.pack("<bBHhHf", sequence, 0, count, 300, 0, 0.1)
@@ -94,15 +94,15 @@ def calls(folder: Path) -> None:
     hypothesis = struct.pack("<bBB", 0, 6, 8)
     result, attention = struct.pack("<bB", 0, 10), struct.pack("<bBH", 0, 11, 4000)
     clear, reset, cancel = struct.pack("<bB", 0, 7), struct.pack("<bB", 0, 8), struct.pack("<bBB", 0, 9, 1)
-    one = feed(0, 4000) + end + following * 5 + result + attention
+    one = feed(0, 4000) + end + following * 2 + result + attention
     other = struct.pack("<bBh", 1, 3, 500)
     for name, course in {
         "one": begin + one,
         "used": used + one,
         "again": used + one + clear + one,
         "two": begin + feed(0, 4000) + feed(1, 3000) + end + other + both * 5,
-        "hypotheses": used + (feed(0, 4000) + hypothesis) * 6 + end + following * 5,
-        "too_long": used + feed(0, 4000) * 9 + end,
+        "hypotheses": used + (feed(0, 4000) + hypothesis) * 3 + end + following * 2,
+        "too_long": used + feed(0, 4000) * 5 + end,
         "cancelled": begin + feed(0, 4000) + cancel + end + following + reset + one,
     }.items():
         (folder / name).write_bytes(course)
