@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import audio
-from pycrispasr.errors import AudioError, ClosedError
+from pycrispasr.errors import AudioError, ClosedError, OutOfMemoryError
 from pycrispasr.runtimes import native
 
 PATIENCE = 10.0  # seconds after which a recording's request comes before live ones that came later
@@ -93,7 +93,6 @@ class Request:
         self._read = 0  # samples that were worked on, about
         self._taken = 0  # tokens that the sequence has given
         self._alone = False
-        self._place: threading.Semaphore | None = None  # in the queue
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,7 +136,6 @@ class Engine:
         self._open_session, self._clock = open_session, clock
         self._requests: list[Request] = []  # with a sequence, by arrival
         self._waiting: list[Request] = []
-        self._places = threading.Semaphore(_QUEUE)
         self._owed = 0.0  # seconds of steps before the next block
         self._stepped = 0.0  # when the last steps ended
         self._cost = math.inf  # seconds that a sample takes
@@ -148,7 +146,10 @@ class Engine:
         self._thread = threading.Thread(
             target=_serve, args=(weakref.ref(self), self._inbox), name="pycrispasr", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OutOfMemoryError(f"no thread can be started: {error}") from error
         self._at_exit = functools.partial(_stop_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -159,7 +160,7 @@ class Engine:
             unregister(self._at_exit)
             self._inbox.put(None)
 
-    # From any thread. Nothing here waits for a lock that the collector could find held, but `submit`.
+    # From any thread. Nothing here takes a lock that the collector could find held.
 
     def opened(self) -> native.NativeSession:
         """The session, which is made if need be.
@@ -181,11 +182,8 @@ class Engine:
             ClosedError: The interpreter is ending.
         """
         self.check_caller()
-        while not self._places.acquire(timeout=0.1):
-            if request.cancelled:
-                break
-        else:
-            request._place = self._places
+        while len(self._waiting) + self._inbox.qsize() >= _QUEUE and not request.cancelled:
+            time.sleep(0.01)
         self._tell(Engine._feed, (request, samples, len(samples) if ended else None))
 
     def feed(self, request: Request, samples: audio.Samples) -> None:
@@ -210,8 +208,8 @@ class Engine:
         for request in requests:
             request.cancelled = True
         self._tell(Engine._drop, requests)
-        session = self.session
-        if session is not None and all(one.cancelled for one in tuple(self._requests)):
+        session, running = self.session, tuple(self._requests)
+        if session is not None and running and all(one.cancelled for one in running):
             session.cancel()  # nobody else's work is lost; a newcomer's is begun again
 
     def stats(self, weight_bytes: int) -> EngineStats:
@@ -257,6 +255,8 @@ class Engine:
             raise ClosedError("what the garbage collector finds cannot go on with a transcription: close it in time")
 
     def _tell(self, what: Callable[[Any, Any], object], about: object) -> None:
+        if self.process != os.getpid():
+            return  # a fork has no such thread; what is dropped there is gone
         self._inbox.put((what, about))
         session = self.session
         if session is not None:
@@ -388,7 +388,6 @@ class Engine:
                 session = self._opened()
             taken = {one._sequence for one in self._requests}
             self._waiting.remove(request)
-            self._leave_queue(request)
             request._sequence = next(i for i in range(session.sequences) if i not in taken)
             request._fed = request._taken = request._read = 0
             request._phase = _Phase.LISTENING
@@ -475,7 +474,6 @@ class Engine:
             self._requests.remove(request)
         elif request in self._waiting:
             self._waiting.remove(request)
-        self._leave_queue(request)
         request._samples.clear()
         request.failure = failure
         if failure is None and not request.cancelled:
@@ -541,11 +539,6 @@ class Engine:
         for request in (*self._requests, *self._waiting):
             self._complete(request, error)
         self.session = None
-
-    def _leave_queue(self, request: Request) -> None:
-        place, request._place = request._place, None
-        if place is not None:
-            place.release()
 
     def _count(self, tokens: int, seconds: float) -> None:
         now = self._clock()
