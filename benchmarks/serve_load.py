@@ -235,9 +235,8 @@ async def load(args: argparse.Namespace) -> int:
             f"{way}: {len(seconds)} texts, p50 {percentile(seconds, 0.5):.2f} s, p95 {percentile(seconds, 0.95):.2f}, "
             f"longest {max(seconds):.2f}"
         )
-    third = len(memory) // 3
-    second, last = max(memory[third : 2 * third]), max(memory[2 * third :])
-    print(f"memory: {second:.0f} MB in the second third, {last:.0f} MB in the last")
+    tenths = [max(part) for part in np.array_split(np.array(memory), 10) if len(part)]
+    print("memory in MB, at most, in each tenth of the time: " + ", ".join(f"{most:.0f}" for most in tenths))
     print(f"answers {dict(clients.statuses)}, left {clients.gone}, by the server's count {dict(counted(metrics))}")
     problems = clients.wrong[:20]
     by_server = counted(metrics)
