@@ -21,12 +21,14 @@ from math import prod
 import numpy as np
 
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.models.families import ARCHITECTURE, TYPES, Metadata, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.families import Sizes
+from pycrispasr.models.families.moss_transcribe import FAMILY
 from pycrispasr.models.gguf_file import Tensor, from_array
+from pycrispasr.models.layout import TYPES, tensor_shapes, tensor_type, write_gguf
 from pycrispasr.models.random_model import PRESETS
 from pycrispasr.runtimes import native
 
-PUBLISHED: Metadata = {key: value for key, value in PRESETS["2b"].items() if key != "llm.rope_theta"}
+PUBLISHED: Sizes = {key: value for key, value in PRESETS["2b"].items() if key != "llm.rope_theta"}
 
 _LAST_MATRICES = ("attn.o", "ffn.down", "ffn.fc2")  # of a layer's two halves: what they give is added to its input
 _BYTES = 256  # the vocabulary begins with the single bytes
@@ -45,11 +47,11 @@ def inflate(
         path: The file.
         sizes: Hyperparameters other than the bundled model's, as metadata keys without their common prefix. Rows that
             are normed must become a whole number of times as long, and the encoder's heads keep their size.
-        type: One of `families.TYPES`: as for `convert.convert`, a quantised one is for the decoder's matrices.
+        type: One of `layout.TYPES`: as for `convert.convert`, a quantised one is for the decoder's matrices.
     """
     source = hub.resolve("tiny")
     values, stored = gguf_file.load(source)
-    prefix = f"{ARCHITECTURE}."
+    prefix = f"{FAMILY.architecture}."
     small = {key.removeprefix(prefix): value.content for key, value in values.items() if key.startswith(prefix)}
     large = small | dict(sizes)
     layers = {"enc": small["enc.encoder_layers"], "llm": small["llm.num_layers"]}
@@ -69,12 +71,11 @@ def inflate(
         tensors.append(_grown(name, weights, shape, tensor_type(name, shape, type), small, large))
     tokens = values["tokenizer.ggml.tokens"].content
     tokens += [f"[PAD{i}]" for i in range(len(tokens), int(large["llm.vocab_size"]))]
-    write_gguf(path, large, tokens, values["tokenizer.ggml.merges"].content, tensors, name=f"pycrispasr tiny, {type}")
+    merges = values["tokenizer.ggml.merges"].content
+    write_gguf(path, FAMILY, large, tokens, merges, tensors, name=f"pycrispasr tiny, {type}")
 
 
-def _grown(
-    name: str, weights: np.ndarray, shape: tuple[int, ...], kind: str, small: Metadata, large: Metadata
-) -> Tensor:
+def _grown(name: str, weights: np.ndarray, shape: tuple[int, ...], kind: str, small: Sizes, large: Sizes) -> Tensor:
     """A tensor of the small model in the large model's shape."""
     if name.startswith("audio."):
         return from_array(name, weights, kind)
@@ -117,7 +118,7 @@ def _grown(
     return Tensor(name, shape, kind, blocks)
 
 
-def _head_sizes(name: str, small: Metadata, large: Metadata) -> tuple[int, int]:
+def _head_sizes(name: str, small: Sizes, large: Sizes) -> tuple[int, int]:
     """Values of a head of the small and of the large model."""
     if name.startswith("llm."):
         return int(small["llm.head_dim"]), int(large["llm.head_dim"])

@@ -32,7 +32,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 9;
+constexpr int32_t abi_version = 10;
 
 constexpr char no_heads[] = "the session was made without params.heads";
 
@@ -348,6 +348,7 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         const pcr::DecoderWeights & d = m.decoder;
         *info                         = {};
         info->size                    = sizeof(*info);
+        info->architecture            = m.architecture.c_str();
         info->name                    = m.name.c_str();
         info->device                  = m.device.name.c_str();
         info->sample_rate             = pcr::LogMel::sample_rate;
@@ -358,13 +359,15 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         info->window_rows             = static_cast<int32_t>(e.window_rows());
         info->encoder_layers          = e.n_layers;
         info->encoder_d_model         = e.d_model;
+        info->encoder_channels        = e.conv_channels;
         info->encoder_output          = e.output_dim;
         info->llm_layers              = d.n_layers;
         info->llm_heads               = d.n_heads;
         info->llm_hidden              = d.hidden;
+        info->llm_ffn                 = d.ffn_dim;
         info->llm_vocab               = d.vocab;
         info->llm_max_positions       = d.max_positions;
-        info->eos_token               = m.eos_token;
+        info->eos_token               = m.end_tokens.front();
         info->file_bytes              = m.store.file.size();
         info->weight_bytes            = m.store.weight_bytes;
         info->kv_bytes_per_token      = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
@@ -374,7 +377,7 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
 }
 
 int64_t pcr_frame_count(const pcr_model * model, int64_t n_samples) {
-    return model && n_samples > 0 ? pcr::LogMel::frame_count(n_samples) : 0;
+    return model && model->model ? model->model->frame_count(n_samples) : 0;
 }
 
 int64_t pcr_row_count(const pcr_model * model, int64_t n_frames) {
@@ -405,13 +408,22 @@ pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t lengt
 }
 
 pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity, size_t * count) {
+    return pcr_clip_prompt(model, nullptr, n_rows, tokens, capacity, count);
+}
+
+pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * params, int64_t n_rows, int32_t * tokens,
+                           size_t capacity, size_t * count) {
     return in_model(model, [&](const pcr::Model & m) {
         require(count && (tokens || capacity == 0), "NULL");
         require(n_rows >= 0 && n_rows <= m.decoder.max_positions, "the number of rows is out of range");
-        std::vector<int32_t> prompt = m.prompt_before;
-        prompt.insert(prompt.end(), static_cast<size_t>(n_rows), -1);
-        prompt.insert(prompt.end(), m.prompt_after.begin(), m.prompt_after.end());
-        copy_tokens(prompt, tokens, capacity, count);
+        if (params) {
+            require_size(params, "pcr_clip_params");
+        }
+        pcr::Prompt prompt         = params ? m.prompt(params->language, params->context) : m.prompt(nullptr, nullptr);
+        std::vector<int32_t> & all = prompt.before;
+        all.insert(all.end(), static_cast<size_t>(n_rows), -1);
+        all.insert(all.end(), prompt.after.begin(), prompt.after.end());
+        copy_tokens(all, tokens, capacity, count);
         return PCR_OK;
     });
 }
@@ -472,7 +484,7 @@ const char * pcr_session_error(const pcr_session * session) {
 }
 
 void pcr_clip_params_default(pcr_clip_params * params) {
-    *params = {sizeof(*params), 512, 0};
+    *params = {sizeof(*params), 512, 0, nullptr, nullptr};
 }
 
 pcr_status pcr_session_begin(pcr_session * session, int32_t sequence, const pcr_clip_params * params) {
@@ -626,7 +638,7 @@ pcr_status pcr_log_mel(pcr_session * session, const float * samples, int64_t n_s
                        int64_t * n_frames) {
     return in_session(session, [&](pcr::Session & s) {
         require(samples && mel && n_frames, "NULL");
-        *n_frames = pcr::LogMel::frame_count(n_samples);
+        *n_frames = s.model.frame_count(n_samples);
         if (*n_frames > 0) {
             require_rows(*n_frames, max_frames, *n_frames * s.model.encoder.n_mels, capacity);
         }

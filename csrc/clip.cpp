@@ -14,9 +14,9 @@ int64_t complete_frames(int64_t n_samples) {
 
 }  // namespace
 
-bool Text::accept_token(const Choice & choice, int32_t eos_token, int32_t max_new_tokens) {
+bool Text::accept_token(const Choice & choice, bool ends, int32_t max_new_tokens) {
     steps++;
-    ended = choice.token == eos_token;
+    ended = ends;
     done  = ended || tokens.size() == static_cast<size_t>(max_new_tokens);
     if (done) {
         return false;
@@ -28,15 +28,18 @@ bool Text::accept_token(const Choice & choice, int32_t eos_token, int32_t max_ne
     return expected;
 }
 
-void Clip::extend_frames(FrontEnd & front_end, int64_t n_mels, bool last) {
-    const int64_t n     = n_samples();
-    const int64_t first = n_frames(n_mels);
-    const int64_t until = last ? LogMel::frame_count(n) : complete_frames(n);
-    if (until <= first || n < LogMel::min_samples) {
+void Clip::extend_frames(FrontEnd & front_end, const Model & model, bool last) {
+    const int64_t n      = n_samples();
+    const int64_t length = last ? std::max(n, model.padded_samples) : n;
+    const int64_t n_mels = model.encoder.n_mels, first = n_frames(n_mels);
+    const int64_t until = last ? LogMel::frame_count(length) : complete_frames(n);
+    if (until <= first || length < LogMel::min_samples) {
         return;
     }
     frames.resize(static_cast<size_t>(until * n_mels));
-    front_end.frames(samples.data(), n, first, until - first, frames.data() + first * n_mels);
+    samples.resize(static_cast<size_t>(length));  // with silence, for as long as this takes
+    front_end.frames(samples.data(), length, first, until - first, frames.data() + first * n_mels);
+    samples.resize(static_cast<size_t>(n));
     largest = std::max(largest, *std::max_element(frames.begin() + first * n_mels, frames.end()));
 }
 
@@ -67,11 +70,12 @@ void check_samples(const float * samples, int64_t n_samples) {
     }
 }
 
-void check_length(int64_t n_samples) {
-    if (n_samples < LogMel::min_samples) {
-        throw Error(PCR_ERROR_AUDIO, format("%lld samples (%.4f s) are too few: at least %d (%.4f s) are needed",
-                                            static_cast<long long>(n_samples), double(n_samples) / LogMel::sample_rate,
-                                            LogMel::min_samples, double(LogMel::min_samples) / LogMel::sample_rate));
+void check_length(int64_t n_samples, int64_t min_samples) {
+    if (n_samples < min_samples) {
+        throw Error(PCR_ERROR_AUDIO,
+                    format("%lld samples (%.4f s) are too few: at least %lld (%.4f s) are needed",
+                           static_cast<long long>(n_samples), double(n_samples) / LogMel::sample_rate,
+                           static_cast<long long>(min_samples), double(min_samples) / LogMel::sample_rate));
     }
 }
 

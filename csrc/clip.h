@@ -2,7 +2,7 @@
 #pragma once
 
 #include "draft.h"
-#include "mel.h"
+#include "nn/model.h"
 #include "ops/ops.h"
 #include "pycrispasr.h"
 
@@ -19,8 +19,8 @@ struct Text {
     size_t              steps = 0;  // that chose these tokens, and the end
     std::vector<float>  attention;  // of the captured heads: [steps][heads][audio rows], or more than these
 
-    // Takes the next token, and decides whether the text ends with it. True where the draft had expected it.
-    bool accept_token(const Choice & choice, int32_t eos_token, int32_t max_new_tokens);
+    // Takes the next token, and decides whether the text ends with it; ends: the model says so. True where the draft had expected it.
+    bool accept_token(const Choice & choice, bool ends, int32_t max_new_tokens);
 };
 
 struct Clip {
@@ -35,11 +35,12 @@ struct Clip {
         pcr_result done;
     };
 
-    struct Window {      // a whole attention window, whose rows are in `rows`
+    struct Window {  // a whole attention window, whose rows are in `rows`
         float smallest;  // of its log10 values
-        float floor;     // that they were raised to
+        float floor;  // that they were raised to
     };
 
+    Prompt              prompt;
     int32_t             max_new_tokens    = 0;
     bool                captures          = false;  // the attention of the session's heads
     State               state             = State::listening;
@@ -47,11 +48,11 @@ struct Clip {
     Before              before_hypothesis = {};
     pcr_status          failure           = PCR_OK;
     std::vector<float>  samples;
-    std::vector<float>  frames;            // log10 mel powers, not yet normalized: [n_frames][n_mels]
+    std::vector<float>  frames;  // log10 mel powers, not yet normalized: [n_frames][n_mels]
     float               largest = -10.0f;  // of all frames; log10 of the floor
-    std::vector<Window> windows;           // that are encoded
-    std::vector<float>  rows;              // of the adapter: [windows][window_rows][hidden], and the last window's
-    int64_t             appended = 0;      // windows whose rows are in the cache
+    std::vector<Window> windows;  // that are encoded
+    std::vector<float>  rows;  // that the decoder reads: [windows][window_rows][hidden], and the last window's
+    int64_t             appended = 0;  // windows whose rows are in the cache
     Text                text;
     size_t              given = 0;  // tokens
     std::vector<Choice> hypothesis;  // the last one
@@ -60,8 +61,8 @@ struct Clip {
     int64_t n_samples() const { return static_cast<int64_t>(samples.size()); }
     int64_t n_frames(int64_t n_mels) const { return static_cast<int64_t>(frames.size()) / n_mels; }
 
-    // Log-mel frames as far as their samples are known. Only the last call may reflect at the end.
-    void extend_frames(FrontEnd & front_end, int64_t n_mels, bool last);
+    // Log-mel frames as far as their samples are known. Only the last call may reflect at the end, or pad.
+    void extend_frames(FrontEnd & front_end, const Model & model, bool last);
 
     // Forgets what lies behind so many samples, as if it had never been fed.
     void cut(int64_t n_samples, const EncoderWeights & encoder);
@@ -75,6 +76,6 @@ struct Clip {
 
 // An Error that says why samples cannot be taken.
 void check_samples(const float * samples, int64_t n_samples);
-void check_length(int64_t n_samples);
+void check_length(int64_t n_samples, int64_t min_samples);
 
 }  // namespace pcr

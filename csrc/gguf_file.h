@@ -16,6 +16,8 @@ class GgufFile {
 public:
     GgufFile(const std::string & path, bool map);
 
+    bool has(const char * key) const { return key_of(key) >= 0; }
+
     // A missing key or one of another type is an Error(PCR_ERROR_FORMAT) that names it.
     int32_t                  positive(const char * key, int32_t max) const;  // a whole number in 1..max
     int32_t                  token_id(const char * key, int32_t vocab) const;

@@ -28,23 +28,6 @@ double seconds_of(const pcr_result & done) {
     return done.log_mel + done.encoder + done.adapter + done.prefill + done.decode;
 }
 
-// Prompt, audio rows and a first token have their positions.
-bool has_room(const Model & model, int64_t n_samples) {
-    const int64_t prompt = static_cast<int64_t>(model.prompt_before.size() + model.prompt_after.size());
-    return prompt + model.encoder.rows(LogMel::frame_count(n_samples)) < model.decoder.max_positions;
-}
-
-void check_room(const Model & model, int64_t n_samples) {
-    if (!has_room(model, n_samples)) {
-        const int64_t prompt = static_cast<int64_t>(model.prompt_before.size() + model.prompt_after.size());
-        const double  most   = double(model.decoder.max_positions - prompt - 1) / model.encoder.chunk_rows *
-                               model.encoder.chunk_frames * LogMel::hop / LogMel::sample_rate;
-        throw Error(PCR_ERROR_AUDIO, format("%.1f s of audio are too long for one pass: this model takes %.0f s at "
-                                            "the most; split the recording",
-                                            double(n_samples) / LogMel::sample_rate, std::floor(most)));
-    }
-}
-
 std::vector<AttentionHead> captured_heads(const pcr_session_params & params) {
     std::vector<AttentionHead> heads;
     heads.reserve(static_cast<size_t>(params.n_heads));
@@ -81,18 +64,49 @@ void require_ended(const Clip & clip) {
 
 Session::Session(const Model & model_, const pcr_session_params & params)
     : model(model_),
-      defaults{sizeof(pcr_clip_params), params.max_new_tokens, params.n_heads > 0},
+      defaults{sizeof(pcr_clip_params), params.max_new_tokens, params.n_heads > 0, nullptr, nullptr},
       compute(model_.device, params.threads > 0 ? params.threads : usable_cores(), model_.arithmetic),
       importance(params.importance ? std::make_unique<Importance>() : nullptr),
       ops(make_ops(model_, compute, importance.get())),
       decoder(model_, *ops, compute, params.sequences, importance.get(), captured_heads(params)),
-      encoder(model_, *ops, compute, importance.get()),
+      audio_workspace(compute, std::max(Encoder::max_nodes(model_.encoder, *ops), Projector::max_nodes),
+                      importance.get()),
+      encoder(model_.encoder, *ops, audio_workspace),
+      projector(model_.projector, *ops, audio_workspace),
       front_end(make_front_end(model_.log_mel, model_.encoder.n_mels, compute)),
       // Where a row's result could depend on its neighbours, blocks are the same for every way of feeding.
       windows_at_once(!importance && ops->batch_invariant(Path::gemm) ? 4 : 1),
       draft_at_once(!importance && ops->batch_invariant(Path::gemv) ? 24 : 1),
       clips(static_cast<size_t>(params.sequences)) {
     forget();
+}
+
+// Prompt, audio rows and a first token have their positions.
+bool Session::has_room(const Prompt & prompt, int64_t n_samples) const {
+    return prompt.size() + model.encoder.rows(model.frame_count(n_samples)) < model.decoder.max_positions;
+}
+
+void Session::check_room(const Prompt & prompt, int64_t n_samples) const {
+    if (has_room(prompt, n_samples)) {
+        return;
+    }
+    const int64_t bare = model.prompt(nullptr, nullptr).size(), positions = model.decoder.max_positions;
+    const auto    seconds_behind = [&](int64_t prompt_size) {
+        return std::max(0.0, std::floor(double(positions - prompt_size - 1) / model.encoder.chunk_rows *
+                                        model.encoder.chunk_frames * LogMel::hop / LogMel::sample_rate));
+    };
+    const double seconds = double(n_samples) / LogMel::sample_rate;
+    if (prompt.size() > bare && seconds <= seconds_behind(bare)) {
+        throw Error(
+            PCR_ERROR_AUDIO,
+            format("a context of %lld tokens leaves no room for %.1f s of audio: this model holds %lld tokens and "
+                   "audio rows in all; shorten it",
+                   static_cast<long long>(prompt.size() - bare), seconds, static_cast<long long>(positions)));
+    }
+    throw Error(
+        PCR_ERROR_AUDIO,
+        format("%.1f s of audio are too long for one pass: this model takes %.0f s at the most; split the recording",
+               seconds, seconds_behind(prompt.size())));
 }
 
 template <typename F> void Session::or_fail(const int32_t * sequences, int32_t count, F f) {
@@ -115,8 +129,10 @@ template <typename F> void Session::or_fail(const int32_t * sequences, int32_t c
 }
 
 void Session::begin(int32_t sequence, const pcr_clip_params & params) {
+    Prompt prompt       = model.prompt(params.language, params.context);
     Clip & clip         = at(sequence);
     clip                = {};
+    clip.prompt         = std::move(prompt);
     clip.max_new_tokens = params.max_new_tokens;
     clip.captures       = params.attention != 0;
     decoder.rewind(sequence, 0);
@@ -141,8 +157,8 @@ void Session::end(int32_t sequence, int64_t n_samples) {
         throw Error(PCR_ERROR_ARGUMENT, format("the audio cannot end after %lld samples: %lld were fed",
                                                static_cast<long long>(n), static_cast<long long>(fed)));
     }
-    check_length(n);
-    check_room(model, n);
+    check_length(n, model.min_samples());
+    check_room(clip.prompt, n);
     if (n < fed) {
         clip.cut(n, model.encoder);
     }
@@ -153,13 +169,14 @@ void Session::end(int32_t sequence, int64_t n_samples) {
 
 void Session::extend_frames(Clip & clip, bool last) {
     const Stopwatch watch(clip.done.log_mel);
-    clip.extend_frames(*front_end, model.encoder.n_mels, last);
+    clip.extend_frames(*front_end, model, last);
 }
 
-// Rows in the cache in front of a window.
-int64_t Session::cached_rows(int64_t n_windows) const {
-    return n_windows == 0 ? 0
-                          : static_cast<int64_t>(model.prompt_before.size()) + n_windows * model.encoder.window_rows();
+// Rows in the cache in front of the first window that is not appended.
+int64_t Session::cached_rows(const Clip & clip) const {
+    return clip.appended == 0
+               ? 0
+               : static_cast<int64_t>(clip.prompt.before.size()) + clip.appended * model.encoder.window_rows();
 }
 
 bool Session::advance(int32_t sequence, int32_t max_windows) {
@@ -177,17 +194,17 @@ bool Session::advance_block(int32_t sequence, int64_t max_windows) {
     const bool             last  = clip.state == Clip::State::heard;
     const int64_t          n     = clip.n_frames(w.n_mels);
     const int64_t          whole = n > 0 ? (n - 1) / w.window_frames() : 0;
-    if (!last && (clip.state != Clip::State::listening || !has_room(model, clip.n_samples()))) {
+    if (!last && (clip.state != Clip::State::listening || !has_room(clip.prompt, clip.n_samples()))) {
         return false;  // end() says that it is too long
     }
     if (!last && whole <= static_cast<int64_t>(clip.windows.size())) {
         return false;  // what a louder frame has changed waits for the next window, so that work is bounded
     }
     const int64_t n_rows   = w.rows(n);
-    const int64_t n_prompt = static_cast<int64_t>(model.prompt_before.size() + model.prompt_after.size());
+    const int64_t n_prompt = clip.prompt.size();
     const int64_t max_rows = std::max(n_rows, w.rows(30 * LogMel::sample_rate / LogMel::hop));
-    decoder.reserve(sequence, std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1,
-                                                model.decoder.max_positions));
+    decoder.reserve(sequence,
+                    std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1, model.decoder.max_positions));
     if (last) {
         clip.done.n_frames        = n;
         clip.done.n_rows          = n_rows;
@@ -210,7 +227,7 @@ bool Session::advance_block(int32_t sequence, int64_t max_windows) {
     return end < whole + last;
 }
 
-// The adapter's rows of those of these windows that need it. A window is encoded once, and once more when a louder frame
+// The decoder's rows of those of these windows that need it. A window is encoded once, and once more when a louder frame
 // has changed the floor under its values; the cache is written anew from there on.
 void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
     const EncoderWeights & w      = model.encoder;
@@ -230,14 +247,18 @@ void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
         window_mel.resize(static_cast<size_t>(count * n_mels));
         std::transform(clip.frames.begin() + first * n_mels, clip.frames.begin() + (first + count) * n_mels,
                        window_mel.begin(), [&clip](float value) { return LogMel::normalized(value, clip.largest); });
-        encoded.resize(static_cast<size_t>(w.rows(count) * w.output_dim));
-        {
+        float * const rows = clip.rows.data() + k * window_rows * hidden;
+        if (model.projector.empty()) {
             const Stopwatch watch(clip.done.encoder);
-            encoder.encode(window_mel.data(), count, n_frames < w.chunk_frames, -1, encoded.data());
-        }
-        {
+            encoder.encode(window_mel.data(), count, w.chunk_of(n_frames), -1, rows);
+        } else {
+            encoded.resize(static_cast<size_t>(w.rows(count) * w.output_dim));
+            {
+                const Stopwatch watch(clip.done.encoder);
+                encoder.encode(window_mel.data(), count, w.chunk_of(n_frames), -1, encoded.data());
+            }
             const Stopwatch watch(clip.done.adapter);
-            encoder.adapt(encoded.data(), w.rows(count), clip.rows.data() + k * window_rows * hidden);
+            projector.project(encoded.data(), w.rows(count), rows);
         }
         clip.appended = std::min(clip.appended, k);
         for (; k < stale; k++) {
@@ -260,22 +281,22 @@ void Session::append_windows(int32_t sequence, int64_t end, Choice * first) {
     const int64_t whole = (n_frames - 1) / w.window_frames(), n_rows = w.rows(n_frames);
 
     const Stopwatch watch(clip.done.prefill);
-    decoder.rewind(sequence, cached_rows(clip.appended));
+    decoder.rewind(sequence, cached_rows(clip));
     for (int64_t k = clip.appended; k < end;) {
         const int64_t block_end = std::min(k + windows_at_once, end);
         const bool    close     = first && block_end == end;
-        const size_t  before    = k == 0 ? model.prompt_before.size() : 0;
-        const size_t  after     = close ? model.prompt_after.size() : 0;
+        const size_t  before    = k == 0 ? clip.prompt.before.size() : 0;
+        const size_t  after     = close ? clip.prompt.after.size() : 0;
         const int64_t rows      = std::min(block_end * window_rows, n_rows) - k * window_rows;
         const size_t  total     = before + static_cast<size_t>(rows) + after;
         block.resize(total * static_cast<size_t>(hidden));
         float * const audio = block.data() + before * static_cast<size_t>(hidden);
         std::copy_n(clip.rows.begin() + k * window_rows * hidden, rows * hidden, audio);
         if (before) {
-            decoder.embed(model.prompt_before.data(), static_cast<int64_t>(before), block.data());
+            decoder.embed(clip.prompt.before.data(), static_cast<int64_t>(before), block.data());
         }
         if (after) {
-            decoder.embed(model.prompt_after.data(), static_cast<int64_t>(after), audio + rows * hidden);
+            decoder.embed(clip.prompt.after.data(), static_cast<int64_t>(after), audio + rows * hidden);
         }
         decoder.append(sequence, block.data(), static_cast<int64_t>(total), -1, {nullptr, close ? first : nullptr},
                        close ? capture(sequence, 1) : AttentionCapture{});
@@ -293,7 +314,7 @@ AttentionCapture Session::capture(int32_t sequence, int64_t n_steps) {
     }
     std::vector<float> & held = clip.text.attention;
     held.resize((clip.text.steps + static_cast<size_t>(n_steps)) * size);
-    return {static_cast<int64_t>(model.prompt_before.size()), clip.done.n_rows, held.data() + clip.text.steps * size};
+    return {static_cast<int64_t>(clip.prompt.before.size()), clip.done.n_rows, held.data() + clip.text.steps * size};
 }
 
 // The last hypothesis is what the text is expected to be: no draft where verifying it could give other bits.
@@ -307,7 +328,7 @@ void Session::start_draft(Clip & clip) const {
 }
 
 bool Session::accept_token(Clip & clip, const Choice & choice) const {
-    return clip.text.accept_token(choice, model.eos_token, clip.max_new_tokens);
+    return clip.text.accept_token(choice, model.ends_text(choice.token), clip.max_new_tokens);
 }
 
 // Verifies what the draft says next, up to the first token that the decoder chooses otherwise: that one is right.
@@ -335,13 +356,14 @@ void Session::begin_hypothesis(int32_t sequence) {
     Clip & clip = at(sequence);
     require_listening(clip, "the audio has ended: its text is what the tokens say");
     compute.throw_if_cancelled();
-    if (clip.n_samples() >= LogMel::min_samples) {
-        check_room(model, clip.n_samples());
+    const bool is_audible = clip.n_samples() >= model.min_samples();
+    if (is_audible) {
+        check_room(clip.prompt, clip.n_samples());
     }
     clip.text              = {};
     clip.before_hypothesis = {clip.frames.size(), clip.largest, clip.done};
     clip.is_hypothesis     = true;
-    if (clip.n_samples() < LogMel::min_samples) {
+    if (!is_audible) {
         clip.text.done = true;
         clip.state     = Clip::State::decoding;
         return;
@@ -376,7 +398,7 @@ const std::vector<Choice> & Session::end_hypothesis(int32_t sequence) {
     clip.done.hypotheses += seconds_of(done) - seconds_of(before.done);
     clip.is_hypothesis = false;
     clip.state         = Clip::State::listening;
-    decoder.rewind(sequence, cached_rows(clip.appended));
+    decoder.rewind(sequence, cached_rows(clip));
     return clip.hypothesis;
 }
 
@@ -510,11 +532,13 @@ const float * Session::attention(int32_t sequence, int64_t * n_steps) const {
 }
 
 int64_t Session::log_mel(const float * samples_, int64_t n_samples, float * mel) {
-    check_length(n_samples);
+    check_length(n_samples, model.min_samples());
     check_samples(samples_, n_samples);
     forget();
-    const int64_t n_frames = LogMel::frame_count(n_samples);
-    front_end->frames(samples_, n_samples, 0, n_frames, mel);
+    const int64_t      n_frames = model.frame_count(n_samples);
+    std::vector<float> samples(samples_, samples_ + n_samples);
+    samples.resize(static_cast<size_t>(std::max(n_samples, model.padded_samples)));
+    front_end->frames(samples.data(), static_cast<int64_t>(samples.size()), 0, n_frames, mel);
     float * const end  = mel + n_frames * model.encoder.n_mels;
     const float   most = *std::max_element(mel, end);
     std::transform(mel, end, mel, [most](float value) { return LogMel::normalized(value, most); });
@@ -527,14 +551,18 @@ void Session::encode(const float * mel, int64_t n_frames, int32_t n_layers, floa
     const int64_t          columns = n_layers < 0 ? w.output_dim : w.d_model;
     for (int64_t first = 0; first < n_frames; first += windows_at_once * w.window_frames()) {
         const int64_t count = std::min(windows_at_once * w.window_frames(), n_frames - first);
-        encoder.encode(mel + first * w.n_mels, count, n_frames < w.chunk_frames, n_layers, rows);
+        encoder.encode(mel + first * w.n_mels, count, w.chunk_of(n_frames), n_layers, rows);
         rows += w.rows(count) * columns;
     }
 }
 
 void Session::adapt(const float * rows, int64_t n_rows, float * out) {
     forget();
-    encoder.adapt(rows, n_rows, out);
+    if (model.projector.empty()) {
+        std::copy_n(rows, n_rows * model.decoder.hidden, out);
+    } else {
+        projector.project(rows, n_rows, out);
+    }
 }
 
 }  // namespace pcr

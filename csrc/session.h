@@ -4,6 +4,7 @@
 #include "clip.h"
 #include "nn/decoder.h"
 #include "nn/encoder.h"
+#include "nn/projector.h"
 
 namespace pcr {
 
@@ -33,7 +34,7 @@ public:
     void       cancel() { compute.cancelled.store(true); }
     void       reset();  // forgets every clip, and the cancellation
     pcr_result result(int32_t sequence) const;
-    size_t     bytes() const { return decoder.bytes() + encoder.bytes(); }
+    size_t     bytes() const { return decoder.bytes() + audio_workspace.bytes(); }
     // What the captured heads attended to: [steps][heads][audio rows]. It stands until the next call.
     const float * attention(int32_t sequence, int64_t * n_steps) const;
 
@@ -64,7 +65,9 @@ private:
     // Runs f. When it throws, the clip can no more be used.
     template <typename F> void or_fail(const int32_t * sequences, int32_t count, F f);
 
-    int64_t          cached_rows(int64_t n_windows) const;
+    int64_t          cached_rows(const Clip & clip) const;
+    void             check_room(const Prompt & prompt, int64_t n_samples) const;
+    bool             has_room(const Prompt & prompt, int64_t n_samples) const;
     void             extend_frames(Clip & clip, bool last);
     bool             advance_block(int32_t sequence, int64_t max_windows);
     void             encode_windows(Clip & clip, int64_t first, int64_t end);
@@ -76,7 +79,9 @@ private:
     void             decode_step(const int32_t * sequences, int32_t count);
     void             forget();
 
+    Workspace                 audio_workspace;
     Encoder                   encoder;
+    Projector                 projector;
     std::unique_ptr<FrontEnd> front_end;
     const int64_t             windows_at_once;  // attention windows that go through encoder and decoder as one batch
     const int64_t             draft_at_once;  // tokens of a draft that go through the decoder as one batch

@@ -216,24 +216,26 @@ Tokenizer::Tokenizer(std::vector<std::string> tokens, const std::vector<std::str
 }
 
 void Tokenizer::set_special(const std::vector<int32_t> & special) {
-    const auto hide = [&](size_t i) {
-        const auto found = ids.find(bytes[i]);
-        if (found != ids.end() && found->second == static_cast<int32_t>(i)) {
-            ids.erase(found);
-        }
-        bytes[i].clear();
-    };
     for (const int32_t id : special) {
         if (id < size()) {
-            hide(static_cast<size_t>(id));
+            rename(id, "");
         }
     }
     for (size_t i = 0; i < bytes.size(); i++) {
         const std::string & b = bytes[i];
         if (b.size() > 4 && b.compare(0, 2, "<|") == 0 && b.compare(b.size() - 2, 2, "|>") == 0) {
-            hide(i);
+            rename(static_cast<int32_t>(i), "");
         }
     }
+}
+
+void Tokenizer::rename(int32_t token, std::string text) {
+    std::string & content = bytes[static_cast<size_t>(token)];
+    const auto    found   = ids.find(content);
+    if (found != ids.end() && found->second == token) {
+        ids.erase(found);  // its key lies in the content
+    }
+    content = std::move(text);
 }
 
 std::vector<int32_t> Tokenizer::encode(const std::string & text) const {
@@ -251,9 +253,14 @@ std::vector<int32_t> Tokenizer::encode(const std::string & text) const {
     return out;
 }
 
-std::vector<int32_t> Tokenizer::word(const std::string & text) const {
+int32_t Tokenizer::named(const std::string & text) const {
     const auto found = ids.find(text);
-    return found == ids.end() ? encode(text) : std::vector<int32_t>{found->second};
+    return found == ids.end() ? -1 : found->second;
+}
+
+std::vector<int32_t> Tokenizer::word(const std::string & text) const {
+    const int32_t token = named(text);
+    return token < 0 ? encode(text) : std::vector<int32_t>{token};
 }
 
 const Tokenizer::Merge * Tokenizer::merge_of(int32_t left, int32_t right) const {

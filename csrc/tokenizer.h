@@ -34,8 +34,14 @@ public:
 
     int32_t size() const { return static_cast<int32_t>(bytes.size()); }
 
+    // The token that is written so; -1 where there is none. Control tokens are found until set_special().
+    int32_t named(const std::string & text) const;
+
     // Marks control tokens: they have no bytes, and text never becomes one. Tokens that look like <|...|> are, too.
     void set_special(const std::vector<int32_t> & ids);
+
+    // Gives a token other bytes; text never becomes it.
+    void rename(int32_t token, std::string text);
 
     // Tokens of UTF-8 text (NFC).
     std::vector<int32_t> encode(const std::string & text) const;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,20 @@ def write_checkpoint(folder: Path, model: Path, n_shards: int = 2) -> None:
     shards = {f"model-{i + 1:05}-of-{n_shards:05}.safetensors": weights[i::n_shards] for i in range(n_shards)}
     for shard, members in shards.items():
         write_shard(folder / shard, model, members)
-    weight_map = {source_name(tensor.name): shard for shard, members in shards.items() for tensor in members}
+    weight_map = {moss_name(tensor.name): shard for shard, members in shards.items() for tensor in members}
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def write_shard(path: Path, model: Path, tensors: list[gguf_file.StoredTensor]) -> None:
+def write_shard(
+    path: Path, model: Path, tensors: list[gguf_file.StoredTensor], source_name: Callable[[str], str] | None = None
+) -> None:
     """A safetensors file of BF16; vectors lose what BF16 cannot hold."""
+    named = source_name or moss_name
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
         start, end = end, end + gguf_file.n_bytes("BF16", tensor.shape)
-        header[source_name(tensor.name)] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]}
+        header[named(tensor.name)] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -82,8 +85,8 @@ def config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def source_name(name: str) -> str:
-    """A tensor's name in the checkpoint."""
+def moss_name(name: str) -> str:
+    """The name of a tensor of MOSS-Transcribe in its checkpoint."""
     part, _, rest = name.partition(".")
     if part == "adapter":
         return f"model.{NAMES[part]}.{rest.replace('.weight', '_proj.weight')}"

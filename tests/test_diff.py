@@ -14,7 +14,7 @@ from pycrispasr.lab import diff
 from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import crispasr
 
-from . import gguf_edit
+from . import checkpoint_qwen3_asr, gguf_edit
 from .checkpoint import write_checkpoint
 from .sounds import make_tones
 
@@ -82,12 +82,16 @@ def test_a_small_vocabulary_is_an_error_and_not_the_end_of_the_process(model: Pa
 
 
 @pytest.mark.reference
-def test_every_stage_passes_against_pytorch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["moss", "thinker", "hf"])
+def test_every_stage_passes_against_pytorch(form: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     path = tmp_path / "model.gguf"
-    generate(path, preset="small", type="bf16", all_matrices=True, seed=3)
-    write_checkpoint(tmp_path / "checkpoint", path)
+    generate(path, preset="small" if form == "moss" else "qwen3-asr-small", type="bf16", all_matrices=True, seed=3)
+    if form == "moss":
+        write_checkpoint(tmp_path / "checkpoint", path)
+    else:
+        checkpoint_qwen3_asr.write_checkpoint(tmp_path / "checkpoint", path, "hf" if form == "hf" else "thinker")
     stages = diff.diff(
         path, make_tones(9), "reference", checkpoint=tmp_path / "checkpoint", sample_rate=16000, max_new_tokens=1
     )

@@ -16,7 +16,8 @@ import pytest
 
 from pycrispasr.cli import common
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError, UsageError
-from pycrispasr.models import convert, families, gguf_file
+from pycrispasr.models import convert, gguf_file, layout
+from pycrispasr.models.families.moss_transcribe import FAMILY
 from pycrispasr.models.quantize import plan_types, quantize
 from pycrispasr.models.random_model import PRESETS, generate
 from pycrispasr.runtimes import crispasr, native
@@ -70,16 +71,16 @@ def expected_type(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def test_the_published_sizes() -> None:
-    shapes = families.tensor_shapes(PRESETS["2b"])
+    shapes = layout.tensor_shapes(PRESETS["2b"])
     rest = 6 << 20  # metadata: mostly the vocabulary and its merges
     for kind, gib in {"f16": 4.51, "q8_0": 3.28, "q4_k": 2.63}.items():
-        types = plan_types(shapes, kind)
+        types = plan_types(FAMILY, shapes, kind)
         assert types == {name: expected_type(name, shape, kind) for name, shape in shapes.items()}
         weights = sum(gguf_file.n_bytes(types[name], shape) for name, shape in shapes.items())
         assert round((weights + rest) / 2**30, 2) == gib
 
 
-@pytest.mark.parametrize("kind", families.TYPES)
+@pytest.mark.parametrize("kind", layout.TYPES)
 def test_every_type(small: Path, tmp_path: Path, kind: str) -> None:
     quantize(small, tmp_path / "out.gguf", type=kind)
     before, after = stored(small), stored(tmp_path / "out.gguf")
@@ -486,7 +487,7 @@ def test_other_runtimes_read_the_same_tokens_from_a_converted_file(checkpoint: P
     session.end()
     ours = [token for token, _ in iter(session.next, None)]
     assert len(set(ours)) > 4
-    with Stages(path, threads=1) as crispasr:
+    with Stages(path, "moss_transcribe", threads=1) as crispasr:
         assert ours == crispasr.transcribe(samples, max_new_tokens=6)
     if kind == "f16":
         assert ours == ref.greedy(gguf_model.load(path, np.float32), samples, 6)

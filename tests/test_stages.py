@@ -23,6 +23,21 @@ MODELS = {
     "no grouped queries": ({"llm.num_heads": 3, "llm.num_kv_heads": 3, "llm.head_dim": 16}, 2, {}),
     "80 mel bins": ({"enc.num_mel_bins": 80, "enc.n_window_infer": 100}, 3, {"mel_tables": False}),
     "own head": ({"llm.tied_embeddings": False, "llm.num_layers": 3, "llm.hidden_size": 96}, 4, {}),
+    "qwen3-asr": ({}, 5, {"preset": "qwen3-asr-nano"}),
+    "qwen3-asr of odd sizes": (
+        {
+            "enc.encoder_attention_heads": 5,
+            "enc.d_model": 80,
+            "enc.n_window_infer": 200,
+            "enc.output_dim": 96,
+            "llm.hidden_size": 96,
+            "llm.num_heads": 3,
+            "llm.num_kv_heads": 1,
+            "llm.tied_embeddings": False,
+        },
+        6,
+        {"preset": "qwen3-asr-nano", "mel_tables": False},
+    ),
 }
 
 
@@ -48,7 +63,7 @@ def test_every_stage_agrees_with_the_reference(pair: Pair, seconds: float) -> No
     check_stages(pair, seconds, 0.99999)
 
 
-@pytest.mark.parametrize("name", ["plain", "odd heads"])
+@pytest.mark.parametrize("name", ["plain", "odd heads", "qwen3-asr"])
 @pytest.mark.parametrize("kernels", [*native.kernels()[:-1], "ggml"])
 def test_every_processor_s_kernels_agree_with_the_reference(name: str, kernels: str, tmp_path: Path) -> None:
     hyperparameters, seed, options = MODELS[name]
@@ -72,7 +87,8 @@ def check_stages(pair: Pair, seconds: float, least: float) -> None:
     reference, session = pair.reference, pair.session
     samples = make_tones(seconds, seed=int(seconds * 100))
 
-    mel = model.log_mel(samples, reference.hparams.enc_num_mel_bins, reference.weights.get("audio.mel_filters"))
+    heard = model.heard(reference, samples)
+    mel = model.log_mel(heard, reference.hparams.enc_num_mel_bins, reference.weights.get("audio.mel_filters"))
     got = session.log_mel(samples)
     assert got.shape == mel.T.shape
     assert cosines(got, mel.T).min() >= 0.99999

@@ -1,4 +1,4 @@
-/* pycrispasr.h - speech to text with MOSS-Transcribe: the whole C API.
+/* pycrispasr.h - speech to text: the whole C API.
  *
  * Python's cffi reads this header at build time, so it holds plain declarations only; preprocessor lines are dropped.
  *
@@ -175,6 +175,8 @@ PCR_API const char * pcr_model_error(const pcr_model * model);
 /* The model's sizes, by the field's own names. */
 typedef struct pcr_model_info {
     size_t size;
+    /* general.architecture: "moss_transcribe", "qwen3asr". */
+    const char * architecture;
     /* general.name, or "". */
     const char * name;
     /* Where it runs. */
@@ -191,15 +193,20 @@ typedef struct pcr_model_info {
     int32_t window_rows;
     int32_t encoder_layers;
     int32_t encoder_d_model;
+    /* Channels of the encoder's convolutions. */
+    int32_t encoder_channels;
     /* Columns of an encoder row. */
     int32_t encoder_output;
     int32_t llm_layers;
     /* Query heads of each layer. */
     int32_t llm_heads;
     /* Columns of an adapter row and of an embedding. */
-    int32_t  llm_hidden;
-    int32_t  llm_vocab;
-    int32_t  llm_max_positions;
+    int32_t llm_hidden;
+    /* Width of each layer's gated MLP. */
+    int32_t llm_ffn;
+    int32_t llm_vocab;
+    int32_t llm_max_positions;
+    /* The first of the tokens that end a text. */
     int32_t  eos_token;
     uint64_t file_bytes;
     /* Bytes of the tensors in use. */
@@ -212,7 +219,8 @@ typedef struct pcr_model_info {
 
 PCR_API pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info);
 
-/* Number of log-mel frames of n_samples samples, and of audio rows of n_frames frames. */
+/* Number of log-mel frames of n_samples samples, with the silence that short clips of some models are padded with, and
+ * of audio rows of n_frames frames. */
 PCR_API int64_t pcr_frame_count(const pcr_model * model, int64_t n_samples);
 PCR_API int64_t pcr_row_count(const pcr_model * model, int64_t n_frames);
 
@@ -268,9 +276,20 @@ typedef struct pcr_clip_params {
     int32_t max_new_tokens;
     /* 1: keep what pcr_session_attention() gives, for the session's heads. Default 0. */
     int32_t attention;
+    /* The English name of the language that is spoken, as the model writes it ("French"), in UTF-8. The text then begins
+     * with what is said; otherwise the model may write the language first. Default NULL: the model finds out.
+     * PCR_ERROR_UNSUPPORTED for a model that takes none. Read by the call only. */
+    const char * language;
+    /* What the audio may be about: names, terms, free text, in UTF-8 (NFC). Special tokens in it are taken for text.
+     * Default NULL. PCR_ERROR_UNSUPPORTED for a model that takes none. Read by the call only. */
+    const char * context;
 } pcr_clip_params;
 
 PCR_API void pcr_clip_params_default(pcr_clip_params * params);
+
+/* As pcr_prompt(), with a clip's language and context. */
+PCR_API pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * params, int64_t n_rows,
+                                   int32_t * tokens, size_t capacity, size_t * count);
 
 /* Begins another clip, and forgets the one before and its text. params: NULL for the session's max_new_tokens, and the
  * attention of its heads if it has any. Every clip of a new session has begun that way. */
@@ -375,7 +394,7 @@ PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int
 PCR_API pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers,
                               float * rows, size_t capacity, int64_t * n_rows);
 
-/* Adapter: [rows][encoder_output] -> [rows][llm_hidden]. */
+/* Adapter: [rows][encoder_output] -> [rows][llm_hidden]; a copy where the model has none. */
 PCR_API pcr_status pcr_adapt(pcr_session * session, const float * rows, int64_t n_rows, float * out, size_t capacity);
 
 /* Token embeddings: [count][llm_hidden]. */

@@ -19,20 +19,19 @@ ggml_tensor * by_head(ggml_context * ctx, ggml_tensor * x, int64_t n_heads) {
     return ggml_view_3d(ctx, x, head_dim, x->ne[1], n_heads, x->nb[1], static_cast<size_t>(head_dim) * x->nb[0], 0);
 }
 
-size_t node_count(const EncoderWeights & w, const Ops & ops) {
+}  // namespace
+
+Encoder::Encoder(const EncoderWeights & weights_, Ops & ops_, Workspace & workspace_)
+    : weights(weights_), ops(ops_), workspace(workspace_) {}
+
+size_t Encoder::max_nodes(const EncoderWeights & w, const Ops & ops) {
     return 128 + (40 + 4 * ops.attention_nodes(1)) * static_cast<size_t>(w.n_layers);
 }
 
-}  // namespace
-
-Encoder::Encoder(const Model & model, Ops & ops_, Compute & compute, Importance * importance)
-    : weights(model.encoder), ops(ops_), workspace(compute, node_count(model.encoder, ops_), importance) {}
-
-void Encoder::stem(const float * mel, int64_t n_frames, bool short_clip, float * rows) {
+void Encoder::stem(const float * mel, int64_t n_frames, int64_t length, float * rows) {
     const EncoderWeights & w        = weights;
     const int64_t          n_mels   = w.n_mels;
     const int64_t          d        = w.d_model;
-    const int64_t          length   = short_clip ? n_frames : w.chunk_frames;
     const int64_t          n_chunks = (n_frames + length - 1) / length;
     const int64_t          n_rows   = w.rows(n_frames);
 
@@ -63,7 +62,7 @@ void Encoder::stem(const float * mel, int64_t n_frames, bool short_clip, float *
     ggml_backend_tensor_get(x, rows, 0, static_cast<size_t>(n_rows) * x->nb[1]);  // the last chunk's padding falls off
 }
 
-void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32_t n_layers, float * rows) {
+void Encoder::encode(const float * mel, int64_t n_frames, int64_t chunk, int32_t n_layers, float * rows) {
     const EncoderWeights & w      = weights;
     const int64_t          d      = w.d_model;
     const int64_t          n_rows = w.rows(n_frames);
@@ -71,7 +70,7 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
     windows.resize(static_cast<size_t>(n_rows));  // rows attend to those of their own window
     for (int64_t first = 0, row = 0; first < n_frames; first += w.window_frames()) {
         const int64_t frames = std::min(w.window_frames(), n_frames - first), count = w.rows(frames);
-        stem(mel + first * w.n_mels, frames, short_clip, stem_rows.data() + row * d);
+        stem(mel + first * w.n_mels, frames, chunk, stem_rows.data() + row * d);
         std::fill_n(windows.begin() + row, count, KvRange{static_cast<int32_t>(row), static_cast<int32_t>(count)});
         row += count;
     }
@@ -110,19 +109,6 @@ void Encoder::encode(const float * mel, int64_t n_frames, bool short_clip, int32
     view->fill(windows);
     workspace.run(graph);
     get(x, rows);
-}
-
-void Encoder::adapt(const float * rows, int64_t n_rows, float * out) {
-    Graph         graph("adapter", workspace.max_nodes());
-    ggml_tensor * input = graph.input(GGML_TYPE_F32, weights.output_dim, n_rows);
-    Input         x{input, Path::gemm};
-    ggml_tensor * y = ops.gated_mlp(graph, x, weights.gate, weights.up, weights.down, nullptr);  // [hidden, n_rows]
-    graph.output(y);
-
-    workspace.place(graph);
-    set(input, rows);
-    workspace.run(graph);
-    get(y, out);
 }
 
 }  // namespace pcr

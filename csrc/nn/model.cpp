@@ -1,6 +1,6 @@
 #include "nn/model.h"
 
-#include "families/moss_transcribe.h"
+#include "families/family.h"
 #include "locks.h"
 #include "log.h"
 #include "ops/screen.h"
@@ -36,21 +36,14 @@ Model::Model(const std::string & path, bool map, const Device & device_, const s
     : store(path, map, device_, Arithmetic::choose(device_, precision, kernels)),
       device(store.device),
       arithmetic(store.arithmetic) {
-    const std::string found = store.file.string("general.architecture", "");
-    if (found != moss_transcribe::architecture) {
-        throw Error(PCR_ERROR_UNSUPPORTED, "'" + path + "' holds a model of architecture '" + found +
-                                               "': this runtime runs '" + moss_transcribe::architecture + "' only");
+    const Family & family = family_of(store.file, path);
+    architecture          = family.architecture;
+    name                  = store.file.string("general.name", "");
+    family.load(*this);
+    if (projector.empty() && encoder.output_dim != decoder.hidden) {
+        throw Error(PCR_ERROR_FORMAT, format("the audio tower gives rows of %d values, the decoder reads rows of %d",
+                                             encoder.output_dim, decoder.hidden));
     }
-    name      = store.file.string("general.name", "");
-    encoder   = moss_transcribe::load_encoder(store);
-    decoder   = moss_transcribe::load_decoder(store, encoder);
-    log_mel   = moss_transcribe::load_front_end(store, encoder);
-    tokenizer = moss_transcribe::load_tokenizer(store.file, decoder);
-
-    const moss_transcribe::Prompt prompt = moss_transcribe::load_prompt(store.file, decoder, tokenizer);
-    prompt_before                        = prompt.before;
-    prompt_after                         = prompt.after;
-    eos_token                            = prompt.eos_token;
     store.fill_device();
     store.file.require_unchanged();
 }

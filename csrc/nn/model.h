@@ -6,6 +6,8 @@
 #include "nn/weight_store.h"
 #include "tokenizer.h"
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -16,6 +18,13 @@ namespace pcr {
 struct Screen;
 
 class Model;
+
+// The tokens before a clip's audio rows, and after them.
+struct Prompt {
+    std::vector<int32_t> before, after;
+
+    int64_t size() const { return static_cast<int64_t>(before.size() + after.size()); }
+};
 
 // A model on the device that a name means. Where "auto" tries a device that does not start, or has too little memory, the
 // next one follows, with a warning in the log.
@@ -33,16 +42,32 @@ public:
     // The head's copy for choosing tokens (ops/screen.h), made by the first session that asks, with its threads.
     const Screen & screen(Compute & compute) const;
 
-    WeightStore          store;
-    const Device &       device;
-    const Arithmetic &   arithmetic;
-    std::string          name;
-    EncoderWeights       encoder;
-    DecoderWeights       decoder;
-    LogMel               log_mel;
-    Tokenizer            tokenizer;
-    std::vector<int32_t> prompt_before, prompt_after;  // tokens before the audio rows, and after them
-    int32_t              eos_token = 0;
+    // Of a clip of so many samples.
+    int64_t frame_count(int64_t n_samples) const {
+        return n_samples > 0 ? LogMel::frame_count(std::max(n_samples, padded_samples)) : 0;
+    }
+    // The fewest samples that a clip may have.
+    int64_t min_samples() const { return padded_samples > 0 ? 1 : LogMel::min_samples; }
+    bool    ends_text(int32_t token) const {
+        return std::find(end_tokens.begin(), end_tokens.end(), token) != end_tokens.end();
+    }
+
+    WeightStore        store;
+    const Device &     device;
+    const Arithmetic & arithmetic;
+    std::string        architecture, name;
+
+    // The parts, which the model's family (families/family.h) fills in.
+    LogMel           log_mel;
+    int64_t          padded_samples = 0;  // shorter clips are padded with silence; at least LogMel::min_samples, or 0
+    EncoderWeights   encoder;
+    ProjectorWeights projector;
+    DecoderWeights   decoder;
+    Tokenizer        tokenizer;
+    std::vector<int32_t> end_tokens;  // each of which ends a text; the first is told
+    // language: its English name; context: what the audio may be about. Both can be null. An
+    // Error(PCR_ERROR_UNSUPPORTED) for what the model does not take.
+    std::function<Prompt(const char * language, const char * context)> prompt;
 
 private:
     mutable std::unique_ptr<Screen> head_screen;

@@ -119,7 +119,7 @@ ggml_tensor * WeightStore::weight(const std::string & tensor_name, std::initiali
                                           ": the metadata asks for " + shape_text(wanted));
     }
     const bool conv    = shape.size() == 4;
-    const bool exact   = shape.size() == 1 || tensor_name.rfind("audio.", 0) == 0;  // computed with as they stand
+    const bool exact   = shape.size() == 1 || tensor_name.rfind("audio.mel_", 0) == 0;  // computed with as they stand
     const bool type_ok = exact  ? tensor->type == GGML_TYPE_F32
                          : conv ? ggml_blck_size(tensor->type) == 1 && is_matrix_type(tensor->type)
                                 : is_matrix_type(tensor->type);

@@ -37,14 +37,15 @@ struct EncoderLayer {
     Linear q, k, v, o, fc1, fc2;
 };
 
-// "moss_transcribe.enc.*" and "adapter.*": Qwen3-Omni's audio tower and the gated MLP behind it.
+// Qwen3-Omni's audio tower.
 struct EncoderWeights {
-    int32_t n_mels, n_layers, d_model, n_heads, ffn_dim, conv_channels, output_dim, adapter_dim;
+    int32_t n_mels, n_layers, d_model, n_heads, ffn_dim, conv_channels, output_dim;
     float   norm_eps;
     int32_t chunk_frames;    // log-mel frames per chunk of the conv stem
     int32_t chunk_rows;      // audio rows that a full chunk gives
     int32_t window_chunks;   // chunks whose rows attend to each other
     int32_t conv_freq;       // mel bins left after the conv stem
+    bool    pads_short;      // a clip shorter than a chunk is padded to it, as every last chunk is
 
     Conv                      conv[3];
     Linear                    conv_out;     // columns (channel, freq), freq fastest
@@ -52,7 +53,6 @@ struct EncoderWeights {
     std::vector<EncoderLayer> layers;
     Norm                      ln_post;
     Linear                    proj1, proj2;
-    Linear                    gate, up, down;  // the adapter
 
     // Audio rows of so many log-mel frames.
     int64_t rows(int64_t n_frames) const {
@@ -60,6 +60,17 @@ struct EncoderWeights {
     }
     int64_t window_frames() const { return int64_t(chunk_frames) * window_chunks; }
     int64_t window_rows() const { return int64_t(chunk_rows) * window_chunks; }
+    // Frames of the chunks of a clip that has so many.
+    int64_t chunk_of(int64_t n_frames) const {
+        return !pads_short && n_frames < chunk_frames ? n_frames : chunk_frames;
+    }
+};
+
+// Between the encoder and the decoder: a gated MLP, or nothing.
+struct ProjectorWeights {
+    Linear gate, up, down;
+
+    bool empty() const { return !gate.weight; }
 };
 
 struct DecoderLayer {
@@ -67,7 +78,7 @@ struct DecoderLayer {
     Linear q, k, v, o, gate, up, down;
 };
 
-// "moss_transcribe.llm.*": Qwen3.
+// Qwen3.
 struct DecoderWeights {
     int32_t hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab, max_positions;
     float   rope_theta, norm_eps;

@@ -1,4 +1,4 @@
-"""Speech to text with MOSS-Transcribe.
+"""Speech to text with MOSS-Transcribe and Qwen3-ASR.
 
     import pycrispasr
 

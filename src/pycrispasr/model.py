@@ -27,6 +27,7 @@ from pycrispasr.errors import (
 from pycrispasr.live.driver import Driver
 from pycrispasr.live.session import Session
 from pycrispasr.models import foreign, hub
+from pycrispasr.models.families import FAMILIES, Family
 from pycrispasr.options import (
     DecodingOptions,
     JobKeywords,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 _MOST_SEQUENCES = 16
 _POSITIONS = 1024  # of the decoder, that a segment of 30 seconds takes
-_OUR_ARCHITECTURE = "moss_transcribe"  # "general.architecture" of the files that our own runtime runs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ class ModelInfo:
     """A model's sizes.
 
     Attributes:
+        architecture: Its family, as its file calls it: "moss_transcribe", "qwen3asr".
         name: The file's own name for it, or "".
         device: The name of the device it runs on.
         sample_rate: Audio samples per second: 16000.
@@ -103,19 +104,22 @@ class ModelInfo:
         window_rows: Audio rows that attend to each other in the encoder.
         encoder_layers: Transformer layers of the encoder.
         encoder_d_model: Width of the encoder.
+        encoder_channels: Channels of the encoder's convolutions.
         encoder_output: Columns of an encoder row.
         llm_layers: Layers of the decoder.
         llm_heads: Attention heads of each.
         llm_hidden: Width of the decoder.
+        llm_ffn: Width of the gated MLP in each layer of the decoder.
         llm_vocab: Tokens in the vocabulary.
         llm_max_positions: Tokens that the decoder can hold, prompt and text together.
-        eos_token: The token that ends a text.
+        eos_token: The token that ends a text; of several, the first.
         file_bytes: Size of the file.
         weight_bytes: Size of the tensors in use.
         kv_bytes_per_token: Memory that the decoder keeps for each token of prompt and text.
         parameters: Number of weights.
     """
 
+    architecture: str
     name: str
     device: str
     sample_rate: int
@@ -126,10 +130,12 @@ class ModelInfo:
     window_rows: int
     encoder_layers: int
     encoder_d_model: int
+    encoder_channels: int
     encoder_output: int
     llm_layers: int
     llm_heads: int
     llm_hidden: int
+    llm_ffn: int
     llm_vocab: int
     llm_max_positions: int
     eos_token: int
@@ -148,8 +154,8 @@ class Model:
 
     Args:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
-            "moss-transcribe:f16", "tiny" (the small model in this package), the path of a GGUF file, or
-            "org/repo:file.gguf" of the hub.
+            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "tiny" (the small model in this package), the
+            path of a GGUF file, or "org/repo:file.gguf" of the hub.
         **options: See `LoadingOptions`.
 
     Raises:
@@ -169,6 +175,7 @@ class Model:
         self._native: native.NativeModel | None = None
         self._crispasr: crispasr.CrispasrModel | IsolatedCrispasrModel | None = None
         self._info: ModelInfo | None = None
+        self._family: Family | None = None
         self._engines: dict[int, Engine] = {}  # by process
         self._name = os.fsdecode(name)
         check_names("Model", options, LoadingKeywords)
@@ -178,6 +185,7 @@ class Model:
         if isinstance(opened, native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
+            self._family = FAMILIES[self._info.architecture]
         else:
             self._crispasr = opened
         self._runtime: Runtime = "pycrispasr" if self._info else "crispasr"
@@ -213,7 +221,8 @@ class Model:
             ClosedError: The model is closed.
             ModelFormatError: With `word_timestamps`: the file beside the model that names its heads is damaged.
             OutOfMemoryError: An allocation failed.
-            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU; or the model
+                takes no such `language`, or no `context`.
         """
         check_names("transcribe", options, JobKeywords)
         with self._single(audio, ReadingOptions.of(options), DecodingOptions.of(options), progress) as job:
@@ -258,7 +267,7 @@ class Model:
         """
         check_names("stream", options, StreamKeywords)
         self._opened()
-        decoding = DecodingOptions(max_new_tokens=options.get("max_new_tokens"), batch=1)
+        decoding = DecodingOptions.of({**options, "batch": 1})
         return _tokens(self._single(audio, ReadingOptions.of(options), decoding))
 
     @takes(JobKeywords)
@@ -321,7 +330,8 @@ class Model:
             UsageError: `max_new_tokens`, `batch` or `silence` is not positive, or there is no such `vad` or `errors`.
             ClosedError: The model is closed.
             OutOfMemoryError: An allocation failed.
-            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU.
+            UnsupportedOperationError: `word_timestamps`, and CrispASR's library runs the model, or a GPU; or the model
+                takes no such `language`, or no `context`.
         """
         check_names("job", options, JobKeywords)
         if errors not in ("keep", "raise"):
@@ -397,6 +407,19 @@ class Model:
         return self._info
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes that `language` can be, sorted. None: the model takes no language, but writes what it hears.
+
+        Its English name will do for each, too.
+        """
+        return () if self._family is None else tuple(sorted(self._family.languages))
+
+    @property
+    def takes_context(self) -> bool:
+        """True where the model takes `context`."""
+        return self._family is not None and self._family.takes_context
+
+    @property
     def runtime(self) -> Runtime:
         """What computes: "pycrispasr" or "crispasr"."""
         return self._runtime
@@ -470,10 +493,20 @@ class Model:
             return self._engine_decoder(options)
         if options.word_timestamps:
             raise _unsupported("word_timestamps of ours")
+        if options.language is not None or options.context_text is not None:
+            raise _unsupported("choice of language or context")
         return CrispasrDecoder(model, options.token_limit)
 
     def _engine_decoder(self, options: DecodingOptions, *, live: bool = False) -> EngineDecoder:
         model, aligner = self._opened(), None
+        family = FAMILIES[self.info.architecture]
+        language = None if options.language is None else family.language(options.language)
+        context = options.context_text
+        if context is not None and not family.takes_context:
+            raise UnsupportedOperationError(
+                f"context={_shortened(context)!r}: {family.name} takes no context; leave it out, or use a model that "
+                "takes one, such as qwen3-asr:0.6b"
+            )
         engine = self._engine(model)
         session = engine.opened()
         if options.word_timestamps:
@@ -490,6 +523,9 @@ class Model:
             live=live,
             retried=retried,
             aligner=aligner,
+            language=None if language is None else family.languages[language],
+            context=context,
+            reader=functools.partial(family.reader, language),
         )
 
     def _engine(self, model: native.NativeModel) -> Engine:
@@ -560,7 +596,7 @@ def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.
     except (ModelFormatError, UnsupportedModelError) as error:
         # Only now does anything else look into the file: it is sound, or no GGUF.
         kind = None if options.runtime == "pycrispasr" else foreign.architecture(path)
-        if not kind or kind == _OUR_ARCHITECTURE:
+        if not kind or kind in FAMILIES:
             raise
         refusal = str(error)
     if crispasr.find() is None:
@@ -569,6 +605,10 @@ def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.
         return foreign.open_with_crispasr(path, options.device, threads, options.isolate)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; {error}") from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _model_closed(name: str) -> ClosedError:

@@ -11,7 +11,8 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from pycrispasr.errors import AudioError, UsageError
@@ -65,9 +66,9 @@ class LoadingOptions(_Options):
             F32. "auto": the fastest that leaves texts as they are, BF16 where the processor has fast instructions for
             it, else F32. Quantised matrices are multiplied in 8-bit integers where that is faster, and for single
             tokens always, unless "f32" is asked for. A GPU takes "auto" only.
-        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe. "crispasr":
-            CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only `transcribe`
-            whole recordings. "auto": the former where the file is of its architecture, else the latter.
+        runtime: What computes. "pycrispasr": this package's own library, which runs MOSS-Transcribe and Qwen3-ASR.
+            "crispasr": CrispASR's library (extra `[crispasr]`), which runs models of many architectures, but can only
+            `transcribe` whole recordings. "auto": the former where the file is of its architecture, else the latter.
         sequences: How many segments are decoded at once at the most, for all who use the model together; others wait
             for their turn. None: as many as half of the free memory has room for, and at most 16.
         revision: A branch, tag or commit of the model's repository on the hub; by default its newest state at the first
@@ -192,16 +193,35 @@ class DecodingOptions(_Options):
         batch: How many segments are decoded at once. More take more memory; beyond 4 they save little more time. The
             text does not depend on it.
         word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
+        language: The language that is spoken, one of `Model.languages` or its English name. None: the model finds out,
+            for each segment. Not every model takes one.
+        context: What the audio may be about: names, terms, or any text, or a list of these. Not every model takes it.
     """
 
     max_new_tokens: int | None = None
     batch: int = BATCH
     word_timestamps: bool = False
+    language: str | None = None
+    context: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.language is not None and not isinstance(self.language, str):
+            raise TypeError(f"language must be a str, not {self.language!r}")
+        if self.context is not None:
+            words = [self.context] if isinstance(self.context, str) else list(self.context)
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError(f"context must be a str or a list of str, not {self.context!r}")
+            if any("\0" in word or re.search("[\ud800-\udfff]", word) for word in words):
+                raise UsageError("context cannot have NUL characters or lone surrogates in it: leave them out")
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
         check_count("batch", self.batch)
+
+    @property
+    def context_text(self) -> str | None:
+        """`context` as one text; None for none."""
+        words = [self.context] if isinstance(self.context, str) else self.context or ()
+        return unicodedata.normalize("NFC", ", ".join(words)) or None
 
     @property
     def token_limit(self) -> int:
@@ -250,20 +270,22 @@ class ReadingKeywords(FileKeywords, total=False):
     sample_rate: float | None
 
 
-class LimitKeywords(TypedDict, total=False):
-    """Those of `DecodingOptions` that say where a text ends."""
+class TextKeywords(TypedDict, total=False):
+    """Those of `DecodingOptions` that change a text."""
 
     max_new_tokens: int | None
+    language: str | None
+    context: str | Sequence[str] | None
 
 
-class DecodingKeywords(LimitKeywords, total=False):
+class DecodingKeywords(TextKeywords, total=False):
     """Those of `DecodingOptions`."""
 
     batch: int
     word_timestamps: bool
 
 
-class StreamKeywords(ReadingKeywords, LimitKeywords, total=False):
+class StreamKeywords(ReadingKeywords, TextKeywords, total=False):
     """What `Model.stream` takes."""
 
 

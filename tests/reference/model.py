@@ -1,4 +1,4 @@
-"""MOSS-Transcribe from samples to token ids, one function for each step, in the order in which data flows.
+"""MOSS-Transcribe and Qwen3-ASR from samples to token ids, a function for each step, in the order in which data flows.
 
 Arrays are rows first; shapes stand in comments as [rows, columns] with
     n  samples at 16 kHz          T  mel frames, 100 a second        B, L  chunks and frames in each
@@ -50,6 +50,11 @@ def log_mel(samples: np.ndarray, n_mels: int, filters: np.ndarray | None = None)
     return ((np.maximum(log, log.max() - 8) + 4) / 4).T
 
 
+def heard(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [max(n, 8000)] for Qwen3-ASR, whose makers pad short clips with zeros (Qwen3ASRFeatureExtractor)."""
+    return np.pad(samples, (0, max(0, 8000 - len(samples)))) if model.is_qwen else samples
+
+
 # ---- Encoder: Qwen3OmniMoeAudioEncoder -------------------------------------------------------------------------------
 
 
@@ -71,11 +76,12 @@ def conv_stem(model: Model, mel: np.ndarray) -> np.ndarray:
     """[n_mels, T] -> [A, d_model], positions added.
 
     Chunks are padded with zeros to the longest chunk of the clip, so what lies past a short last chunk is the
-    convolutions' answer to silence, not their zero padding; a clip of one short chunk has no such rows.
+    convolutions' answer to silence, not their zero padding; a clip of one short chunk has no such rows. Qwen3-ASR's
+    (Qwen3ASREncoder) are padded to whole chunks.
     """
     hp, chunk = model.hparams, 2 * model.hparams.enc_n_window
     pieces = [mel[:, start : start + chunk] for start in range(0, mel.shape[1], chunk)]
-    longest = max(piece.shape[1] for piece in pieces)
+    longest = chunk if model.is_qwen else max(piece.shape[1] for piece in pieces)
     x = np.stack([np.pad(piece, ((0, 0), (0, longest - piece.shape[1]))) for piece in pieces])
     x = x[:, None].astype(model.dtype)  # [B, 1, n_mels, L]
     for i in (1, 2, 3):
@@ -121,7 +127,9 @@ def encode(
 
 
 def adapt(model: Model, rows: np.ndarray) -> np.ndarray:
-    """[A, output_dim] -> [A, hidden]: the rows that stand in the prompt."""
+    """[A, output_dim] -> [A, hidden]: the rows that stand in the prompt. Qwen3-ASR has no adapter."""
+    if model.is_qwen:
+        return rows
     return linear(model, "adapter.down", silu(linear(model, "adapter.gate", rows)) * linear(model, "adapter.up", rows))
 
 
@@ -157,6 +165,15 @@ def detokenize(model: Model, ids: list[int]) -> bytes:
 
 def prompt_ids(model: Model, n_audio: int) -> list[int]:
     """[P]: the chat around the audio, `AUDIO` for each of its rows."""
+    hp = model.hparams
+    newline = tokenize(model, "\n")
+    if model.is_qwen:
+        system = [hp.start_token_id, *tokenize(model, "system"), *newline, model.tokens.index("<|im_end|>"), *newline]
+        return [*system, *_turns(model, n_audio)]
+    return _turns(model, n_audio)
+
+
+def _turns(model: Model, n_audio: int) -> list[int]:
     hp = model.hparams
     newline = tokenize(model, "\n")
     user = [hp.start_token_id, *tokenize(model, "user"), *newline]
@@ -245,17 +262,17 @@ def logits(model: Model, rows: np.ndarray) -> np.ndarray:
 
 def prompt_rows(model: Model, samples: np.ndarray) -> np.ndarray:
     """[n] -> [P, hidden]: all that comes before the first token."""
-    mel = log_mel(samples, model.hparams.enc_num_mel_bins, model.weights.get("audio.mel_filters"))
+    mel = log_mel(heard(model, samples), model.hparams.enc_num_mel_bins, model.weights.get("audio.mel_filters"))
     audio = adapt(model, encode(model, mel))
     return embed(model, prompt_ids(model, len(audio)), audio)
 
 
 def greedy(model: Model, samples: np.ndarray, max_new_tokens: int = 512) -> list[int]:
-    """[n] -> the likeliest token at each step, until `<|im_end|>` (not included), the limit, or a loop."""
+    """[n] -> the likeliest token at each step, until one that ends the text (not included), the limit, or a loop."""
     rows, cache, ids = prompt_rows(model, samples), Cache(), []
     while len(ids) < max_new_tokens and not loops(ids):
         token = int(logits(model, decode(model, rows, cache)[-1:]).argmax())
-        if token == model.hparams.eos_token_id:
+        if token in model.end_tokens:
             break
         ids.append(token)
         rows = embed(model, [token])

@@ -43,7 +43,7 @@ class _InOrder(TyperGroup):
 
 
 app = typer.Typer(
-    help="Speech to text with MOSS-Transcribe.",
+    help="Speech to text with MOSS-Transcribe and Qwen3-ASR.",
     cls=_InOrder,
     add_completion=False,
     no_args_is_help=True,
@@ -82,6 +82,15 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default on
 TokenLimit = Annotated[
     int | None, typer.Option(min=1, help=f"Where the text of a segment is cut. Default: {MAX_NEW_TOKENS}.")
 ]
+Language = Annotated[
+    str | None,
+    typer.Option(metavar="CODE", help='The language that is spoken, "fr" or "French", for models that take one.'),
+]
+Context = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="A name, a term or a text to expect, again for more, for models that take it."),
+]
+ContextFile = Annotated[str | None, typer.Option(metavar="FILE", help="A text file of what to expect, as it stands.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -94,6 +103,25 @@ def print_tokens(tokens: Iterable[Token]) -> None:
         if ready:
             print(ready if begun else ready.lstrip(), end="", flush=True)
             held, begun = held[len(ready) :], True
+
+
+def read_context(terms: list[str] | None, file: str | None) -> list[str] | None:
+    """What --context and --context-file say together.
+
+    Raises:
+        typer.BadParameter: The file cannot be read.
+    """
+    found = list(terms or ())
+    if file is not None:
+        try:
+            text = Path(file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise typer.BadParameter(
+                f"{file!r} cannot be read as text ({reason})", param_hint="--context-file"
+            ) from None
+        found += [text.strip()]
+    return found or None
 
 
 _SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if (number := getattr(signal, name, None))]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,7 +42,7 @@ def info(
     # 30 s of audio, the prompt's few tokens, and the default limit of new ones
     rows = audio.CHUNK_SECONDS * sizes.sample_rate / sizes.hop_length * sizes.chunk_rows / sizes.chunk_frames
     cache = round(rows + 16 + 512) * sizes.kv_bytes_per_token
-    buffers = _working_bytes(sizes, metadata, round(rows + 16))
+    buffers = _working_bytes(sizes, round(rows + 16))
     if as_json:
         content = {
             "path": str(path),
@@ -73,13 +72,13 @@ def info(
     print(f"checked: every tensor is there, in a fitting shape and type{', and all values are finite' * check}")
 
 
-def _working_bytes(sizes: ModelInfo, metadata: Mapping[str, Any], prompt_rows: int) -> int:
+def _working_bytes(sizes: ModelInfo, prompt_rows: int) -> int:
     """About what a session needs besides weights and cache: mostly the convolutions of a window of audio."""
-    channels = metadata["moss_transcribe.enc.downsample_hidden_size"]
+    channels = sizes.encoder_channels
     bins = sizes.chunk_frames * sizes.n_mels * sizes.window_rows // sizes.chunk_rows  # of the window's log-mel
     first, second = channels * bins // 4, channels * bins // 16  # values that the first two convolutions make
     patches = 9 * second  # what the second one is multiplied with, in F32 and rounded
-    prompt = 3 * prompt_rows * metadata["moss_transcribe.llm.intermediate_size"]
+    prompt = 3 * prompt_rows * sizes.llm_ffn
     return int(4 * (first + second + patches + patches // 2 + prompt))
 
 

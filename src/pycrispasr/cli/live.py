@@ -13,6 +13,9 @@ from pycrispasr.audio import pipes
 from pycrispasr.cli.common import (
     TRANSCRIBE,
     ComputedIn,
+    Context,
+    ContextFile,
+    Language,
     Mmap,
     Precision,
     Threads,
@@ -21,6 +24,7 @@ from pycrispasr.cli.common import (
     is_terminal,
     print_tokens,
     printable,
+    read_context,
     standard_input,
     tell,
     until_stopped,
@@ -80,6 +84,9 @@ def live(
     precision: ComputedIn = Precision.auto,
     mmap: Mmap = True,
     threads: Threads = None,
+    language: Language = None,
+    context: Context = None,
+    context_file: ContextFile = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of 30 s is cut. Default: 512, tried again in parts.")
     ] = None,
@@ -113,6 +120,7 @@ def live(
     pipes.check(form, channels)
     if sample_rate is not None:
         audio.check_rate(sample_rate)
+    expected = read_context(context, context_file)
     rate = 0 if from_pipe else listening.microphone_rate(number)
     with (
         Model(
@@ -124,6 +132,8 @@ def live(
             partial_every=partial_every or None,
             buffer=0.5 if from_pipe else 30.0,
             max_new_tokens=max_new_tokens,
+            language=language,
+            context=expected,
         ) as session,
     ):
         recording: listening.Capture

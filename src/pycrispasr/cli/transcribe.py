@@ -23,8 +23,11 @@ from pycrispasr.audio import addresses
 from pycrispasr.cli.common import (
     TRANSCRIBE,
     ComputedIn,
+    Context,
+    ContextFile,
     Device,
     Isolate,
+    Language,
     Mmap,
     Precision,
     Runtime,
@@ -33,6 +36,7 @@ from pycrispasr.cli.common import (
     complain,
     is_terminal,
     log_to_stderr,
+    read_context,
     standard_input,
     tell,
     until_stopped,
@@ -78,7 +82,8 @@ def transcribe(
         typer.Argument(metavar="AUDIO", help='Files, folders, web addresses; "-" is standard input.'),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help='"moss-transcribe", "tiny", a GGUF file or a Hugging Face repository.')
+        str,
+        typer.Option("--model", "-m", help="A name of `pycrispasr models`, a GGUF file or a Hugging Face repository."),
     ] = hub.DEFAULT,
     kinds: Annotated[
         list[Format] | None,
@@ -133,6 +138,9 @@ def transcribe(
     precision: ComputedIn = Precision.auto,
     mmap: Mmap = True,
     threads: Threads = None,
+    language: Language = None,
+    context: Context = None,
+    context_file: ContextFile = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of a segment is cut. Default: 512, tried again in parts.")
     ] = None,
@@ -152,6 +160,7 @@ def transcribe(
         raise typer.BadParameter("it cannot be set beside --overwrite", param_hint="--resume")
     limits = Limits(seconds=max_seconds, download_bytes=max_download, download_seconds=max_download_seconds)
     ReadingOptions(vad=vad.value, silence=silence)  # before any work
+    expected = read_context(context, context_file)
     passed_over = collections.Counter[str]()
     found = manifest.expand(recordings or [], recursive=recursive, passed_over=passed_over)
     entries = [manifest.Entry(path, addresses.shown(path)) for path in found]
@@ -192,6 +201,7 @@ def transcribe(
         options: JobKeywords = {
             "channel": channel, "track": track, "vad": vad.value, "silence": silence,
             "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps, "limits": limits,
+            "language": language, "context": expected,
         }  # fmt: skip
         if batch is not None:
             options["batch"] = batch

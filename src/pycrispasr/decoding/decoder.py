@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from pycrispasr import audio
 from pycrispasr.decoding.engine import Engine, Request
+from pycrispasr.decoding.reader import PlainReader, Reader
 from pycrispasr.decoding.recording import Recording, Task
 from pycrispasr.decoding.word_times import Aligner
 from pycrispasr.errors import AudioError, ClosedError, DeviceError, InternalError, OutOfMemoryError
@@ -65,6 +66,9 @@ class EngineDecoder:
         live: For somebody who is speaking.
         retried: The statuses of tasks that are tried again in two parts.
         aligner: Gives times to words, if that is wanted.
+        language: The English name of the language that is spoken. None: the model finds out.
+        context: What the audio may be about, or None.
+        reader: Makes what reads a segment's text.
     """
 
     interruptible = True
@@ -79,8 +83,12 @@ class EngineDecoder:
         live: bool = False,
         retried: Container[Status] = ("looped",),
         aligner: Aligner | None = None,
+        language: str | None = None,
+        context: str | None = None,
+        reader: Callable[[], Reader] = PlainReader,
     ) -> None:
         self._engine, self._model, self._batch, self._aligner = engine, model, batch, aligner
+        self._language, self._context, self._reader = language, context, reader
         self._max_new_tokens, self._live = max_new_tokens, live
         self._running: dict[Request, tuple[Recording, Task]] = {}
         self._retried = retried
@@ -123,6 +131,7 @@ class EngineDecoder:
     def start(self, recording: Recording) -> None:
         """As for `Decoder`."""
         task = recording.waiting.popleft()
+        task.reader = self._reader()
         request = self._request()
         request.streams = self.every_token
         self._running[request] = recording, task
@@ -150,6 +159,7 @@ class EngineDecoder:
             self._engine.drop(request)
             return
         task = recording.waiting.pop()
+        task.reader = self._reader()
         samples = audio.NOTHING if task.samples is None else task.samples
         self._running[request] = recording, task
         if len(samples) > self._heard:
@@ -173,6 +183,7 @@ class EngineDecoder:
         """
         task = Task(start, audio.NOTHING)
         task.end = start + self._heard
+        task.reader = self._reader()
         request = self._listening
         if request is None:
             return task
@@ -207,6 +218,8 @@ class EngineDecoder:
             del self._running[request]
             failure = request.failure
             if failure is None:
+                if request.result is not None and request.result["ended"]:
+                    task.end_text()
                 self._align(request, recording, task)
                 recording.complete(task, request.result or {}, self._retried)
             elif isinstance(failure, _FAILURES):
@@ -245,6 +258,8 @@ class EngineDecoder:
         return Request(
             max_new_tokens=self._max_new_tokens,
             attention=self._aligner is not None,
+            language=self._language,
+            context=self._context,
             live=self._live,
             notify=self._news.set,
         )
@@ -263,16 +278,15 @@ class EngineDecoder:
 
     def _take(self, request: Request, task: Task) -> None:
         """Gives a task the tokens that it has not got."""
-        for token, probability in request.tokens[len(task.tokens) :]:
+        for token, probability in request.tokens[task.n_steps :]:
             task.add(token, probability, self._model.token_bytes(token))
 
     def _align(self, request: Request, recording: Recording, task: Task) -> None:
         """Times for the words of a task as far as it is decoded, if they are wanted."""
         if self._aligner is not None and task.samples is not None and request.attention is not None:
             recording.word_times = self._aligner.kind
-            tokens, task.words = self._aligner.align(
-                task.tokens, task.text, request.attention, task.samples, task.start
-            )
+            attention = request.attention[task.steps]
+            tokens, task.words = self._aligner.align(task.tokens, task.text, attention, task.samples, task.start)
             task.tokens[:] = tokens
 
 

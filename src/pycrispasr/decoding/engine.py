@@ -66,12 +66,24 @@ class Request:
     Args:
         max_new_tokens: Where its text is cut.
         attention: Keep the attention of the session's heads.
+        language: The English name of the language that is spoken, or None.
+        context: What the audio may be about, or None.
         live: Somebody is speaking at this moment.
         notify: Called whenever there is news: from the engine's thread, and never for long.
     """
 
-    def __init__(self, *, max_new_tokens: int, attention: bool, live: bool, notify: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        attention: bool,
+        live: bool,
+        notify: Callable[[], object],
+        language: str | None = None,
+        context: str | None = None,
+    ) -> None:
         self.max_new_tokens, self.wants_attention, self.live, self.notify = max_new_tokens, attention, live, notify
+        self.language, self.context = language, context
         self.streams = False  # notify of every token
         self.cancelled = False
         self.tokens: list[tuple[int, float]] = []  # with their probabilities: only ever grows
@@ -394,7 +406,11 @@ class Engine:
             self._requests.append(request)
             with self._failing([request]):
                 session.begin(
-                    request._sequence, max_new_tokens=request.max_new_tokens, attention=request.wants_attention
+                    request._sequence,
+                    max_new_tokens=request.max_new_tokens,
+                    attention=request.wants_attention,
+                    language=request.language,
+                    context=request.context,
                 )
 
     def _hear(self, request: Request) -> None:

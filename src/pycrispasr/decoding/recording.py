@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pycrispasr import audio
+from pycrispasr.decoding.reader import Piece, PlainReader, Reader
 from pycrispasr.decoding.word_times import Kind
 from pycrispasr.errors import AudioError, PycrispasrError
 from pycrispasr.options import ReadingOptions
@@ -41,14 +42,33 @@ class Task:
         self.may_split = whole  # if it does not end well: not when somebody has got tokens of it
         self.failure: PycrispasrError | None = None
         self._parts: Sequence[Segment] | None = None
-        self.tokens: list[Token] = []
+        self.reader: Reader = PlainReader()  # before the first token another one may be set
+        self.tokens: list[Token] = []  # of the text
+        self.steps: list[int] = []  # which of all that the model wrote each of these is
+        self._written: list[tuple[int, float]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._content = bytearray()
 
     def add(self, token: int, probability: float, content: bytes) -> None:
-        """Takes the next token."""
-        self._content += content
-        self.tokens.append(Token(token, self._decoder.decode(content), probability))
+        """Takes the next token that the model wrote."""
+        self._written.append((token, probability))
+        self._take(self.reader.read(content))
+
+    def end_text(self) -> None:
+        """The model has ended the text by itself."""
+        self._take(self.reader.end())
+
+    def _take(self, pieces: Iterable[Piece]) -> None:
+        for step, content in pieces:
+            token, probability = self._written[step]
+            self._content += content
+            self.tokens.append(Token(token, self._decoder.decode(content), probability))
+            self.steps.append(step)
+
+    @property
+    def n_steps(self) -> int:
+        """Tokens that the model wrote: those of the text, and those that the reader took for something else."""
+        return len(self._written)
 
     def end_with(self, status: Status, failure: PycrispasrError | None = None) -> None:
         """No more tokens come."""
@@ -89,6 +109,7 @@ class Task:
             self.status or "cancelled",
             self.words,
             error=str(self.failure) if self.failure else None,
+            language=self.reader.language,
         )
 
     def halves(self) -> list[Task]:
@@ -282,7 +303,7 @@ class Recording:
             text=text,
             segments=tuple(segments),
             duration=self.seconds,
-            language=self.language,
+            language=self.language or _main_language(segments),
             complete=running is None and not self.lost and all(segment.status == "ok" for segment in segments),
             warnings=tuple(self._reader.warnings) if self._reader else (),
             timings=Timings(
@@ -298,6 +319,15 @@ class Recording:
     def _add(work: dict[str, float], result: dict[str, Any]) -> None:
         for name in work:
             work[name] += result.get(name, 0)
+
+
+def _main_language(segments: Iterable[Segment]) -> str | None:
+    """The language in which most of the audio is, as far as segments tell theirs."""
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment.language is not None:
+            seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.end - segment.start
+    return max(seconds, key=seconds.__getitem__) if seconds else None
 
 
 def _separated(tokens: Iterable[Token], before: str) -> tuple[Token, ...]:

@@ -22,6 +22,7 @@ from pycrispasr import audio
 from pycrispasr.errors import UsageError
 from pycrispasr.lab.stages import place_rows
 from pycrispasr.models import hub
+from pycrispasr.models.families import FAMILIES
 from pycrispasr.models.foreign import check_vocabulary
 from pycrispasr.runtimes import native
 
@@ -162,11 +163,12 @@ class Crispasr(Side):
         from pycrispasr.runtimes.crispasr_stages import Stages
 
         check_vocabulary(path)
-        stages = Stages(path, threads=threads)
+        model = native.NativeModel(path)
+        stages = Stages(path, FAMILIES[model.info()["architecture"]].crispasr, threads)
         mel = stages.log_mel(samples)
         rows = stages.encode(mel)
         adapted = stages.adapt(rows)
-        prompt = native.NativeModel(path).prompt(len(adapted))
+        prompt = model.prompt(len(adapted))
         embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
         one = embeddings[:1]
         past = [len(prompt)]

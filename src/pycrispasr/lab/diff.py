@@ -102,8 +102,8 @@ def diff(
         PycrispasrError: What `Model`, `audio.load` and the other side raise.
     """
     samples = audio.load(recording, sample_rate=sample_rate)[: round(audio.CHUNK_SECONDS * audio.SAMPLE_RATE)]
-    if len(samples) < audio.SAMPLE_RATE and against == "crispasr":
-        raise AudioError("libcrispasr pads clips under one second and so computes another thing: use a longer one")
+    if len(samples) < audio.SAMPLE_RATE and against in ("crispasr", "reference"):
+        raise AudioError("clips under one second are padded, and not by all in the same way: use a longer one")
     path = hub.resolve(model)
     files = [path]
     if against == "crispasr":

@@ -6,7 +6,6 @@ The encoder and the decoder are loaded one after the other, so that the whole mo
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pycrispasr.errors import InstallationError, ModelFormatError, UsageError
+from pycrispasr.errors import InstallationError, UsageError
 from pycrispasr.lab.stages import Chain, Floats, place_rows, shown_layers
 from pycrispasr.models import hub
-from pycrispasr.models.checkpoint import read_safetensors
+from pycrispasr.models.checkpoint import find_family, find_tensor, read_json, read_safetensors
+from pycrispasr.models.families import Family
+from pycrispasr.models.families.family import TENSORS, module_name
 from pycrispasr.runtimes import native
 
 
@@ -33,60 +34,99 @@ def chain(path: Path, checkpoint: str | os.PathLike[str] | None, samples: Floats
     Raises:
         UsageError: No checkpoint is named.
         InstallationError: PyTorch or transformers is missing.
-        ModelFormatError: The checkpoint lacks a tensor.
+        ModelFormatError: The checkpoint is of no family, or lacks a tensor.
     """
     if checkpoint is None:
         raise UsageError("the reference is computed from the original checkpoint: name it, e.g. --checkpoint FOLDER")
     torch = _import_torch()
     folder = hub.checkpoint(checkpoint)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    arrays = read_safetensors(folder)  # mapped, not read
+    config = read_json(folder / "config.json")
+    family = find_family(config)
+    source = _Checkpoint(torch, folder, family, family.sections(config) or {})
     with torch.inference_mode():
-        mel, first, rows, adapted = _listen(torch, arrays, config, samples)
+        mel, first, rows, adapted = _listen(source, samples)
         model = native.NativeModel(path, "cpu")
         prompt = model.prompt(len(adapted))
-        return _write(torch, arrays, config, model, prompt, mel, first, rows, adapted, max_new_tokens)
+        return _write(source, model, prompt, mel, first, rows, adapted, max_new_tokens)
 
 
-def _listen(
-    torch: Any, arrays: Mapping[str, Any], config: dict[str, Any], samples: Floats
-) -> tuple[Floats, Floats, Floats, Floats]:
+class _Checkpoint:
+    """Tensors of a checkpoint by the names that families share, in float32."""
+
+    def __init__(self, torch: Any, folder: Path, family: Family, sections: Mapping[str, Mapping[str, Any]]) -> None:
+        self.torch, self.family, self.sections = torch, family, sections
+        self._folder = folder
+        self._arrays = read_safetensors(folder)  # mapped, not read
+
+    def tensor(self, name: str) -> Any:
+        """A tensor."""
+        values = find_tensor(self._arrays, self.family.in_checkpoint(name), None, self._folder)
+        if values.dtype == np.uint16:  # the bits of bfloat16
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return self.torch.from_numpy(np.array(values, dtype=np.float32))
+
+    def load(self, module: Any, part: str) -> Any:
+        """The module of the encoder ("enc") or the decoder ("llm") with its weights."""
+        names = {module_name(name): name for name in self._names(part)}
+        state = {inside: self.tensor(names[inside]) for inside in module.state_dict() if inside in names}
+        module.load_state_dict(state, strict=False)
+        return module.float().eval()
+
+    def _names(self, part: str) -> list[str]:
+        layers = {"enc": "enc.encoder_layers", "llm": "llm.num_layers"}[part]
+        section, key, default = self.family.config[layers]
+        count = int(self.sections[section].get(key, default))
+        found = []
+        for tensor in TENSORS:
+            if tensor.startswith(f"{part}.") and tensor != "llm.lm_head":
+                numbered = [tensor.replace("*", str(i)) for i in range(count)] if "*" in tensor else [tensor]
+                found += [f"{name}.{kind}" for name in numbered for kind in ("weight", "bias")]
+        return found
+
+
+def _listen(source: _Checkpoint, samples: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Log-mel `[frames, n_mels]`, and the rows of the encoder's first layer, the encoder and the adapter."""
     from transformers import WhisperFeatureExtractor
     from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-    sizes = Qwen3OmniMoeAudioEncoderConfig(**config["audio_config"])
+    torch = source.torch
+    sizes = Qwen3OmniMoeAudioEncoderConfig(**_only(source.sections["audio_config"]))
     sizes._attn_implementation = "sdpa"
-    extractor = WhisperFeatureExtractor(feature_size=sizes.num_mel_bins)
-    found = extractor(samples, sampling_rate=16000, padding="do_not_pad", truncation=False, return_tensors="np")
+    extractor: Any = WhisperFeatureExtractor
+    found = extractor(feature_size=sizes.num_mel_bins)(
+        samples, sampling_rate=16000, padding="do_not_pad", truncation=False, return_tensors="np"
+    )
     mel = np.ascontiguousarray(found["input_features"][0].T, np.float32)[: len(samples) // 160]
 
-    encoder = _load(torch, Qwen3OmniMoeAudioEncoder(sizes), arrays, "audio_model")
+    encoder = source.load(Qwen3OmniMoeAudioEncoder(sizes), "enc")
     hidden: list[Any] = []
     encoder.layers[0].register_forward_hook(
         lambda _module, _args, out: hidden.append(out[0] if isinstance(out, tuple) else out)
     )
     features = torch.from_numpy(np.ascontiguousarray(mel.T))
     out = encoder(features, feature_lens=torch.tensor([len(mel)])).last_hidden_state
-
-    weights = {name: _tensor(torch, arrays, f"audio_adapter.{name}_proj.weight") for name in ("gate", "up", "down")}
-    gated = torch.nn.functional.silu(out @ weights["gate"].T) * (out @ weights["up"].T)
-    return mel, hidden[0].numpy(), out.numpy(), (gated @ weights["down"].T).numpy()
+    adapted = out
+    if "adapter.hidden_size" in source.family.config:
+        gate, up, down = (source.tensor(f"adapter.{name}.weight") for name in ("gate", "up", "down"))
+        adapted = (torch.nn.functional.silu(out @ gate.T) * (out @ up.T)) @ down.T
+    return mel, hidden[0].numpy(), out.numpy(), adapted.numpy()
 
 
 def _write(
-    torch: Any, arrays: Mapping[str, Any], config: dict[str, Any], model: native.NativeModel, prompt: list[int],
-    mel: Floats, first: Floats, rows: Floats, adapted: Floats, max_new_tokens: int,
+    source: _Checkpoint, model: native.NativeModel, prompt: list[int], mel: Floats, first: Floats, rows: Floats,
+    adapted: Floats, max_new_tokens: int,
 ) -> Chain:  # fmt: skip
     """The decoder's stages, behind those of the encoder."""
     from transformers import DynamicCache, Qwen3Config, Qwen3Model
 
-    sizes = Qwen3Config(**config["language_config"])
+    torch = source.torch
+    section = source.sections[source.family.decoder_section]
+    sizes = Qwen3Config(**_only(section))
     sizes._attn_implementation = "sdpa"
-    decoder = _load(torch, Qwen3Model(sizes), arrays, "language_model")
+    decoder = source.load(Qwen3Model(sizes), "llm")
     table = decoder.embed_tokens.weight
-    head = table if sizes.tie_word_embeddings else _tensor(torch, arrays, "lm_head.weight")
+    head = table if section.get("tie_word_embeddings", True) else source.tensor("llm.lm_head.weight")
     embeddings = place_rows(prompt, adapted, lambda ids: table[torch.tensor(ids)].numpy())
 
     after: list[Any] = []
@@ -112,25 +152,9 @@ def _write(
     return Chain(mel, first, rows, adapted, prompt, embeddings, layers, logits.numpy(), tokens)
 
 
-def _load(torch: Any, module: Any, arrays: Mapping[str, Any], prefix: str) -> Any:
-    """The module with the checkpoint's weights below a prefix, in float32."""
-    state = {}
-    for name in module.state_dict():
-        if "positional_embedding" not in name:
-            state[name] = _tensor(torch, arrays, f"{prefix}.{name}")
-    module.load_state_dict(state, strict=False)
-    return module.float().eval()
-
-
-def _tensor(torch: Any, arrays: Mapping[str, Any], name: str) -> Any:
-    """One tensor of the checkpoint in float32, under its name with or without "model." before it."""
-    for stored in (f"model.{name}", name):
-        if stored in arrays:
-            values = arrays[stored]
-            if values.dtype == np.uint16:  # the bits of bfloat16
-                values = (values.astype(np.uint32) << 16).view(np.float32)
-            return torch.from_numpy(np.array(values, dtype=np.float32))
-    raise ModelFormatError(f"the checkpoint lacks the tensor 'model.{name}': fetch it again")
+def _only(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of `config.json` for a module of this family or another: without what names the module."""
+    return {key: value for key, value in section.items() if key != "model_type"}
 
 
 def _import_torch() -> Any:

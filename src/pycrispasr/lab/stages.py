@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pycrispasr.models.families import FAMILIES
 from pycrispasr.models.foreign import check_vocabulary
 from pycrispasr.options import Precision
 from pycrispasr.runtimes import native
@@ -100,15 +101,19 @@ def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain
         UnsupportedModelError: It cannot load the file.
     """
     check_vocabulary(path)
-    with Stages(path) as stages:
+    model = native.NativeModel(path, "cpu")
+    info = model.info()
+    with Stages(path, FAMILIES[info["architecture"]].crispasr) as stages:
         mel = stages.log_mel(samples)
         rows = stages.encode(mel)
         adapted = stages.adapt(rows)
-        prompt = native.NativeModel(path, "cpu").prompt(len(adapted))
+        prompt = model.prompt(len(adapted))
         embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
         stages.start(len(prompt) + 1)
         logits = stages.logits(embeddings, 0)[None]
         tokens = stages.transcribe(samples, max_new_tokens)
+        if tokens is None:
+            tokens = stages.greedy(embeddings, info["eos_token"], max_new_tokens)
     return Chain(mel, None, rows, adapted, prompt, embeddings, {}, logits, tokens)
 
 

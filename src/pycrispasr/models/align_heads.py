@@ -21,6 +21,7 @@ from pycrispasr.decoding import word_times
 from pycrispasr.decoding.recording import Task
 from pycrispasr.errors import AudioError, PycrispasrError, UsageError
 from pycrispasr.models import hub
+from pycrispasr.models.families import FAMILIES
 from pycrispasr.options import DecodingOptions
 from pycrispasr.runtimes import native
 from pycrispasr.segmentation import segmenter
@@ -126,11 +127,13 @@ def calibrate(
 def _transcribe(
     model: native.NativeModel, session: native.NativeSession, samples: audio.Samples
 ) -> tuple[Task, np.ndarray]:
-    """The text of a segment, and what all heads attended to while it was written, `[steps, heads, rows]`."""
+    """The text of a segment, and what all heads attended to while its tokens were written, `[tokens, heads, rows]`."""
     task = Task(0, samples)
+    task.reader = FAMILIES[model.info()["architecture"]].reader(None)
     for token, probability in session.decode_clip(samples):
         task.add(token, probability, model.token_bytes(token))
-    return task, session.attention()
+    task.end_text()
+    return task, session.attention()[task.steps]
 
 
 def _plain(word: str) -> str:

@@ -12,128 +12,61 @@ import numpy as np
 
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError
 from pycrispasr.models.download import stays_inside
-from pycrispasr.models.families import ARCHITECTURE, FLOAT_KEYS, Metadata
+from pycrispasr.models.families import FAMILIES, FLOAT_SIZES, Family, Sizes
 
 _logger = logging.getLogger("pycrispasr")
 
 _FRONT_END = {"n_fft": 400, "win_length": 400, "hop_length": 160, "sampling_rate": 16000}
 
 
-# Metadata key: (section of config.json, key there, the transformers library's default, which it leaves out of the file)
-_CONFIG_KEYS: dict[str, tuple[str, str, int | float | None]] = {
-    "enc.num_mel_bins": ("audio_config", "num_mel_bins", 128),
-    "enc.encoder_layers": ("audio_config", "encoder_layers", 32),
-    "enc.d_model": ("audio_config", "d_model", 1280),
-    "enc.encoder_attention_heads": ("audio_config", "encoder_attention_heads", 20),
-    "enc.encoder_ffn_dim": ("audio_config", "encoder_ffn_dim", 5120),
-    "enc.downsample_hidden_size": ("audio_config", "downsample_hidden_size", 480),
-    "enc.max_source_positions": ("audio_config", "max_source_positions", 1500),
-    "enc.n_window": ("audio_config", "n_window", 50),
-    "enc.n_window_infer": ("audio_config", "n_window_infer", 800),
-    "enc.output_dim": ("audio_config", "output_dim", None),
-    "enc.layer_norm_eps": ("audio_config", "layer_norm_eps", 1e-5),
-    "adapter.hidden_size": ("", "adapter_hidden_size", None),
-    "llm.hidden_size": ("language_config", "hidden_size", None),
-    "llm.num_layers": ("language_config", "num_hidden_layers", None),
-    "llm.num_heads": ("language_config", "num_attention_heads", None),
-    "llm.num_kv_heads": ("language_config", "num_key_value_heads", None),
-    "llm.head_dim": ("language_config", "head_dim", 128),
-    "llm.intermediate_size": ("language_config", "intermediate_size", None),
-    "llm.vocab_size": ("language_config", "vocab_size", 151936),
-    "llm.max_position_embeddings": ("language_config", "max_position_embeddings", 32768),
-    "llm.rope_theta": ("language_config", "rope_theta", None),
-    "llm.rms_norm_eps": ("language_config", "rms_norm_eps", 1e-6),
-}
-
-
-# What the runtime's arithmetic takes for granted; a checkpoint that says otherwise would give wrong text.
-_ASSUMED: tuple[tuple[str, str, object], ...] = (
-    ("audio_config", "activation_function", "gelu"),
-    ("audio_config", "scale_embedding", False),
-    ("language_config", "hidden_act", "silu"),
-    ("language_config", "attention_bias", False),
-    ("language_config", "use_sliding_window", False),
-)
-
-
-# Special tokens: metadata key -> names to look for in the tokenizer where config.json has no id.
-_SPECIAL_TOKENS = {
-    "bos_token_id": ("<|endoftext|>",),
-    "eos_token_id": ("<|im_end|>",),
-    "start_token_id": ("<|im_start|>",),
-    "audio_start_id": ("<|audio_bos|>", "<|audio_start|>"),
-    "audio_end_id": ("<|audio_eos|>", "<|audio_end|>"),
-}
-
-
 _MAX_TOKENS = 1 << 22  # that the runtime reads
-_SOURCE_PREFIXES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
 
 
-_SOURCE_PARTS = {  # part of a tensor's name in the GGUF file -> in the checkpoint
-    "enc": {
-        "conv1": "conv2d1",
-        "conv2": "conv2d2",
-        "conv3": "conv2d3",
-        "blk": "layers",
-        "attn_norm": "self_attn_layer_norm",
-        "ffn_norm": "final_layer_norm",
-        "attn": "self_attn",
-        "ffn": "",
-        "q": "q_proj",
-        "k": "k_proj",
-        "v": "v_proj",
-        "o": "out_proj",
-    },
-    "adapter": {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
-    "llm": {
-        "embed": "embed_tokens",
-        "final_norm": "norm",
-        "blk": "layers",
-        "attn": "self_attn",
-        "ffn": "mlp",
-        "q": "q_proj",
-        "k": "k_proj",
-        "v": "v_proj",
-        "o": "o_proj",
-        "gate": "gate_proj",
-        "up": "up_proj",
-        "down": "down_proj",
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    },
-}
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family that `config.json` describes: its structure decides, since makers give other names.
+
+    Raises:
+        ModelFormatError: It describes none.
+    """
+    name = config.get("model_type")
+    for family in FAMILIES.values():
+        if family.sections(config) is not None:
+            if name not in (family.architecture, family.model_type):
+                _logger.warning(
+                    "config.json has model_type %r, not %r: it is converted, since its parts are those of %s",
+                    name, family.model_type, family.name,
+                )  # fmt: skip
+            return family
+    names = " or ".join(family.name for family in FAMILIES.values())
+    missing = next(part for part in ("audio_config", "language_config") if not isinstance(config.get(part), Mapping))
+    raise ModelFormatError(
+        f"config.json has no {missing!r} (its model_type is {name!r}): only checkpoints of {names} can be converted; "
+        "take it from the model's own repository"
+    )
 
 
-def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
-    """The hyperparameters and special ids of `config.json`; an id it lacks is looked up in the tokenizer."""
-    architecture = config.get("model_type")
-    sections: dict[str, Mapping[str, Any]] = {"": config}
-    for section in ("audio_config", "language_config"):
-        if not isinstance(config.get(section), Mapping):
-            raise ModelFormatError(
-                f"config.json has no {section!r} (its model_type is {architecture!r}): only checkpoints of "
-                "MOSS-Transcribe can be converted; take it from the model's own repository"
-            )
-        sections[section] = config[section]
-    if architecture != ARCHITECTURE:  # the structure decides: the name that the makers gave is not known here
-        _logger.warning(
-            "config.json has model_type %r, not %r: it is converted, since its parts are those of MOSS-Transcribe",
-            architecture, ARCHITECTURE,
-        )  # fmt: skip
-    for section, key, assumed in _ASSUMED:
-        if sections[section].get(key, assumed) != assumed:
+def read_sizes(family: Family, config: Mapping[str, Any], tokens: Sequence[str]) -> Sizes:
+    """The hyperparameters and special ids of `config.json`; an id it lacks is looked up in the tokenizer.
+
+    Raises:
+        ModelFormatError: One is missing.
+        UnsupportedModelError: One is not what the arithmetic takes for granted.
+    """
+    sections = family.sections(config) or {}
+    for section, key, wanted in family.assumed:
+        if sections[section].get(key, wanted) != wanted:
             raise UnsupportedModelError(
-                f"config.json has {section}.{key} = {sections[section][key]!r}: only {assumed!r} is supported"
+                f"config.json has {section}.{key} = {sections[section][key]!r}: only {wanted!r} is supported"
             )
-    rope = sections["language_config"].get("rope_parameters") or sections["language_config"].get("rope_scaling") or {}
+    decoder = sections[family.decoder_section]
+    rope = decoder.get("rope_parameters") or decoder.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UnsupportedModelError(
             f"config.json has the RoPE type {rope.get('rope_type', rope.get('type'))!r}: only 'default' is supported"
         )
 
-    metadata: Metadata = {}
-    for name, (section, key, default) in _CONFIG_KEYS.items():
+    sizes: Sizes = {}
+    for name, (section, key, default) in family.config.items():
         value = sections[section].get(key)
         if value is None and key == "rope_theta":
             value = rope.get(key)
@@ -144,12 +77,14 @@ def read_metadata(config: Mapping[str, Any], tokens: Sequence[str]) -> Metadata:
             raise ModelFormatError(
                 f"config.json has {where} = {value!r}, not a number: take it from the model's repository"
             )
-        metadata[name] = float(value) if name in FLOAT_KEYS else int(value)
-    tied = sections["language_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-    metadata["llm.tied_embeddings"] = bool(tied)
-    for name, candidates in _SPECIAL_TOKENS.items():
-        metadata[name] = _special_id(name, candidates, sections, tokens)
-    return metadata
+        sizes[name] = float(value) if name in FLOAT_SIZES else int(value)
+    for name, constant in family.constants.items():
+        if sizes[name] != constant:
+            raise UnsupportedModelError(f"config.json has {name} = {sizes[name]!r}: only {constant!r} is supported")
+    sizes["llm.tied_embeddings"] = bool(decoder.get("tie_word_embeddings", config.get("tie_word_embeddings", True)))
+    for name, candidates in family.specials.items():
+        sizes[name] = _special_id(name, candidates, [sections[""], decoder], tokens)
+    return sizes
 
 
 def check_front_end(folder: Path, n_mels: int) -> None:
@@ -173,10 +108,10 @@ def check_front_end(folder: Path, n_mels: int) -> None:
 
 
 def _special_id(
-    name: str, candidates: Sequence[str], sections: Mapping[str, Mapping[str, Any]], tokens: Sequence[str]
+    name: str, candidates: Sequence[str], sections: Sequence[Mapping[str, Any]], tokens: Sequence[str]
 ) -> int:
-    for section in ("", "language_config"):
-        value = sections[section].get(name)
+    for section in sections:
+        value = section.get(name)
         if isinstance(value, int):
             return value
     for candidate in candidates:
@@ -288,33 +223,32 @@ def _read_shard(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def find_tensor(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], source: Path) -> np.ndarray:
-    """The checkpoint's array for a tensor of the GGUF file.
+def find_tensor(
+    arrays: Mapping[str, np.ndarray], candidates: Sequence[str], shape: tuple[int, ...] | None, source: Path
+) -> np.ndarray:
+    """The checkpoint's array for a tensor.
+
+    Args:
+        arrays: All of the checkpoint.
+        candidates: The names that it may have.
+        shape: Its shape, or None for any.
+        source: The checkpoint's folder.
 
     Raises:
         ModelFormatError: It is missing, or has another shape.
     """
-    wanted = _source_name(name)
-    candidates = (f"model.{wanted}", wanted, wanted.removeprefix("language_model."))  # lm_head may stand at the top
-    array = next((arrays[candidate] for candidate in candidates if candidate in arrays), None)
-    if array is None:
+    found = next((candidate for candidate in candidates if candidate in arrays), None)
+    if found is None:
         raise ModelFormatError(
-            f"{str(source)!r} has no tensor 'model.{wanted}' in F32, F16 or BF16: the checkpoint is incomplete or of "
+            f"{str(source)!r} has no tensor {candidates[0]!r} in F32, F16 or BF16: the checkpoint is incomplete or of "
             "another model; download all its files again"
         )
-    if array.shape != shape:
+    if shape is not None and arrays[found].shape != shape:
         raise ModelFormatError(
-            f"tensor 'model.{wanted}' in {str(source)!r} has the shape {array.shape}, config.json asks for {shape}: "
+            f"tensor {found!r} in {str(source)!r} has the shape {arrays[found].shape}, config.json asks for {shape}: "
             "take both from one checkpoint"
         )
-    return array
-
-
-def _source_name(name: str) -> str:
-    """The name that a tensor of the GGUF file has in the checkpoint, less the leading `model.`."""
-    part, *rest = name.split(".")
-    names = [_SOURCE_PREFIXES[part], *(_SOURCE_PARTS[part].get(word, word) for word in rest)]
-    return ".".join(word for word in names if word)
+    return arrays[found]
 
 
 def read_json(path: Path, hint: str = "download the model's files again") -> dict[str, Any]:

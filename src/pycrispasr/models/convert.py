@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint of MOSS-Transcribe becomes one GGUF file.
+"""A Hugging Face checkpoint becomes one GGUF file.
 
 Needs the package `gguf`: `pip install 'pycrispasr[convert]'`.
 """
@@ -12,13 +12,15 @@ from pycrispasr.errors import ModelFormatError
 from pycrispasr.models import gguf_file, hub
 from pycrispasr.models.checkpoint import (
     check_front_end,
+    find_family,
     find_tensor,
     read_json,
-    read_metadata,
     read_safetensors,
+    read_sizes,
     read_tokenizer,
 )
-from pycrispasr.models.families import (
+from pycrispasr.models.gguf_file import Progress, from_array
+from pycrispasr.models.layout import (
     known_type,
     mel_filters,
     mel_window,
@@ -27,7 +29,6 @@ from pycrispasr.models.families import (
     tensor_type,
     write_gguf,
 )
-from pycrispasr.models.gguf_file import Progress, from_array
 
 
 def convert(
@@ -63,9 +64,10 @@ def convert(
     folder = hub.checkpoint(source)
     config = read_json(folder / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
     tokens, merges = read_tokenizer(folder)
-    metadata = read_metadata(config, tokens)
-    check_front_end(folder, int(metadata["enc.num_mel_bins"]))
-    vocab_size = int(metadata["llm.vocab_size"])
+    family = find_family(config)
+    sizes = read_sizes(family, config, tokens)
+    check_front_end(folder, int(sizes["enc.num_mel_bins"]))
+    vocab_size = int(sizes["llm.vocab_size"])
     if len(tokens) > vocab_size:
         raise ModelFormatError(
             f"the tokenizer in {str(folder)!r} has {len(tokens)} tokens but config.json has vocab_size {vocab_size}: "
@@ -74,7 +76,7 @@ def convert(
     tokens = tokens + [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
 
     arrays = read_safetensors(folder)
-    shapes = tensor_shapes(metadata)
+    shapes = tensor_shapes(sizes)
     types = {each: tensor_type(each, shape, kind, all_matrices=all_matrices) for each, shape in shapes.items()}
     tell_undivided(shapes, types, kind)
     tensors = []
@@ -84,11 +86,12 @@ def convert(
         elif tensor_name == "audio.mel_window":
             values = mel_window()
         else:
-            values = find_tensor(arrays, tensor_name, shape, folder)
+            values = find_tensor(arrays, family.in_checkpoint(tensor_name), shape, folder)
         tensors.append(from_array(tensor_name, values, types[tensor_name]))
     write_gguf(
         out,
-        metadata,
+        family,
+        sizes,
         tokens,
         merges,
         tensors,

@@ -28,6 +28,7 @@ from pycrispasr.models.download import (
     quiet_hub,
     reason_of,
 )
+from pycrispasr.models.families import FAMILIES
 
 DEFAULT = "moss-transcribe"
 """The model that is used where none is named."""
@@ -178,14 +179,17 @@ def _registry() -> dict[str, dict[str, Any]]:
 def _alias(name: str) -> KnownModel | None:
     """What a name of our own stands for, if it is one."""
     base, _, kind = name.partition(":")
-    if base not in _registry():
+    keys = [key for key in _registry() if key.partition(":")[0] == base]
+    if not keys:
         return None
     for key in (name, base):  # "moss-transcribe:q4_k" is "moss-transcribe"
         if key in _registry():
             model = KnownModel(name=name, **_registry()[key])
             if key == name or kind == model.type.lower():
                 return model
-    types = [fields["type"].lower() for key, fields in _registry().items() if key.partition(":")[0] == base]
+    if base not in keys:
+        raise ModelNotFoundError(f"{name!r} does not exist: choose {' or '.join(keys)}")
+    types = [_registry()[key]["type"].lower() for key in keys]
     raise ModelNotFoundError(f"{name!r} does not exist: the types of {base} are {', '.join(types)}")
 
 
@@ -281,7 +285,8 @@ def _type(path: Path) -> str | None:
     """The type of most weights of a file that our runtime opens; None for any other file."""
     try:
         with path.open("rb") as file:
-            if b"moss_transcribe" not in file.read(4096):  # quick: the architecture comes first
+            head = file.read(4096)
+            if not any(name.encode() in head for name in FAMILIES):  # quick: the architecture comes first
                 return None
         groups = gguf_file.read(path)[1]
     except (OSError, PycrispasrError):

@@ -22,7 +22,6 @@ import numpy.typing as npt
 from pycrispasr import audio
 from pycrispasr.errors import AudioError, ModelFormatError, UsageError
 from pycrispasr.models import gguf_file, hub
-from pycrispasr.models.families import ARCHITECTURE
 from pycrispasr.models.gguf_file import Value, from_array
 from pycrispasr.options import DecodingOptions
 from pycrispasr.runtimes import native
@@ -61,8 +60,9 @@ def collect(
     gguf_file.import_gguf()
     if not recordings:
         raise UsageError("an importance matrix is collected from recordings: name at least one")
+    opened = native.NativeModel(hub.resolve(model), "cpu")
     session = native.NativeSession(
-        native.NativeModel(hub.resolve(model), "cpu"),
+        opened,
         threads=threads or 0,
         max_new_tokens=DecodingOptions(max_new_tokens=max_new_tokens).token_limit,
         importance=True,
@@ -79,7 +79,7 @@ def collect(
             if progress:
                 progress(done / audio.SAMPLE_RATE, total / audio.SAMPLE_RATE)
     values = {
-        "general.architecture": Value(gguf_file.STRING, ARCHITECTURE),
+        "general.architecture": Value(gguf_file.STRING, opened.info()["architecture"]),
         "general.type": Value(gguf_file.STRING, "imatrix"),
         "imatrix.datasets": Value(
             gguf_file.ARRAY, [Path(recording).name for recording in recordings], gguf_file.STRING

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from pycrispasr.errors import ModelFormatError, UnsupportedModelError, UsageError
 from pycrispasr.models import gguf_file, imatrix
-from pycrispasr.models.families import ARCHITECTURE, FLOAT_TYPES, block_length, known_type, tell_undivided, tensor_type
+from pycrispasr.models.families import FAMILIES, Family, family_of
 from pycrispasr.models.gguf_file import Progress, StoredTensor, Tensor, recoded
+from pycrispasr.models.layout import FLOAT_TYPES, block_length, is_table, known_type, tell_undivided, tensor_type
 from pycrispasr.runtimes import native
 
 _logger = logging.getLogger("pycrispasr")
@@ -42,9 +43,9 @@ def quantize(
     """Writes a model file with other types, tensor by tensor.
 
     Args:
-        source: A GGUF file of MOSS-Transcribe, of any types.
+        source: A GGUF file of one of our families, of any types.
         out: The file to write; it appears under this name when it is complete, and may be `source`.
-        type: One of `families.TYPES`. A quantised type is for the decoder's attention and FFN matrices; the other
+        type: One of `layout.TYPES`. A quantised type is for the decoder's attention and FFN matrices; the other
             matrices, and those whose rows its blocks do not divide, are F16 then. A float type is for every matrix.
         overrides: Pairs of a regular expression and a type: a matrix in whose name one is found takes that type; the
             first one counts. Vectors and the log-mel tables stay F32.
@@ -66,15 +67,21 @@ def quantize(
     """
     gguf_file.import_gguf()
     values, stored = gguf_file.load(source)
-    architecture = values["general.architecture"].content if "general.architecture" in values else None
-    if architecture != ARCHITECTURE:
+    family = family_of(values)
+    if family is None:
+        architecture = values["general.architecture"].content if "general.architecture" in values else None
         raise UnsupportedModelError(
-            f"{os.fspath(source)!r} has the architecture {architecture!r}: only files of {ARCHITECTURE!r} can be "
-            "quantised here"
+            f"{os.fspath(source)!r} has the architecture {architecture!r}: only files of "
+            f"{' and '.join(map(repr, FAMILIES))} can be quantised here"
         )
     shapes = {tensor.name: tensor.shape for tensor in stored}
-    types = plan_types(shapes, type, overrides=overrides, all_matrices=all_matrices)
-    tell_undivided(shapes, types, known_type(type))
+    types = plan_types(family, shapes, type, overrides=overrides, all_matrices=all_matrices)
+    shared = {shared: name for name in shapes if (shared := family.shared(name))}
+    tell_undivided(
+        {name: shapes[stored_name] for name, stored_name in shared.items()},
+        {name: types[stored_name] for name, stored_name in shared.items()},
+        known_type(type),
+    )
     weights = imatrix.read(importance) if importance is not None else {}
     tensors = [_tensor(source, tensor, types[tensor.name], weights, requantize) for tensor in stored]
     quantised = [tensor.name for tensor in tensors if tensor.type.lower() not in FLOAT_TYPES]
@@ -88,15 +95,19 @@ def quantize(
 
 
 def plan_types(
+    family: Family,
     shapes: Mapping[str, Sequence[int]],
     type: str,  # noqa: A002
     *,
     overrides: Sequence[tuple[str, str]] = (),
     all_matrices: bool = False,
 ) -> dict[str, str]:
-    """The type of every tensor of a quantised file, by name: see `quantize`."""
+    """The type of every tensor of a quantised file, by its name there: see `quantize`."""
     kind = known_type(type)
-    types = {name: tensor_type(name, shape, kind, all_matrices=all_matrices) for name, shape in shapes.items()}
+    types = {
+        name: tensor_type(name if is_table(name) else family.shared(name), shape, kind, all_matrices=all_matrices)
+        for name, shape in shapes.items()
+    }
     chosen: set[str] = set()
     for pattern, override in overrides:
         override_kind = known_type(override)
@@ -122,7 +133,7 @@ def plan_types(
 
 
 def _is_matrix(name: str, shape: Sequence[int]) -> bool:
-    return len(shape) > 1 and not name.startswith("audio.")
+    return len(shape) > 1 and not is_table(name)
 
 
 def _tensor(

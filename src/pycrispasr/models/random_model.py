@@ -10,6 +10,8 @@ another clip gives other tokens, and the likeliest token leads clearly. Presets:
     vocab  as small, with the published vocabulary's size and special ids
     2b     the published model's shapes: gigabytes
 
+and for Qwen3-ASR: qwen3-asr-nano, -small and -vocab, like these; qwen3-asr-0.6b and -1.7b with the published shapes.
+
 A quantised matrix is made of random blocks, not quantised, so the largest file takes seconds.
 """
 
@@ -23,10 +25,11 @@ from math import prod
 import gguf
 import numpy as np
 
-from pycrispasr.models.families import TYPES, Metadata, mel_filters, mel_window, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.families import FAMILIES, Family, Sizes
 from pycrispasr.models.gguf_file import Tensor, from_array
+from pycrispasr.models.layout import TYPES, mel_filters, mel_window, tensor_shapes, tensor_type, write_gguf
 
-_NANO: Metadata = {
+_NANO: Sizes = {
     "enc.num_mel_bins": 128,
     "enc.encoder_layers": 2,
     "enc.d_model": 64,
@@ -51,7 +54,7 @@ _NANO: Metadata = {
     "llm.rms_norm_eps": 1e-6,
     "llm.tied_embeddings": True,
 }
-_SMALL: Metadata = _NANO | {
+_SMALL: Sizes = _NANO | {
     "enc.encoder_layers": 3,
     "enc.d_model": 256,
     "enc.encoder_ffn_dim": 768,
@@ -64,36 +67,65 @@ _SMALL: Metadata = _NANO | {
     "llm.intermediate_size": 768,
     "llm.vocab_size": 1024,
 }
-PRESETS: dict[str, Metadata] = {
-    "nano": _NANO,
-    "small": _SMALL,
-    "vocab": _SMALL | {"llm.vocab_size": 151936},
-    "2b": {
-        "enc.num_mel_bins": 128,
-        "enc.encoder_layers": 32,
-        "enc.d_model": 1280,
-        "enc.encoder_attention_heads": 20,
-        "enc.encoder_ffn_dim": 5120,
-        "enc.downsample_hidden_size": 480,
-        "enc.max_source_positions": 1500,
-        "enc.n_window": 50,
-        "enc.n_window_infer": 800,
-        "enc.output_dim": 2048,
-        "enc.layer_norm_eps": 1e-5,
-        "adapter.hidden_size": 8192,
-        "llm.hidden_size": 2048,
-        "llm.num_layers": 28,
-        "llm.num_heads": 16,
-        "llm.num_kv_heads": 8,
-        "llm.head_dim": 128,
-        "llm.intermediate_size": 6144,
-        "llm.vocab_size": 151936,
-        "llm.max_position_embeddings": 40960,
-        "llm.rope_theta": 1e6,
-        "llm.rms_norm_eps": 1e-6,
-        "llm.tied_embeddings": True,
-    },
+_VOCAB: Sizes = _SMALL | {"llm.vocab_size": 151936}
+_2B: Sizes = _NANO | {
+    "enc.encoder_layers": 32,
+    "enc.d_model": 1280,
+    "enc.encoder_attention_heads": 20,
+    "enc.encoder_ffn_dim": 5120,
+    "enc.downsample_hidden_size": 480,
+    "enc.output_dim": 2048,
+    "adapter.hidden_size": 8192,
+    "llm.hidden_size": 2048,
+    "llm.num_layers": 28,
+    "llm.num_heads": 16,
+    "llm.num_kv_heads": 8,
+    "llm.head_dim": 128,
+    "llm.intermediate_size": 6144,
+    "llm.vocab_size": 151936,
+    "llm.max_position_embeddings": 40960,
 }
+
+
+def _without_adapter(sizes: Sizes, **others: int) -> Sizes:
+    """Sizes of a model whose encoder's rows go straight into the decoder."""
+    rest = {key: value for key, value in sizes.items() if key != "adapter.hidden_size"}
+    return rest | {"enc.output_dim": sizes["llm.hidden_size"], **others}
+
+
+_QWEN_06B = _without_adapter(
+    _2B | {
+        "enc.encoder_layers": 18,
+        "enc.d_model": 896,
+        "enc.encoder_attention_heads": 14,
+        "enc.encoder_ffn_dim": 3584,
+        "llm.hidden_size": 1024,
+        "llm.intermediate_size": 3072,
+        "llm.max_position_embeddings": 65536,
+    }
+)  # fmt: skip
+_QWEN_17B = _without_adapter(
+    _2B | {
+        "enc.encoder_layers": 24,
+        "enc.d_model": 1024,
+        "enc.encoder_attention_heads": 16,
+        "enc.encoder_ffn_dim": 4096,
+        "llm.max_position_embeddings": 65536,
+    }
+)  # fmt: skip
+_MOSS, _QWEN = "moss_transcribe", "qwen3asr"
+_PRESETS: dict[str, tuple[str, Sizes]] = {
+    "nano": (_MOSS, _NANO),
+    "small": (_MOSS, _SMALL),
+    "vocab": (_MOSS, _VOCAB),
+    "2b": (_MOSS, _2B),
+    "qwen3-asr-nano": (_QWEN, _without_adapter(_NANO)),
+    "qwen3-asr-small": (_QWEN, _without_adapter(_SMALL)),
+    "qwen3-asr-vocab": (_QWEN, _without_adapter(_VOCAB)),
+    "qwen3-asr-0.6b": (_QWEN, _QWEN_06B),
+    "qwen3-asr-1.7b": (_QWEN, _QWEN_17B),
+}
+PRESETS: dict[str, Sizes] = {name: sizes for name, (_, sizes) in _PRESETS.items()}
 
 # Standard deviations of the values that a matrix makes of values of deviation 1; 1 where nothing is said.
 _GAINS = {
@@ -123,21 +155,18 @@ _SCALE_OFFSETS: dict[str, tuple[int, ...]] = {
     "Q6_K": (208,),
 }
 
-# The published vocabulary's ids, for files with as many tokens.
+# Ids of the published vocabularies, for files with as many tokens.
 _PUBLISHED_WORDS = {"user": 872, "assistant": 77091}
 _PUBLISHED_SPECIALS = {
-    "bos_token_id": 151643,
-    "start_token_id": 151644,
-    "eos_token_id": 151645,
-    "audio_start_id": 151669,
-    "audio_end_id": 151670,
-}
-_SPECIAL_NAMES = {
-    "bos_token_id": "<|endoftext|>",
-    "start_token_id": "<|im_start|>",
-    "eos_token_id": "<|im_end|>",
-    "audio_start_id": "<|audio_bos|>",
-    "audio_end_id": "<|audio_eos|>",
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|audio_bos|>": 151669,
+    "<|audio_eos|>": 151670,
+    "<|audio_start|>": 151669,
+    "<|audio_end|>": 151670,
+    "<|audio_pad|>": 151676,
+    "<asr_text>": 151704,
 }
 
 
@@ -153,18 +182,19 @@ def generate(
 ) -> None:
     """Write a random model file. Equal arguments give equal bytes.
 
-    `hyperparameters` are set on top of the preset's (metadata keys without their common prefix). `type` is one of
+    `hyperparameters` are set on top of the preset's (names of `families.Sizes`). `type` is one of
     `TYPES`; a quantised type is for the decoder's matrices, or for every matrix with `all_matrices`. Without
     `mel_tables` the file has no `audio.*` tensors.
     """
     given = dict(hyperparameters or {})
-    metadata = PRESETS[preset] | given
-    vocab_size = int(metadata["llm.vocab_size"])
-    tokens, merges, specials = make_tokenizer(vocab_size)
-    metadata |= specials | {key: value for key, value in given.items() if key in specials}
+    architecture, sizes = _PRESETS[preset]
+    family = FAMILIES[architecture]
+    sizes = sizes | given
+    tokens, merges, specials = make_tokenizer(family, int(sizes["llm.vocab_size"]))
+    sizes |= specials | {key: value for key, value in given.items() if key in specials}
 
     rng = np.random.default_rng(seed)
-    shapes = tensor_shapes(metadata)
+    shapes = tensor_shapes(sizes)
     weights = _Weights(rng, max(prod(shape) for shape in shapes.values()))
     tensors = []
     for name, shape in shapes.items():
@@ -174,29 +204,28 @@ def generate(
         elif mel_tables:
             table = mel_filters(shape[1]) if name == "audio.mel_filters" else mel_window()
             tensors.append(from_array(name, table, kind))
-    write_gguf(path, metadata, tokens, merges, tensors, name=f"random-{preset}-{type}")
+    write_gguf(path, family, sizes, tokens, merges, tensors, name=f"random-{preset}-{type}")
 
 
-def make_tokenizer(vocab_size: int) -> tuple[list[str], list[str], dict[str, int]]:
+def make_tokenizer(family: Family, vocab_size: int) -> tuple[list[str], list[str], dict[str, int]]:
     """Tokens, merges and special ids of a byte-level BPE: all bytes, the prompt's words, filler words, specials."""
-    published = vocab_size > max(_PUBLISHED_SPECIALS.values())
-    specials = (
-        _PUBLISHED_SPECIALS
-        if published
-        else dict(zip(_SPECIAL_NAMES, range(vocab_size - len(_SPECIAL_NAMES), vocab_size), strict=True))
-    )
+    keyed = {key: names[0] for key, names in family.specials.items()}
+    names = sorted({*keyed.values(), *family.named}, key=_PUBLISHED_SPECIALS.__getitem__)
+    published = vocab_size > max(_PUBLISHED_SPECIALS[name] for name in names)
+    ids = _PUBLISHED_SPECIALS if published else {name: vocab_size - len(names) + i for i, name in enumerate(names)}
     # Each word is built from its end: "e r", "s er", "u ser".
     merges = [f"{word[i]} {word[i + 1 :]}" for word in _PUBLISHED_WORDS for i in range(len(word) - 2, -1, -1)]
     merged = [merge.replace(" ", "") for merge in merges]
-    fixed = {i: _SPECIAL_NAMES[key] for key, i in specials.items()}
+    fixed = {ids[name]: name for name in names}
     fixed |= dict(enumerate(_byte_alphabet()))
     if published:
         fixed |= {i: word for word, i in _PUBLISHED_WORDS.items()}
         merged = [token for token in merged if token not in _PUBLISHED_WORDS]
     fixed |= {256 + i: token for i, token in enumerate(merged)}
-    if vocab_size < 256 + len(merged) + len(specials):
-        raise ValueError(f"A vocabulary of {vocab_size} is too small: {256 + len(merged) + len(specials)} at least.")
-    return [fixed.get(i) or _filler_word(i) for i in range(vocab_size)], merges, dict(specials)
+    if vocab_size < 256 + len(merged) + len(names):
+        raise ValueError(f"A vocabulary of {vocab_size} is too small: {256 + len(merged) + len(names)} at least.")
+    specials = {key: ids[name] for key, name in keyed.items()}
+    return [fixed.get(i) or _filler_word(i) for i in range(vocab_size)], merges, specials
 
 
 def _byte_alphabet() -> list[str]:
@@ -307,9 +336,9 @@ def _scale(blocks: np.ndarray, offset: int) -> np.ndarray:
 
 def _setting(text: str) -> tuple[str, int | float | bool]:
     key, _, value = text.partition("=")
-    default = PRESETS["2b"].get(key)
+    default = _2B.get(key)
     if default is None:
-        raise argparse.ArgumentTypeError(f"no hyperparameter {key!r}: choose one of {', '.join(PRESETS['2b'])}")
+        raise argparse.ArgumentTypeError(f"no hyperparameter {key!r}: choose one of {', '.join(_2B)}")
     if isinstance(default, bool):
         return key, value.lower() in ("1", "true", "yes")
     return key, default.__class__(value)

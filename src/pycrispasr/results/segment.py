@@ -61,6 +61,8 @@ class Segment:
             this segment.
         words: Its words with their times, where these were asked for, or else None.
         error: What went wrong where the status is "failed", or else None.
+        language: Code of the language, "en" for example; its English name where there is no code for it; None where the
+            model tells none, or heard no speech.
     """
 
     start: float
@@ -70,6 +72,7 @@ class Segment:
     status: Status
     words: tuple[Word, ...] | None = None
     error: str | None = None
+    language: str | None = None
 
 
 def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Transcript:
         text: The whole text, without surrounding whitespace.
         segments: One for each piece of at most 30 seconds of audio, in order.
         duration: Seconds of audio.
-        language: Code of the language, or None where the model does not tell it.
+        language: Code of the language; of several, the one in which most of the audio is. None where the model does not
+            tell it. See `Segment.language`.
         complete: True when every segment's status is "ok", and no audio was lost on the way.
         timings: Where the time went.
         warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.

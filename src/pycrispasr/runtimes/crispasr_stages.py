@@ -1,7 +1,7 @@
-"""MOSS-Transcribe in libcrispasr, stage by stage: a second opinion on every number.
+"""Our models in libcrispasr, stage by stage: a second opinion on every number.
 
-Its functions `moss_transcribe_*` give the stages of clips of one second and more; shorter ones it pads to a
-second. They write to stderr when a model is loaded.
+Its functions `FAMILY_*` give the stages of clips of one second and more; shorter ones it pads to a second. They write
+to stderr when a model is loaded.
 """
 
 from __future__ import annotations
@@ -25,24 +25,29 @@ if TYPE_CHECKING:
 _DECLARATIONS = """
 typedef struct { int n_threads; int verbosity; bool use_gpu; bool flash_attn; } params;
 typedef void (*on_token)(int token, float probability, void *user);
-void *moss_transcribe_init_from_file(const char *path, params params);
-void moss_transcribe_free(void *context);
-float *moss_transcribe_compute_mel(void *context, const float *samples, int n, int *n_mels, int *frames);
-float *moss_transcribe_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
-float *moss_transcribe_run_adapter(void *context, const float *rows, int n, int columns, int *count, int *width);
-int moss_transcribe_build_prompt(void *context, int n_audio, int *ids, int capacity);
-float *moss_transcribe_embed_tokens(void *context, const int *ids, int n);
-bool moss_transcribe_kv_init(void *context, int rows);
-void moss_transcribe_kv_reset(void *context);
-float *moss_transcribe_run_llm_kv(void *context, const float *rows, int n, int n_past, int *count, int *vocab);
-char *moss_transcribe_transcribe_cb(void *context, const float *samples, int n, on_token callback, void *user);
-void moss_transcribe_set_max_new_tokens(void *context, int limit);
 void free(void *pointer);
 """
+_OF_EVERY_FAMILY = """
+void *FAMILY_init_from_file(const char *path, params params);
+void FAMILY_free(void *context);
+float *FAMILY_compute_mel(void *context, const float *samples, int n, int *n_mels, int *frames);
+float *FAMILY_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
+float *FAMILY_embed_tokens(void *context, const int *ids, int n);
+bool FAMILY_kv_init(void *context, int rows);
+void FAMILY_kv_reset(void *context);
+float *FAMILY_run_llm_kv(void *context, const float *rows, int n, int n_past, int *count, int *vocab);
+"""
+# What only some have, by their names: a family without an adapter, say.
+_OF_SOME = {
+    "run_adapter": "float *FAMILY_run_adapter(void *context, const float *rows, int n, int columns, int *, int *);",
+    "build_prompt": "int FAMILY_build_prompt(void *context, int n_audio, int *ids, int capacity);",
+    "set_max_new_tokens": "void FAMILY_set_max_new_tokens(void *context, int limit);",
+    "transcribe_cb": "char *FAMILY_transcribe_cb(void *context, const float *samples, int n, on_token, void *user);",
+}
 
 
 @functools.cache
-def _library() -> tuple[Any, Any, Any]:
+def _library(family: str) -> tuple[Any, Any, Any]:
     """The `ffi` of cffi, the library, and the C library that frees what it gives."""
     import cffi
 
@@ -50,7 +55,7 @@ def _library() -> tuple[Any, Any, Any]:
     if path is None:
         raise InstallationError(crispasr.MISSING)
     ffi = cffi.FFI()
-    ffi.cdef(_DECLARATIONS)
+    ffi.cdef(_DECLARATIONS + "".join((_OF_EVERY_FAMILY, *_OF_SOME.values())).replace("FAMILY", family))
     return ffi, ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0)), ffi.dlopen(None)
 
 
@@ -59,6 +64,7 @@ class Stages:
 
     Args:
         model: A GGUF file with the published vocabulary: the prompt's ids are fixed in the library.
+        family: What the names of its functions begin with.
         threads: How many it computes on.
 
     Raises:
@@ -66,11 +72,12 @@ class Stages:
         UnsupportedModelError: It cannot load the file, or would end the process with it.
     """
 
-    def __init__(self, model: str | os.PathLike[str], threads: int = 2) -> None:
-        self._ffi, self._lib, self._c = _library()
+    def __init__(self, model: str | os.PathLike[str], family: str, threads: int = 2) -> None:
+        self._ffi, self._lib, self._c = _library(family)
+        self._family = family
         os.environ.setdefault("CRISPASR_MOSS_TRANSCRIBE_NO_LOOPFIX", "1")  # the tokens as they were decoded
         params = self._ffi.new("params *", [threads, 0, False, False])
-        self._context = self._lib.moss_transcribe_init_from_file(os.fsencode(model), params[0])
+        self._context = self._function("init_from_file")(os.fsencode(model), params[0])
         if not self._context:
             raise UnsupportedModelError(f"libcrispasr cannot load {str(model)!r}, and does not say why")
 
@@ -83,61 +90,86 @@ class Stages:
     def close(self) -> None:
         """Frees the model. Closing twice is allowed."""
         if self._context:
-            self._lib.moss_transcribe_free(self._context)
+            self._function("free")(self._context)
             self._context = None
 
     def log_mel(self, samples: Samples) -> Samples:
         """Log-mel `[frames, n_mels]` of samples `[n]`."""
         n_mels, frames = self._ints(2)
-        data = self._lib.moss_transcribe_compute_mel(self._context, self._floats(samples), len(samples), n_mels, frames)
+        data = self._function("compute_mel")(self._context, self._floats(samples), len(samples), n_mels, frames)
         return np.ascontiguousarray(self._take(data, n_mels[0], frames[0]).T)
 
     def encode(self, mel: Samples) -> Samples:
         """Encoder rows `[rows, encoder_output]` of a log-mel `[frames, n_mels]`."""
         rows, columns = self._ints(2)
         frames, n_mels = mel.shape
-        data = self._lib.moss_transcribe_run_encoder(self._context, self._floats(mel.T), n_mels, frames, rows, columns)
+        data = self._function("run_encoder")(self._context, self._floats(mel.T), n_mels, frames, rows, columns)
         return self._take(data, rows[0], columns[0])
 
     def adapt(self, rows: Samples) -> Samples:
-        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`."""
+        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`; these, where there is none."""
+        if not self._has("run_adapter"):
+            return rows
         count, columns = self._ints(2)
-        data = self._lib.moss_transcribe_run_adapter(self._context, self._floats(rows), *rows.shape, count, columns)
+        data = self._function("run_adapter")(self._context, self._floats(rows), *rows.shape, count, columns)
         return self._take(data, count[0], columns[0])
 
-    def prompt(self, n_audio: int) -> list[int]:
-        """The prompt, with some token's id in each audio row's place."""
+    def prompt(self, n_audio: int) -> list[int] | None:
+        """The prompt, with some token's id in each audio row's place; None where it does not tell one."""
+        if not self._has("build_prompt"):
+            return None
         ids = self._ffi.new("int[]", n_audio + 32)
-        return list(ids[0 : self._lib.moss_transcribe_build_prompt(self._context, n_audio, ids, len(ids))])
+        return list(ids[0 : self._function("build_prompt")(self._context, n_audio, ids, len(ids))])
 
     def embed(self, ids: Sequence[int], hidden: int) -> Samples:
         """Embeddings `[count, hidden]`; the library does not say how wide they are."""
-        data = self._lib.moss_transcribe_embed_tokens(self._context, self._ffi.new("int[]", list(ids)), len(ids))
+        data = self._function("embed_tokens")(self._context, self._ffi.new("int[]", list(ids)), len(ids))
         return self._take(data, len(ids), hidden)
 
     def start(self, capacity: int) -> None:
         """Makes room for a sequence of so many rows, and forgets the last one."""
-        if not self._lib.moss_transcribe_kv_init(self._context, capacity):
+        if not self._function("kv_init")(self._context, capacity):
             raise MemoryError(f"libcrispasr has no memory for a KV cache of {capacity} rows")
-        self._lib.moss_transcribe_kv_reset(self._context)
+        self._function("kv_reset")(self._context)
 
     def logits(self, rows: Samples, n_past: int) -> Samples:
         """Logits `[llm_vocab]` after rows `[rows, llm_hidden]` behind `n_past` of the sequence."""
         count, vocab = self._ints(2)
-        data = self._lib.moss_transcribe_run_llm_kv(self._context, self._floats(rows), len(rows), n_past, count, vocab)
+        data = self._function("run_llm_kv")(self._context, self._floats(rows), len(rows), n_past, count, vocab)
         last: Samples = self._take(data, count[0], vocab[0])[-1]
         return last
 
-    def transcribe(self, samples: Samples, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int]:
-        """Token ids of samples `[n]`, as the library's own loop decodes them."""
+    def transcribe(self, samples: Samples, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int] | None:
+        """Token ids of samples `[n]`, as the library's own loop decodes them; None where that does not tell them."""
+        if not self._has("transcribe_cb"):
+            return None
         ids: list[int] = []
-        self._lib.moss_transcribe_set_max_new_tokens(self._context, max_new_tokens)
+        self._function("set_max_new_tokens")(self._context, max_new_tokens)
         on_token = self._ffi.callback("on_token", lambda token, _probability, _user: ids.append(token))
-        text = self._lib.moss_transcribe_transcribe_cb(
+        text = self._function("transcribe_cb")(
             self._context, self._floats(samples), len(samples), on_token, self._ffi.NULL
         )
         self._c.free(text)
         return ids
+
+    def greedy(self, prompt: Samples, end: int, max_new_tokens: int = MAX_NEW_TOKENS) -> list[int]:
+        """The likeliest token ids behind a prompt with its audio rows, `[rows, llm_hidden]`, until `end`."""
+        ids: list[int] = []
+        self.start(len(prompt) + max_new_tokens)
+        logits = self.logits(prompt, 0)
+        while len(ids) < max_new_tokens and (token := int(logits.argmax())) != end:
+            ids.append(token)
+            logits = self.logits(self.embed([token], prompt.shape[1]), len(prompt) + len(ids) - 1)
+        return ids
+
+    def _function(self, name: str) -> Any:
+        return getattr(self._lib, f"{self._family}_{name}")
+
+    def _has(self, name: str) -> bool:
+        try:
+            return bool(self._function(name))
+        except AttributeError:
+            return False
 
     def _floats(self, values: Samples) -> Any:
         return self._ffi.from_buffer("float[]", np.ascontiguousarray(values, np.float32))

@@ -23,7 +23,7 @@ from pycrispasr import errors
 from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.text import printable
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -362,11 +362,13 @@ class NativeModel:
         self._check(self._lib.pcr_tokenize(self.pointer, text, len(text), tokens, capacity, count))
         return list(self._ffi.unpack(tokens, count[0]))
 
-    def prompt(self, n_rows: int) -> list[int]:
-        """The prompt around so many audio rows, whose places hold -1."""
-        capacity = n_rows + 1024
+    def prompt(self, n_rows: int, *, language: str | None = None, context: str | None = None) -> list[int]:
+        """The prompt around so many audio rows, whose places hold -1. For the others see `NativeSession.begin`."""
+        params, held = _clip_params(language, context)
+        capacity = n_rows + 1024 + len((context or "").encode())
         tokens, count = self._ffi.new("int32_t[]", capacity), self._ffi.new("size_t *")
-        self._check(self._lib.pcr_prompt(self.pointer, n_rows, tokens, capacity, count))
+        self._check(self._lib.pcr_clip_prompt(self.pointer, params, n_rows, tokens, capacity, count))
+        del held
         return list(self._ffi.unpack(tokens, count[0]))
 
     def frame_count(self, n_samples: int) -> int:
@@ -430,21 +432,31 @@ class NativeSession:
     def _pointer(self) -> Any:
         return self._handle.pointer
 
-    def begin(self, sequence: int, *, max_new_tokens: int | None = None, attention: bool = False) -> None:
+    def begin(
+        self,
+        sequence: int,
+        *,
+        max_new_tokens: int | None = None,
+        attention: bool = False,
+        language: str | None = None,
+        context: str | None = None,
+    ) -> None:
         """Begins another clip, and forgets the one before and its text.
 
         Args:
             sequence: Where.
             max_new_tokens: Where its text is cut. None: as for the session.
             attention: Keep what `attention` gives, for the session's heads.
+            language: The English name of the language that is spoken. None: the model finds out.
+            context: What the audio may be about.
         """
-        params = self._ffi.new("pcr_clip_params *")
-        self._lib.pcr_clip_params_default(params)
+        params, held = _clip_params(language, context)
         params.max_new_tokens = (
             self._most_tokens if max_new_tokens is None else _int32("max_new_tokens", max_new_tokens)
         )
         params.attention = attention
         self._check(self._lib.pcr_session_begin(self._pointer, sequence, params))
+        del held
 
     def append(self, samples: _Floats, sequence: int = 0) -> None:
         """Appends mono samples at 16 kHz to a clip. They are worked on by `advance`."""
@@ -633,6 +645,16 @@ class NativeSession:
             _check(status, "another thread is using this session: give each thread a session of its own")
         if status < 0:
             _check_work(status, _text(self._ffi, self._lib.pcr_session_error(self._pointer)))
+
+
+def _clip_params(language: str | None, context: str | None) -> tuple[Any, list[Any]]:
+    """A `pcr_clip_params`, and what must live as long as it is used."""
+    ffi, lib = library()
+    params = ffi.new("pcr_clip_params *")
+    lib.pcr_clip_params_default(params)
+    texts = [ffi.NULL if text is None else ffi.new("char[]", text.encode()) for text in (language, context)]
+    params.language, params.context = texts
+    return params, texts
 
 
 def _int32(name: str, value: int) -> int:

@@ -1,10 +1,11 @@
-"""What belongs in a model file of each family: metadata, tensors with their shapes, and the types they may have.
+"""What belongs in a model file: metadata, tensors with their shapes, and the types they may have.
 
 Shapes are NumPy's: rows first, so GGUF, which counts from the fastest dimension, lists them the other way round.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,33 +14,20 @@ import numpy as np
 
 from pycrispasr.errors import UsageError
 from pycrispasr.models import gguf_file
+from pycrispasr.models.families import FLOAT_SIZES, Family, Sizes
 from pycrispasr.models.gguf_file import Progress, Tensor, Value
 from pycrispasr.runtimes import native
 
 _logger = logging.getLogger("pycrispasr")
 
-ARCHITECTURE = "moss_transcribe"
-
-
 FLOAT_TYPES = ("f32", "f16", "bf16")
 
-
 TYPES = (*FLOAT_TYPES, "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0")
-
-
-Metadata = dict[str, int | float | bool]
-
-
-FLOAT_KEYS = {"enc.layer_norm_eps", "llm.rope_theta", "llm.rms_norm_eps"}
-
 
 # The decoder's matrices, the only ones that a quantised file quantises unless all matrices are asked for.
 _DECODER_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
-
 N_FFT = 400
-
-
 SAMPLE_RATE = 16000
 
 
@@ -54,9 +42,9 @@ def known_type(name: str) -> str:
     return name.lower()
 
 
-def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a file with these hyperparameters, in the order in which data flows through the model."""
-    m = {key: int(value) for key, value in metadata.items() if key not in FLOAT_KEYS}
+def tensor_shapes(sizes: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model of these sizes, by its shared name, in the order in which data flows through it."""
+    m = {key: int(value) for key, value in sizes.items() if key not in FLOAT_SIZES}
     mels, d, channels = m["enc.num_mel_bins"], m["enc.d_model"], m["enc.downsample_hidden_size"]
     freq = mels  # bins left after three convolutions of stride 2, kernel 3, padding 1
     for _ in range(3):
@@ -92,9 +80,10 @@ def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple
     linear("enc.proj2", m["enc.output_dim"], d)
 
     hidden, inner = m["llm.hidden_size"], m["llm.intermediate_size"]
-    linear("adapter.gate", m["adapter.hidden_size"], m["enc.output_dim"], bias=False)
-    linear("adapter.up", m["adapter.hidden_size"], m["enc.output_dim"], bias=False)
-    linear("adapter.down", hidden, m["adapter.hidden_size"], bias=False)
+    if adapter := m.get("adapter.hidden_size"):
+        linear("adapter.gate", adapter, m["enc.output_dim"], bias=False)
+        linear("adapter.up", adapter, m["enc.output_dim"], bias=False)
+        linear("adapter.down", hidden, adapter, bias=False)
 
     q_size, kv_size = (m[f"llm.{heads}"] * m["llm.head_dim"] for heads in ("num_heads", "num_kv_heads"))
     linear("llm.embed", m["llm.vocab_size"], hidden, bias=False)
@@ -111,29 +100,40 @@ def tensor_shapes(metadata: Mapping[str, int | float | bool]) -> dict[str, tuple
         linear(f"llm.blk.{i}.ffn.up", inner, hidden, bias=False)
         linear(f"llm.blk.{i}.ffn.down", hidden, inner, bias=False)
     norm("llm.final_norm", hidden, bias=False)
-    if not metadata["llm.tied_embeddings"]:
+    if not sizes["llm.tied_embeddings"]:
         linear("llm.lm_head", m["llm.vocab_size"], hidden, bias=False)
     return shapes
 
 
-def tensor_type(name: str, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> str:
+def tensor_type(name: str | None, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> str:
     """The name of the type, e.g. "Q4_K", that a tensor has in a file of `file_type`.
+
+    `name` is the shared one; None for a tensor that none of the families knows.
 
     Vectors are F32. Where the type is quantised, so are the decoder's matrices (`all_matrices`: every matrix) whose
     rows are whole blocks; all the rest, convolutions among them, is F16.
     """
-    if len(shape) == 1 or name.startswith("audio."):
+    if len(shape) == 1 or is_table(name):
         return "F32"
     if file_type not in FLOAT_TYPES:
-        is_decoder = name.startswith("llm.blk.") and name.removesuffix(".weight").split(".", 3)[3] in _DECODER_MATRICES
+        inside = (name or "").removesuffix(".weight").split(".", 3)
+        is_decoder = (name or "").startswith("llm.blk.") and inside[3] in _DECODER_MATRICES
         whole_blocks = len(shape) == 2 and native.row_bytes(file_type, shape[-1]) > 0
         if not (whole_blocks and (is_decoder or all_matrices)):
             return "F16"
     return file_type.upper()
 
 
+def is_table(name: str | None) -> bool:
+    """True for the spectrogram's tables, which are computed with as they stand."""
+    return name is not None and name.startswith("audio.mel_")
+
+
 def tell_undivided(shapes: Mapping[str, Sequence[int]], types: Mapping[str, str], file_type: str) -> None:
-    """Logs how many of the decoder's matrices are not of the file's type because of the length of their rows."""
+    """Logs how many of the decoder's matrices are not of the file's type because of the length of their rows.
+
+    Shapes and types are by shared names.
+    """
     block = block_length(file_type)
     lengths = [
         shapes[name][-1]
@@ -178,7 +178,8 @@ def mel_window() -> np.ndarray:
 
 def write_gguf(
     path: str | os.PathLike[str],
-    metadata: Mapping[str, int | float | bool],
+    family: Family,
+    sizes: Mapping[str, int | float | bool],
     tokens: Sequence[str],
     merges: Sequence[str],
     tensors: Sequence[Tensor],
@@ -188,16 +189,19 @@ def write_gguf(
 ) -> None:
     """Writes a model file: see `gguf_file.write`.
 
-    `metadata` has the hyperparameters and special ids without their common prefix; bool, int and float become the
-    GGUF types bool, u32 and f32.
+    `sizes` and `tensors` have the names that families share; the file gets the family's own. Bool, int and float become
+    the GGUF types bool, u32 and f32.
     """
     kinds = {bool: gguf_file.BOOL, int: gguf_file.U32, float: gguf_file.F32}
+    metadata: Sizes = {family.keys[size]: value for size, value in sizes.items() if size in family.keys}
+    metadata |= family.derived(sizes) | {key: value for key, value in sizes.items() if key in family.specials}
     values = {
-        "general.architecture": Value(gguf_file.STRING, ARCHITECTURE),
+        "general.architecture": Value(gguf_file.STRING, family.architecture),
         "general.name": Value(gguf_file.STRING, name),
-        **{f"{ARCHITECTURE}.{key}": Value(kinds[value.__class__], value) for key, value in metadata.items()},
+        **{f"{family.architecture}.{key}": Value(kinds[value.__class__], value) for key, value in metadata.items()},
         "tokenizer.ggml.model": Value(gguf_file.STRING, "gpt2"),
         "tokenizer.ggml.tokens": Value(gguf_file.ARRAY, list(tokens), gguf_file.STRING),
         "tokenizer.ggml.merges": Value(gguf_file.ARRAY, list(merges), gguf_file.STRING),
     }
-    gguf_file.write(path, values, tensors, progress=progress)
+    stored = [dataclasses.replace(tensor, name=family.stored(tensor.name)) for tensor in tensors]
+    gguf_file.write(path, values, stored, progress=progress)

@@ -1,0 +1,23 @@
+"""Families of models, one file each: what Python needs to know to make files, and to read what a model writes.
+
+The same for C++: `csrc/families/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pycrispasr.models.families import moss_transcribe, qwen3_asr
+from pycrispasr.models.families.family import FLOAT_SIZES, Family, Sizes
+
+__all__ = ["FAMILIES", "FLOAT_SIZES", "Family", "Sizes", "family_of"]
+
+FAMILIES: Mapping[str, Family] = {family.architecture: family for family in (moss_transcribe.FAMILY, qwen3_asr.FAMILY)}
+"""By "general.architecture", which is also what metadata keys begin with."""
+
+
+def family_of(values: Mapping[str, Any]) -> Family | None:
+    """The family of a file's metadata (`gguf_file.load`); None for another one."""
+    architecture = values.get("general.architecture")
+    return None if architecture is None else FAMILIES.get(str(architecture.content))
