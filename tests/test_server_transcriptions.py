@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from pycrispasr import Model
+from pycrispasr.models.random_model import generate
 
 from .serving import SAMPLES, Serving, openai, serving, transcriptions
 
@@ -320,3 +321,32 @@ def test_a_damaged_recording_gives_its_text_and_a_warning(server: Serving) -> No
     assert TEXT.startswith(answer.json()["text"])
     assert answer.json()["text"]
     assert "cut short" in answer.headers["x-warning"]
+
+
+def test_a_model_that_takes_languages_and_context_is_told_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "qwen.gguf"
+    generate(path, preset="qwen3-asr-nano", type="f32", seed=1)
+    told: list[dict[str, Any]] = []
+    job = Model.job
+
+    def listening(self: Model, recordings: Any, **options: Any) -> Any:
+        told.append({name: options[name] for name in ("language", "context") if name in options})
+        return job(self, recordings, **options)
+
+    monkeypatch.setattr(Model, "job", listening)
+    with serving([f"qwen={path}"]) as server:
+        told.clear()
+        for fields, wanted in (
+            ({"language": "de"}, {"language": "de"}),
+            ({"language": "DE", "prompt": "A talk."}, {"language": "de", "context": ["A talk."]}),
+            ({"languages__": ["de", "fr"], "keywords__": ["Ulm", "Bern"]}, {"context": ["Ulm", "Bern"]}),
+            ({}, {}),
+        ):
+            answer = server.post(model="qwen", **fields)
+            assert answer.status_code == 200, answer.text
+            assert "x-warning" not in answer.headers or "effect" not in answer.headers["x-warning"]
+            assert told.pop() == wanted
+        refused = server.post(model="qwen", language="xx")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_language")

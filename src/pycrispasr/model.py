@@ -407,12 +407,12 @@ class Model:
         return self._info
 
     @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes that `language` can be, sorted. None: the model takes no language, but writes what it hears.
+    def languages(self) -> dict[str, str]:
+        """What `language` can be: English names by code, of which either will do.
 
-        Its English name will do for each, too.
+        Empty: the model takes no language, but writes what it hears.
         """
-        return () if self._family is None else tuple(sorted(self._family.languages))
+        return {} if self._family is None else dict(sorted(self._family.languages.items()))
 
     @property
     def takes_context(self) -> bool:

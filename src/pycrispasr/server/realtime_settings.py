@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pycrispasr.options import SessionKeywords
+from pycrispasr.server.capabilities import Capabilities
 from pycrispasr.server.errors import invalid
 from pycrispasr.server.forms import ServerVad
 
@@ -106,10 +107,13 @@ class Settings:
         """Probabilities of tokens are asked for."""
         return "item.input_audio_transcription.logprobs" in self.include
 
-    def keywords(self) -> SessionKeywords:
+    def keywords(self, able: Capabilities) -> SessionKeywords:
         """Of the library's session. Without turn detection segments are as long as can be."""
-        turn = self.turn_detection
-        return {"vad": "auto"} if turn is None else {"vad": "on", "silence": turn.silence}
+        turn, asked = self.turn_detection, self.transcription
+        keywords: SessionKeywords = {"vad": "auto"} if turn is None else {"vad": "on", "silence": turn.silence}
+        hints = able.hints(asked.language, asked.languages or [], asked.prompt, asked.keywords or [])
+        keywords.update(cast(SessionKeywords, hints))
+        return keywords
 
     @property
     def partial_every(self) -> float | None:

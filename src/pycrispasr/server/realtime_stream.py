@@ -16,6 +16,7 @@ from pycrispasr.errors import ClosedError
 from pycrispasr.live.async_session import AsyncSession
 from pycrispasr.results.events import Event, Final, Partial, Silence, SpeechStarted
 from pycrispasr.results.segment import Segment
+from pycrispasr.server.capabilities import capabilities
 from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.realtime_settings import Settings
 from pycrispasr.server.service import Service
@@ -154,7 +155,9 @@ class Stream:
         try:
             async with (
                 service.models.find(str(settings.transcription.model)).use() as model,
-                model.session(partial_every=settings.partial_every, **settings.keywords()) as session,
+                model.session(
+                    partial_every=settings.partial_every, **settings.keywords(capabilities(model))
+                ) as session,
             ):
                 self._session.set_result(session)
                 await self._follow(session)

@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -192,6 +192,8 @@ class _Work:
                     "silence": form.silence,
                     "word_timestamps": form.words,
                 }
+                hints = self._able.hints(form.language, form.languages, form.prompt, form.keywords)
+                options.update(cast(JobKeywords, hints))
                 job = await asyncio.to_thread(
                     lambda: model.job([self._upload], errors="raise", progress=self._look, **options)
                 )
@@ -269,7 +271,7 @@ class _Work:
         names = self._able.languages or {}
         content: dict[str, Any] = {
             "task": "transcribe",
-            "language": names.get(language.lower(), language),
+            "language": names.get(language.lower(), language).lower(),
             "duration": duration,
         }
         if self._form.segments:
