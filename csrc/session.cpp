@@ -526,9 +526,9 @@ pcr_result Session::result(int32_t sequence) const {
 }
 
 const float * Session::attention(int32_t sequence, int64_t * n_steps) const {
-    const Text & text = at(sequence).text;
-    *n_steps          = static_cast<int64_t>(text.steps);
-    return text.attention.data();
+    const Clip & clip = at(sequence);
+    *n_steps          = clip.captures && !clip.is_hypothesis ? static_cast<int64_t>(clip.text.steps) : 0;
+    return clip.text.attention.data();
 }
 
 int64_t Session::log_mel(const float * samples_, int64_t n_samples, float * mel) {

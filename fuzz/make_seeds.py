@@ -5,6 +5,7 @@ python fuzz/make_seeds.py FOLDER
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -35,6 +36,8 @@ SMALLEST = {
     "llm.vocab_size": 276,
     "llm.max_position_embeddings": 512,
 }
+# Windows of 80 ms, of which the model takes 14: few bytes of a session's course are more than it has room for.
+SHORT_WINDOWS = {"enc.n_window": 2, "enc.n_window_infer": 8, "llm.max_position_embeddings": 40}
 WHOLE_BLOCKS = {"llm.hidden_size": 32, "llm.intermediate_size": 32, "llm.head_dim": 16}
 
 
@@ -44,6 +47,8 @@ def models(folder: Path) -> None:
         is_float = kind in ("f32", "f16", "bf16")
         sizes = SMALLEST if is_float else SMALLEST | WHOLE_BLOCKS
         random_model.generate(folder / f"{kind}.gguf", hyperparameters=sizes, type=kind, mel_tables=kind == "f32")
+    short = SMALLEST | SHORT_WINDOWS
+    random_model.generate(folder / "short_windows.gguf", hyperparameters=short, type="f16", mel_tables=False)
     untied = SMALLEST | {"llm.tied_embeddings": False, "llm.num_layers": 2, "enc.n_window": 8, "enc.n_window_infer": 32}
     random_model.generate(folder / "untied.gguf", hyperparameters=untied, type="f16", mel_tables=False)
 
@@ -76,26 +81,29 @@ def matrices(folder: Path) -> None:
 
 
 def calls(folder: Path) -> None:
-    """Courses that a session takes: see session.cpp for the numbers."""
+    """Courses that a session takes, of up to 72 bytes: see session.cpp for the numbers."""
 
     def feed(sequence: int, count: int) -> bytes:
         return struct.pack("<bBHhHf", sequence, 0, count, 300, 0, 0.1)
 
-    begin = struct.pack("<bbBbbB", 4, 2, 1, 0, 1, 1)
+    begin = struct.pack("<Bbbbb", 255, 4, 2, 0, 1)
+    used = struct.pack("<B", 2)
     end = struct.pack("<bBh", 0, 3, -1)
     following = struct.pack("<bBb", 0, 4, 1)
     both = struct.pack("<bBb", 0, 4, 2)
     hypothesis = struct.pack("<bBB", 0, 6, 8)
     result, attention = struct.pack("<bB", 0, 10), struct.pack("<bBH", 0, 11, 4000)
     clear, reset, cancel = struct.pack("<bB", 0, 7), struct.pack("<bB", 0, 8), struct.pack("<bBB", 0, 9, 1)
-    one = feed(0, 16000) + end + following * 5 + result + attention
+    one = feed(0, 4000) + end + following * 2 + result + attention
     other = struct.pack("<bBh", 1, 3, 500)
     for name, course in {
         "one": begin + one,
-        "again": begin + one + clear + one,
-        "two": begin + feed(0, 16000) + feed(1, 9000) + end + other + both * 5,
-        "hypotheses": begin + (feed(0, 30000) + hypothesis) * 6 + end + following * 5,
-        "cancelled": begin + feed(0, 16000) + cancel + end + following + reset + one,
+        "used": used + one,
+        "again": used + one + clear + one,
+        "two": begin + feed(0, 4000) + feed(1, 3000) + end + other + both * 5,
+        "hypotheses": used + (feed(0, 4000) + hypothesis) * 3 + end + following * 2,
+        "too_long": used + feed(0, 4000) * 5 + end,
+        "cancelled": begin + feed(0, 4000) + cancel + end + following + reset + one,
     }.items():
         (folder / name).write_bytes(course)
 
@@ -171,12 +179,14 @@ def lists(folder: Path) -> None:
 def outputs(folder: Path) -> None:
     """Texts and names: see targets.py for the numbers."""
     for number, text in enumerate(("hello world", "a --> b\n\n<c>{\\an8}", '你好\u2028\u202e\t,"', "x" * 300, "")):
-        (folder / str(number)).write_bytes(bytes(range(0, 96, 12)) + f"{text}\0../talk.{text[:3]}\0{text}".encode())
+        (folder / str(number)).write_bytes(
+            bytes(range(0, 96, 12)) + bytes([number % 2]) + f"{text}\0../talk.{text[:3]}\0{text}".encode()
+        )
 
 
 def answers(folder: Path) -> None:
     """What a hub answers to the requests of a download, one after the other, as HTTP."""
-    commit, digest = "1" * 40, "2" * 64
+    commit, digest = "1" * 40, hashlib.sha256(b"GGUF").hexdigest()
     head = (
         f'HTTP/1.1 200 OK\r\nX-Repo-Commit: {commit}\r\nETag: "{digest}"\r\nX-Linked-Size: 4\r\n'
         "Content-Length: 4\r\n\r\n"
@@ -185,13 +195,21 @@ def answers(folder: Path) -> None:
     tree = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     content = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nGGUF"
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
+    sound = (
+        b"HTTP/1.1 200 OK\r\n\r\n" + b".snd\0\0\0\x18\xff\xff\xff\xff\0\0\0\1\0\0\x1f\x40\0\0\0\1" + b"\x55\xd5" * 90
+    )
+    elsewhere = b"HTTP/1.1 302 Found\r\nLocation: https://files.example.org/b.au\r\n\r\n"
+    inside = b"HTTP/1.1 302 Found\r\nLocation: http://files.internal/b.au\r\n\r\n"
     missing = b"HTTP/1.1 404 Not Found\r\nX-Error-Code: EntryNotFound\r\nContent-Length: 0\r\n\r\n"
     for name, course in {
         "file": (b"\0", head, content),
         "only_file": (b"\1", tree, head, content),
         "moved": (b"\0", moved, head, content),
         "missing": (b"\0", missing),
-        "recording": (b"\2", content),
+        "recording": (b"\2", sound),
+        "recording_elsewhere": (b"\4", elsewhere, sound),
+        "recording_inside": (b"\4", inside, sound),
+        "public_recording": (b"\5", elsewhere, sound),
     }.items():
         (folder / name).write_bytes(course[0] + b"\0\0\0\0".join(course[1:]))
 

@@ -81,10 +81,11 @@ void hear(pcr_model * model) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     pcr_model_params params;
     pcr_model_params_default(&params);
-    params.device     = "cpu";
-    params.map        = 0;  // memory whose end a sanitizer watches
-    pcr_model * model = nullptr;
-    if (succeeded(pcr_model_load(as_file(data, size), &params, &model), pcr_model_error(model))) {
+    params.device           = "cpu";
+    params.map              = 0;  // memory whose end a sanitizer watches
+    pcr_model *      model  = nullptr;
+    const pcr_status status = pcr_model_load(as_file(data, size), &params, &model);
+    if (succeeded(status, pcr_model_error(model))) {
         ask(model);
         hear(model);
     }

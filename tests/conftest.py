@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +33,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @contextlib.contextmanager
-def locked(name: str, *, exclusive: bool) -> Iterator[None]:
-    """Holds a lock that the workers of one user share."""
-    if fcntl is None:
+def locked(config: pytest.Config, name: str, *, exclusive: bool) -> Iterator[None]:
+    """Holds a lock that the workers of one run share."""
+    if fcntl is None or not hasattr(config, "workerinput"):
         yield
         return
-    with (Path(tempfile.gettempdir()) / f"pycrispasr-tests-{os.getuid()}-{name}.lock").open("w") as file:
+    folder = Path(config.option.basetemp).parent  # xdist gives each worker a folder in that of the run
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
 
@@ -49,8 +50,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test marked `serial` runs while no other worker runs any."""
     serial = item.get_closest_marker("serial") is not None
     with contextlib.ExitStack() as stack:
-        with locked("gate", exclusive=True):  # who waits behind this one does not overtake a serial test
-            stack.enter_context(locked("run", exclusive=serial))
+        with locked(item.config, "gate", exclusive=True):  # who waits behind this one does not overtake a serial test
+            stack.enter_context(locked(item.config, "run", exclusive=serial))
         return (yield)
 
 

@@ -182,3 +182,18 @@ def test_it_cannot_be_read_out_where_every_stage_is_of_ggml_s_operations(nano_pa
     model = native.NativeModel(nano_path, kernels="operations")
     with pytest.raises(UnsupportedOperationError, match="on the CPU only"):
         native.NativeSession(model, threads=1, heads=[(0, 0)])
+
+
+def test_a_clip_that_keeps_no_attention_and_a_hypothesis_have_none(pair: Pair) -> None:
+    session = pair.session()
+    for attention in (False, True):
+        session.begin(0, attention=attention)
+        session.feed(make_tones(2, seed=8))
+        session.begin_hypothesis()
+        assert session.next()
+        assert session.next()
+        assert len(session.attention()) == 0
+        session.end_hypothesis()
+        session.end()
+        assert session.next()
+        assert len(session.attention()) == attention

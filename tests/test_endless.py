@@ -41,7 +41,7 @@ def listen(model: Model, seconds: float) -> None:
     assert session.text.committed == transcript.text
     assert partials > len(segments)
     # The transcript itself grows, by less than 2 kB a segment; samples would take 220 MiB an hour.
-    settled = memory[len(memory) // 10]
+    settled = memory[max(1, len(memory) // 10)]
     assert memory[-1] - settled < 8 * MIB + 2000 * len(segments)
     # The times are exact: what lies between them has the same tokens with the same probabilities.
     chosen = {0, len(segments) - 1, *np.random.default_rng(1).integers(len(segments), size=30).tolist()}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pycrispasr import Model, OutOfMemoryError, UsageError, audio
+from pycrispasr import ClosedError, Model, OutOfMemoryError, UsageError, audio
 from pycrispasr.decoding import engine as engine_module
 from pycrispasr.decoding.engine import GAP, PATIENCE, Engine, Request
 from pycrispasr.runtimes import native
@@ -31,6 +31,7 @@ class FakeSession:
 
     heads = ()
     memory = 0
+    window_samples = WINDOW
 
     def __init__(self, sequences: int = 2) -> None:
         self.sequences = sequences
@@ -154,6 +155,12 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def in_a_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
 def test_live_requests_come_before_recordings_and_each_in_order_of_arrival() -> None:
     callers = Callers(sequences=1)
     for tokens, live in ((3, False), (4, False), (6, True), (5, True)):
@@ -169,8 +176,7 @@ def test_a_recording_that_has_waited_long_comes_before_live_requests_that_came_l
 
     def others_come(what: str, _: list[int]) -> None:
         if what == "step" and 3 not in callers.requests:
-            callers.submit(3)
-            callers.submit(4, live=True)
+            in_a_thread(lambda: (callers.submit(3), callers.submit(4, live=True)))
 
     callers.session.fails = others_come
     callers.wait(callers.requests[long])
@@ -326,13 +332,25 @@ def test_when_all_are_dropped_the_call_that_runs_is_cancelled_and_a_newcomer_beg
     def goes(what: str, names: list[int]) -> None:
         if what == "step" and names == [10**6] and not gone.cancelled:
             callers.engine.drop(gone)
-            callers.submit(3)
+            in_a_thread(lambda: callers.submit(3))
 
     callers.session.fails = goes
     callers.wait(gone)
     callers.wait()
     assert [names for _, names in callers.steps()] == [[10**6], [3], [3], [3]]
     assert len(callers.requests[3].tokens) == 3
+
+
+def test_who_waits_in_the_engine_s_thread_gets_an_error(nano: Model) -> None:
+    """The collector may close any generator there, whose `finally` may go on working."""
+
+    def finish(_: Engine) -> None:
+        with nano.session() as session:
+            session.feed(make_tones(1))
+
+    with pytest.raises(ClosedError, match="garbage collector"):
+        nano._engine(nano._opened()).ask(finish)
+    assert nano.transcribe(make_tones(1), sample_rate=16000, max_new_tokens=2).segments
 
 
 def test_a_bug_in_the_engine_fails_what_there_is_and_nothing_that_comes_later() -> None:

@@ -53,7 +53,7 @@ def test_what_the_library_is_given_ends_in_a_result_or_an_error_of_ours(
          FUZZ / f"{target}.cpp", FUZZ / "replay.cpp", library, f"-Wl,-rpath,{library.parent}", "-o", program],
         check=True,
     )  # fmt: skip
-    model = seeds / "model" / "f16.gguf" if target == "session" else BUNDLED
+    model = seeds / "model" / "short_windows.gguf" if target == "session" else BUNDLED
     paths = inputs(seeds, target)
     done = subprocess.run(
         [program, *paths], env=os.environ | {"PYCRISPASR_FUZZ_MODEL": str(model)},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +19,9 @@ HEADER = Path(__file__).parent.parent / "csrc" / "include" / "pycrispasr.h"
 LAYERS = [
     # Each may import from those below it, and from itself. A name stands for a module or for all of a package.
     {"__main__", "_pyinstaller"},
-    {"cli"},
-    {"ray", "compat"},
+    {"cli", "ray"},
+    {"server"},
+    {"compat"},
     {"lab"},
     {"model"},
     {"models", "live"},
@@ -143,6 +146,12 @@ def test_the_public_names_are_these() -> None:
         found = getattr(pycrispasr, kind)
         fields = set(getattr(found, "__dataclass_fields__", ()))
         assert {name for name in dir(found) if not name.startswith("_")} | fields == set(names.split())
+
+
+def test_ray_is_not_needed_before_it_is_used() -> None:
+    program = "import sys; sys.modules['ray'] = None; import pycrispasr.ray; print('fastapi' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_the_c_functions_are_these() -> None:

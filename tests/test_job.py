@@ -49,7 +49,7 @@ def test_progress_grows_up_to_all_of_it(tiny: Model) -> None:
     assert {one.recordings for one in seen} == {0, 1, 2}
     for number, transcript in enumerate(transcripts):  # what is final is told before the transcript comes
         assert [one.segments for one in seen if one.recordings == number][-1] == transcript.segments
-    assert any(one.text and transcripts[0].text.startswith(one.text) for one in seen if one.recordings == 0)
+    assert any(one.text and one.text in transcripts[one.recordings].text for one in seen)
 
 
 def test_what_cannot_be_heard_is_kept_or_raised_in_its_place(tiny: Model) -> None:
@@ -86,11 +86,11 @@ def test_a_cancelled_job_keeps_what_there_is_of_each_recording(tiny: Model) -> N
 
 
 def test_partial_tells_of_all_recordings_that_were_begun(tiny: Model) -> None:
-    with tiny.job(RECORDINGS, batch=4, progress=lambda progress: progress.text and job.cancel()) as job:
+    with tiny.job(RECORDINGS[1:], batch=4, progress=lambda progress: progress.text and job.cancel()) as job:
         with pytest.raises(CancelledError):
             next(job)
         begun = job.partial()
-        assert [TEXTS[place].startswith(one.text) for place, one in enumerate(begun)] == [True] * len(begun)
+        assert [TEXTS[1:][place].startswith(one.text) for place, one in enumerate(begun)] == [True] * len(begun)
         assert begun[0].text
         assert {one.complete for one in begun} == {False}
         with pytest.raises(CancelledError):  # it stays cancelled

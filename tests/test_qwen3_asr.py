@@ -185,7 +185,7 @@ def test_a_language_that_the_model_does_not_take_is_refused_with_those_that_it_t
 
 
 def test_moss_transcribe_takes_neither_and_says_what_it_does(nano: Model) -> None:
-    assert (nano.languages, nano.takes_context) == ((), False)
+    assert (nano.languages, nano.takes_context) == ({}, False)
     with pytest.raises(UnsupportedOperationError, match=r"MOSS-Transcribe takes no language.*English"):
         nano.transcribe(SOUND, sample_rate=16000, language="en")
     with pytest.raises(UnsupportedOperationError, match=r"MOSS-Transcribe takes no context"):

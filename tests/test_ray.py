@@ -275,7 +275,7 @@ def test_the_pages_examples_run_and_print_what_is_shown(data: Any) -> None:
 
 def test_every_column_has_a_type() -> None:
     pa = pytest.importorskip("pyarrow")
-    from pycrispasr.ray import _types
+    from pycrispasr.ray.data import _types
 
     kinds = dict(_types())
     assert list(kinds) == ADDED

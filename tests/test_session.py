@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pycrispasr import AudioError, BusyError, CancelledError, ClosedError, Model, Session, UsageError
+from pycrispasr.runtimes.native import NativeSession
 
 from .sounds import make_tones
 
@@ -42,11 +43,17 @@ def test_long_audio_in_parts_has_the_tokens_of_the_whole(nano: Model, seconds: f
 
 
 def test_audio_is_encoded_while_it_is_fed(nano: Model) -> None:
-    with nano.session(max_new_tokens=2) as session:
+    with nano.session(max_new_tokens=2, partial_every=None) as session:
         for _ in range(9):
             session.feed(make_tones(1))
         assert session._driver.decoder is not None
-        assert session._driver.decoder.session.result()["encoder"] > 0
+        request = session._driver.decoder._listening
+        assert request is not None
+        end = time.monotonic() + 60
+        while (
+            nano._engine(nano._opened()).ask(lambda engine: engine.opened().result(request._sequence))["encoder"] == 0
+        ):
+            assert time.monotonic() < end
 
 
 def test_after_a_failed_end_nothing_can_be_fed_until_reset(nano: Model) -> None:
@@ -173,8 +180,8 @@ def test_a_cancelled_transcription_gives_what_was_done(nano: Model) -> None:
         assert not partial.complete
         assert partial.duration == 20
         assert [segment.status for segment in partial.segments] == ["cancelled"]
-        assert partial.segments[0].tokens == tuple(taken)
-        assert partial.timings.tokens == 3
+        assert partial.segments[0].tokens[:3] == tuple(taken)
+        assert partial.timings.tokens == len(partial.segments[0].tokens) < 100
         for again in (session.finish, lambda: session.feed(sound)):
             with pytest.raises((CancelledError, UsageError)):
                 again()
@@ -240,9 +247,7 @@ def test_a_second_thread_is_told_and_changes_nothing(nano: Model) -> None:
 
 def test_the_library_itself_refuses_a_second_thread(nano: Model) -> None:
     """Two threads use one session until they met: one of them is told so, whichever came second."""
-    session = nano.session(max_new_tokens=4000)
-    assert session._driver.decoder is not None
-    native = session._driver.decoder.session
+    native = NativeSession(nano._opened(), max_new_tokens=4000)
     native.feed(make_tones(30))
     native.end()
     told: list[str] = []
@@ -317,12 +322,12 @@ def test_sessions_of_one_model_do_not_disturb_each_other(nano: Model) -> None:
 def test_a_forgotten_session_is_freed(nano: Model) -> None:
     session = nano.session()
     assert session._driver.decoder is not None
-    native = weakref.ref(session._driver.decoder.session)
+    decoder = weakref.ref(session._driver.decoder)
     cycle: list[object] = [session]
     cycle.append(cycle)
     del session, cycle
     gc.collect()
-    assert native() is None
+    assert decoder() is None
 
 
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is no lock to give up")

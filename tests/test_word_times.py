@@ -165,14 +165,14 @@ def test_what_was_written_before_a_cancellation_has_times(tiny: Model) -> None:
     clip = compose(Random("cancel"), 12)
     with tiny.session(word_timestamps=True) as session:
         session.feed(clip.samples)
-        given = list(itertools.islice(session.tokens(), 4))
-        assert all(token.start is None for token in given)
+        assert len(list(itertools.islice(session.tokens(), 4))) == 4
         session.cancel()
         with pytest.raises(CancelledError) as caught:
             session.finish()
     (segment,) = caught.value.partial.segments
     check_order(segment)
-    errors = np.abs(deviations(segment.words or (), clip.words[:4]))
+    words = segment.words or ()
+    errors = np.abs(deviations(words, clip.words[: len(words)]))
     assert len(errors) >= 3
     assert errors.max() <= 1
 

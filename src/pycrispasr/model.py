@@ -322,8 +322,8 @@ class Model:
         Args:
             recordings: Any number of what `transcribe` takes. Each is taken when there is room for its first segment.
             errors: As for `transcribe_many`.
-            progress: Called before each step, which is a token of every segment that is being decoded, and before a
-                transcript is given.
+            progress: Called whenever there is a new token of a segment or a segment is done, and before a transcript is
+                given.
             **options: See `ReadingOptions` and `DecodingOptions`.
 
         Raises:
@@ -407,12 +407,12 @@ class Model:
         return self._info
 
     @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes that `language` can be, sorted. None: the model takes no language, but writes what it hears.
+    def languages(self) -> dict[str, str]:
+        """What `language` can be: English names by code, of which either will do.
 
-        Its English name will do for each, too.
+        Empty: the model takes no language, but writes what it hears.
         """
-        return () if self._family is None else tuple(sorted(self._family.languages))
+        return {} if self._family is None else dict(sorted(self._family.languages.items()))
 
     @property
     def takes_context(self) -> bool:

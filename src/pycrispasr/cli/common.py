@@ -24,11 +24,12 @@ from pycrispasr.text import bytes_text as bytes_text
 from pycrispasr.text import plain as plain
 from pycrispasr.text import printable as printable
 
-TRANSCRIBE, MAKE, MEASURE = "Transcribe", "Make and shrink models", "Look at models and measure"
+TRANSCRIBE, SERVE = "Transcribe", "Serve"
+MAKE, MEASURE = "Make and shrink models", "Look at models and measure"
 """The groups of commands, in the order of use."""
 
 _ORDER = (
-    "transcribe", "live", "models",
+    "transcribe", "live", "models", "serve",
     "convert", "quantize", "imatrix", "align-heads",
     "info", "devices", "bench", "diff",
 )  # fmt: skip

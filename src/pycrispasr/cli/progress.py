@@ -65,7 +65,7 @@ class Progress:
             seconds: Of audio that is done.
             jobs: Recordings that are done.
             known: Seconds of audio, and recordings, whose length is known.
-            text: What is being written.
+            text: What is being written, or was written last.
         """
         now = time.perf_counter()
         if self._live is not None and now - self._drawn >= _DRAW_EVERY:

@@ -304,7 +304,7 @@ class _Work:
         known = self._before + (progress.read if progress.expected is None else progress.expected)
         self._progress.update(
             item.entry.shown, self._before + progress.seconds, jobs=done, known=(known, done + progress.begun),
-            text=progress.text,
+            text=progress.text or (progress.segments[-1].text if progress.segments else ""),
         )  # fmt: skip
 
     def _prints(self, job: _Item) -> bool:

@@ -28,6 +28,9 @@ class Decoder(Protocol):
     interruptible: bool
     """`cancel` ends a step that is going on."""
 
+    every_token: bool
+    """A token is something new for `step`, and not only the end of a task's text."""
+
     @property
     def n_running(self) -> int:
         """Tasks that are being decoded."""
@@ -39,12 +42,8 @@ class Decoder(Protocol):
     def start(self, recording: Recording) -> None:
         """Begins a recording's next task."""
 
-    def step(self, *, every_token: bool = False) -> bool:
-        """Goes on with the tasks that are being decoded, until there is something new. False when there is none.
-
-        Args:
-            every_token: A token is something new, and not only the end of a task's text.
-        """
+    def step(self) -> bool:
+        """Goes on with the tasks that are being decoded, until there is something new. False when there is none."""
 
     def running_of(self, recording: Recording, /) -> list[tuple[Task, dict[str, Any]]]:
         """The tasks of a recording that are being decoded, with the library's results so far."""
@@ -97,6 +96,7 @@ class EngineDecoder:
         self._from = 0  # where its segment begins
         self._heard = 0  # samples that it was given
         self._news = threading.Event()
+        self.every_token = False
         self._cancelled = self._finalized = False
 
     def __del__(self) -> None:
@@ -133,6 +133,7 @@ class EngineDecoder:
         task = recording.waiting.popleft()
         task.reader = self._reader()
         request = self._request()
+        request.streams = self.every_token
         self._running[request] = recording, task
         self._engine.submit(request, audio.NOTHING if task.samples is None else task.samples, ended=True)
 
@@ -201,13 +202,12 @@ class EngineDecoder:
         if request is not None:
             self._engine.finish_early(request)
 
-    def step(self, *, every_token: bool = False) -> bool:
+    def step(self) -> bool:
         """As for `Decoder`."""
         if not self._running:
             return False
-        if every_token:
-            for request in self._running:
-                request.streams = True
+        for request in self._running:
+            request.streams = self.every_token
         self._wait()
         for request in list(self._running):
             recording, task = self._running[request]
@@ -234,6 +234,7 @@ class EngineDecoder:
         for request, (whose, task) in list(self._running.items()):
             if whose is recording:
                 while request.cancelled and not request.done:
+                    self._engine.check_caller()
                     self._news.wait(_PATIENCE)
                     self._news.clear()
                 self._take(request, task)
@@ -248,6 +249,7 @@ class EngineDecoder:
     def _check(self) -> None:
         if self._cancelled:
             raise native.Cancelled
+        self._engine.check_caller()
         if self._finalized:
             raise ClosedError("this transcription has been freed by the garbage collector: begin another one")
 
@@ -269,6 +271,7 @@ class EngineDecoder:
 
     def _wait(self) -> None:
         """Returns when there may be news, or after a while."""
+        self._check()
         self._news.wait(_PATIENCE)
         self._news.clear()
         self._check()
@@ -298,6 +301,7 @@ class CrispasrDecoder:
     def __init__(self, model: CrispasrModel | IsolatedCrispasrModel, max_new_tokens: int) -> None:
         self.interruptible = model.interruptible
         self._model, self._max_new_tokens = model, max_new_tokens
+        self.every_token = False
         self._running: tuple[Recording, Task] | None = None
         self._cancelled = threading.Event()
 
@@ -315,7 +319,7 @@ class CrispasrDecoder:
         """As for `Decoder`."""
         self._running = recording, recording.waiting.popleft()
 
-    def step(self, *, every_token: bool = False) -> bool:  # noqa: ARG002
+    def step(self) -> bool:
         """The whole text of the task."""
         if self._running is None:
             return False

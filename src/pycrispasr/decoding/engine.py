@@ -7,9 +7,9 @@ encoded and read by the decoder, or some steps, each of which gives a token to e
 1. Sequences of the session go to live requests, and to those that have waited for `PATIENCE` seconds; then to the
    others; each in order of arrival. So nobody starves. A live request that pauses gives its sequence to one that waits,
    and is heard anew from its beginning when it goes on, with the same result.
-2. Blocks come in the same order. While requests decode or live ones listen, a block is one attention window. Steps
-   follow as soon as `GAP` seconds have passed since the last one, and while a live request decodes they take as long as
-   the block took.
+2. Blocks come in the same order. While requests decode or live ones listen, a block is as many attention windows as
+   take `BLOCK` seconds, or one. Steps follow as soon as `GAP` seconds have passed since the last one, and while a live
+   request decodes they take as long as the block took.
 3. A request that fails beside others is tried once more with none beside it: only then does its failure count.
 """
 
@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import math
 import os
 import queue
 import threading
@@ -34,11 +35,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pycrispasr import audio
-from pycrispasr.errors import AudioError, ClosedError
+from pycrispasr.errors import AudioError, ClosedError, OutOfMemoryError
 from pycrispasr.runtimes import native
 
 PATIENCE = 10.0  # seconds after which a recording's request comes before live ones that came later
 GAP = 0.25  # seconds without a step, beyond the block that is being worked on
+BLOCK = 0.4  # seconds that a block takes, where a window takes less
+_ALL = 2**16  # windows
 _SLICE = 0.05  # seconds of steps between looks at what has come in
 _QUEUE = 256  # requests that wait for a sequence; who hands in more waits
 _RATES = 10.0  # seconds over which rates are measured
@@ -99,9 +102,9 @@ class Request:
         self._end: int | None = None  # in samples
         self._has_ended = False  # for the session
         self._wants_hypothesis = self._in_hypothesis = False
+        self._read = 0  # samples that were worked on, about
         self._taken = 0  # tokens that the sequence has given
         self._alone = False
-        self._place: threading.Semaphore | None = None  # in the queue
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,9 +148,9 @@ class Engine:
         self._open_session, self._clock = open_session, clock
         self._requests: list[Request] = []  # with a sequence, by arrival
         self._waiting: list[Request] = []
-        self._places = threading.Semaphore(_QUEUE)
         self._owed = 0.0  # seconds of steps before the next block
         self._stepped = 0.0  # when the last steps ended
+        self._cost = math.inf  # seconds that a sample takes
         self._tokens, self._audio_seconds, self._memory = 0, 0.0, 0
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque()
         self._stopping = False
@@ -155,7 +158,10 @@ class Engine:
         self._thread = threading.Thread(
             target=_serve, args=(weakref.ref(self), self._inbox), name="pycrispasr", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OutOfMemoryError(f"no thread can be started: {error}") from error
         self._at_exit = functools.partial(_stop_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -166,7 +172,7 @@ class Engine:
             unregister(self._at_exit)
             self._inbox.put(None)
 
-    # From any thread. Nothing here waits for a lock that the collector could find held, but `submit`.
+    # From any thread. Nothing here takes a lock that the collector could find held.
 
     def opened(self) -> native.NativeSession:
         """The session, which is made if need be.
@@ -174,7 +180,7 @@ class Engine:
         Raises:
             PycrispasrError: What keeps it from being made.
         """
-        return self.session or self._call(Engine._opened)
+        return self.session or self.ask(Engine._opened)
 
     def submit(self, request: Request, samples: audio.Samples, *, ended: bool) -> None:
         """Hands a request in. It waits while too many others do.
@@ -187,12 +193,9 @@ class Engine:
         Raises:
             ClosedError: The interpreter is ending.
         """
-        self._check_end()
-        while not self._places.acquire(timeout=0.1):
-            if request.cancelled:
-                break
-        else:
-            request._place = self._places
+        self.check_caller()
+        while len(self._waiting) + self._inbox.qsize() >= _QUEUE and not request.cancelled:
+            time.sleep(0.01)
         self._tell(Engine._feed, (request, samples, len(samples) if ended else None))
 
     def feed(self, request: Request, samples: audio.Samples) -> None:
@@ -217,8 +220,8 @@ class Engine:
         for request in requests:
             request.cancelled = True
         self._tell(Engine._drop, requests)
-        session = self.session
-        if session is not None and all(one.cancelled for one in tuple(self._requests)):
+        session, running = self.session, tuple(self._requests)
+        if session is not None and running and all(one.cancelled for one in running):
             session.cancel()  # nobody else's work is lost; a newcomer's is begun again
 
     def stats(self, weight_bytes: int) -> EngineStats:
@@ -249,19 +252,31 @@ class Engine:
         self._inbox.put(None)
         self._thread.join(_EXIT)
 
-    def _check_end(self) -> None:
+    def check_caller(self) -> None:
+        """Before anything that waits for the engine.
+
+        Raises:
+            ClosedError: It would wait for ever.
+        """
+        if self._stopping and threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()  # a daemon thread, which the interpreter's end leaves where it is
         if self._stopping:
             raise ClosedError("nothing can be transcribed any more: the program is ending")
+        if threading.get_ident() == self._thread.ident:
+            # The collector has found a generator while this thread was running, and its `finally` goes on working.
+            raise ClosedError("what the garbage collector finds cannot go on with a transcription: close it in time")
 
     def _tell(self, what: Callable[[Any, Any], object], about: object) -> None:
+        if self.process != os.getpid():
+            return  # a fork has no such thread; what is dropped there is gone
         self._inbox.put((what, about))
         session = self.session
         if session is not None:
             session.wake()
 
-    def _call(self, function: Callable[[Engine], _T]) -> _T:
+    def ask(self, function: Callable[[Engine], _T]) -> _T:
         """Runs a function in the engine's thread, and gives what it gives."""
-        self._check_end()
+        self.check_caller()
         reply: concurrent.futures.Future[_T] = concurrent.futures.Future()
         self._tell(Engine._answer, (function, reply))
         return reply.result()
@@ -385,9 +400,8 @@ class Engine:
                 session = self._opened()
             taken = {one._sequence for one in self._requests}
             self._waiting.remove(request)
-            self._leave_queue(request)
             request._sequence = next(i for i in range(session.sequences) if i not in taken)
-            request._fed = request._taken = 0
+            request._fed = request._taken = request._read = 0
             request._phase = _Phase.LISTENING
             self._requests.append(request)
             with self._failing([request]):
@@ -419,8 +433,14 @@ class Engine:
         session, start = self._opened(), self._clock()
         shared = decoding or any(one.live for one in self._requests if one is not request)
         with self._failing([request]):
-            more = session.advance(request._sequence, 1) if shared else session.advance(request._sequence)
-            self._owed = self._clock() - start if any(one.live for one in decoding) else 0.0
+            window = session.window_samples
+            windows = max(1, int(BLOCK / max(self._cost * window, 1e-9))) if shared else _ALL
+            more = session.advance(request._sequence, windows)
+            took = self._clock() - start
+            self._owed = took if any(one.live for one in decoding) else 0.0
+            read = min(windows * window, request._n_samples - request._read)
+            if read > 0:
+                self._cost, request._read = took / read, request._read + read
             if more:
                 return
             if not request._has_ended and not request._in_hypothesis:
@@ -470,7 +490,6 @@ class Engine:
             self._requests.remove(request)
         elif request in self._waiting:
             self._waiting.remove(request)
-        self._leave_queue(request)
         request._samples.clear()
         request.failure = failure
         if failure is None and not request.cancelled:
@@ -536,11 +555,6 @@ class Engine:
         for request in (*self._requests, *self._waiting):
             self._complete(request, error)
         self.session = None
-
-    def _leave_queue(self, request: Request) -> None:
-        place, request._place = request._place, None
-        if place is not None:
-            place.release()
 
     def _count(self, tokens: int, seconds: float) -> None:
         now = self._clock()

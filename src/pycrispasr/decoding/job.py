@@ -82,7 +82,7 @@ class Job:
             Exception: What the iterable of recordings raised, or with `errors="raise"` what a recording failed of.
         """
         with self._inside() as scheduler:
-            recording = scheduler.next_recording(self._tell)
+            recording = scheduler.next_recording(self._tell, every_token=self._report is not None)
         if recording is None:
             raise StopIteration
         if recording.failure is not None and self._errors == "raise":

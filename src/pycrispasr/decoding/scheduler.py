@@ -52,13 +52,14 @@ class Scheduler:
 
         Args:
             width: How many segments are decoded at once. None: as many as the decoder can.
-            every_token: As for `Decoder.step`.
+            every_token: As for `Decoder`.
 
         Returns:
             False when there is nothing to do for the recordings that were begun, and no other one.
         """
+        self.decoder.every_token = every_token
         self._fill(width)
-        return self.decoder.step(every_token=every_token) or any(recording.waiting for recording in self.begun)
+        return self.decoder.step() or any(recording.waiting for recording in self.begun)
 
     def _fill(self, width: int | None) -> None:
         """Gives free places to segments that wait."""
@@ -86,17 +87,20 @@ class Scheduler:
         self.begun.append(recording)
         return recording.failure is None
 
-    def next_recording(self, report: Callable[[], object] = lambda: None) -> Recording | None:
+    def next_recording(
+        self, report: Callable[[], object] = lambda: None, *, every_token: bool = False
+    ) -> Recording | None:
         """Decodes until the first recording is done, and gives it back; None behind the last one.
 
         Args:
             report: Is called before each step, and at the end.
+            every_token: As for `Decoder`.
         """
         while (recording := self.current()) is not None:
             report()
             if recording.finished:
                 return self._give_back()
-            self.step()
+            self.step(every_token=every_token)
         return None
 
     def next_segment(self) -> Segment | None:

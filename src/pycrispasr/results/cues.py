@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -154,11 +155,14 @@ def _cut(unit: Word, limit: int) -> list[Word]:
     total = _width(unit.text.strip())
     if total <= limit:
         return [unit]
-    parts = [""]
+    parts, room = [""], limit
     for character in unit.text:
-        if _width((parts[-1] + character).strip()) > limit:
+        width = _width(character.strip())
+        if width > room:
             parts.append("")
+            room = limit
         parts[-1] += character
+        room -= width
     return [
         Word(part, start, end, unit.probability)
         for part, (start, end) in zip(parts, _shares(parts, unit.start, unit.end), strict=True)
@@ -167,13 +171,12 @@ def _cut(unit: Word, limit: int) -> list[Word]:
 
 def _lines(units: list[Word], limit: int, max_lines: int, seconds: float) -> list[list[Word]]:
     """The first units, as the lines of one cue."""
-    end = 1  # of what there is room for
-    while (
-        end < len(units)
-        and units[end].start - units[end - 1].end < _PAUSE
-        and units[end].end - units[0].start <= seconds
-        and len(_wrap(units[: end + 1], limit)) <= max_lines
-    ):
+    end, lines = 0, 0
+    for unit, begins_line in zip(units, _begins_line(units, limit), strict=True):
+        lines += begins_line
+        follows = end == 0 or (unit.start - units[end - 1].end < _PAUSE and unit.end - units[0].start <= seconds)
+        if lines > max_lines or not follows:
+            break
         end += 1
     if end < len(units) and units[end].start - units[end - 1].end < _PAUSE:
         for marks in (_SENTENCE, _CLAUSE):
@@ -199,15 +202,21 @@ def _balanced(units: list[Word], limit: int) -> list[list[Word]]:
 
 def _wrap(units: list[Word], limit: int) -> list[list[Word]]:
     lines: list[list[Word]] = []
-    room = 0
-    for unit in units:
-        if not lines or _width(unit.text) > room:
+    for unit, begins_line in zip(units, _begins_line(units, limit), strict=True):
+        if begins_line:
             lines.append([])
-            room = limit - _width(unit.text.strip())
-        else:
-            room -= _width(unit.text)
         lines[-1].append(unit)
     return lines
+
+
+def _begins_line(units: list[Word], limit: int) -> Iterator[bool]:
+    """Whether a line begins with each unit, where every line is as full as it can be."""
+    room = -1
+    for unit in units:
+        width = _width(unit.text)
+        begins = width > room
+        room = limit - _width(unit.text.strip()) if begins else room - width
+        yield begins
 
 
 def _text(line: list[Word]) -> str:
@@ -220,10 +229,14 @@ def _width_of_line(line: list[Word]) -> int:
 
 def _width(text: str) -> int:
     """Columns that it takes on a screen."""
-    return sum(
-        0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else 2 if is_wide(character) else 1
-        for character in text
-    )
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+@functools.lru_cache(1 << 12)
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if is_wide(character) else 1
 
 
 def milliseconds(seconds: float) -> int:

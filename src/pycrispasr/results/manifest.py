@@ -269,7 +269,7 @@ class Results:
         kept = [row for row in rows if row.get("status") != "failed"]
         self._names = names or self._names
         self._begin = not kept
-        self._left = collections.Counter(_written(row["audio"]) for row in kept if row.get("audio"))
+        self._left = collections.Counter(_written(row["audio"]) for row in kept if isinstance(row.get("audio"), str))
         if kept and (len(kept) < len(rows) or whole != content):
             with replacing(self._path) as part:
                 part.write_bytes(self._lines(kept, header=True))

@@ -410,6 +410,8 @@ class NativeSession:
         self._model = model
         self.sequences = sequences
         self.heads = tuple(heads)
+        info = model.info()
+        self.window_samples = info["window_rows"] // info["chunk_rows"] * info["chunk_frames"] * info["hop_length"]
         pairs = ffi.new("int32_t[]", [_int32("a head", number) for head in heads for number in head])
         params, out = ffi.new("pcr_session_params *"), ffi.new("pcr_session **")
         lib.pcr_session_params_default(params)

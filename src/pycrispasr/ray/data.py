@@ -1,12 +1,4 @@
-"""Many recordings on many machines: a worker for Ray Data, which holds a model.
-
-    import pycrispasr.ray
-
-    pycrispasr.ray.transcribe("recordings/", concurrency=8).write_parquet("texts/")
-
-Ray does all the rest: it starts the workers where there is room, hands recordings to them, and starts them again when
-they die. Needs the extra: `pip install 'pycrispasr[ray]'`, on every machine.
-"""
+"""Many recordings: a worker for Ray Data, which holds a model."""
 
 from __future__ import annotations
 
@@ -21,6 +13,7 @@ from pycrispasr.errors import InstallationError, UsageError
 from pycrispasr.model import Model
 from pycrispasr.models import hub
 from pycrispasr.options import JobKeywords, LoadingOptions, WorkerKeywords, check_names, takes
+from pycrispasr.ray.lent import lent_threads
 from pycrispasr.results import manifest
 from pycrispasr.results.segment import Segment
 
@@ -74,7 +67,7 @@ class Transcriber:
         self._column = column
         loading = LoadingOptions.of(options)
         if loading.threads is None:
-            loading = dataclasses.replace(loading, threads=_threads())
+            loading = dataclasses.replace(loading, threads=lent_threads())
         self._options = cast(
             JobKeywords, {name: value for name, value in options.items() if not hasattr(loading, name)}
         )
@@ -181,15 +174,6 @@ def _everywhere(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     if not names:
         raise UsageError("there are no recordings: pass a dataset, or at least one path")
     return names
-
-
-def _threads() -> int | None:
-    """The CPUs that Ray has lent to this worker; None in a process that is none."""
-    import ray
-
-    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
-        return None
-    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _types() -> list[tuple[str, Any]]:
