@@ -46,7 +46,7 @@ private:
     const ggml_type        type;
 
     std::vector<int64_t>    lengths;   // rows held, per sequence
-    int64_t                 rows = 0;    // per sequence
+    int64_t                 rows   = 0;    // per sequence
     int32_t                 n_held = 0;  // sequences that there is memory for
     ggml_context_ptr        context;
     ggml_backend_buffer_ptr buffer;
