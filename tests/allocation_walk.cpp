@@ -371,6 +371,11 @@ int main(int argc, char ** argv) {
         "pcr_tokenize", nothing,
         [&] { return CALL(pcr_tokenize)(model, "user and assistant", 18, ids.data(), ids.size(), &count); }, none);
     walk("pcr_prompt", nothing, [&] { return CALL(pcr_prompt)(model, 100, ids.data(), ids.size(), &count); }, none);
+    pcr_clip_params asked;
+    CALL(pcr_clip_params_default)(&asked);
+    walk(
+        "pcr_clip_prompt", nothing,
+        [&] { return CALL(pcr_clip_prompt)(model, &asked, 100, ids.data(), ids.size(), &count); }, none);
 
     // ---- Sessions
     pcr_session * session = nullptr;
