@@ -15,11 +15,16 @@ from typing import Any, NamedTuple
 import pytest
 
 pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("websockets")
 uvicorn = pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
 
-from pycrispasr.server import ServerOptions, create_app  # noqa: E402
+# What tests need of the server they take from here, so that they are skipped where it cannot be imported.
+from prometheus_client import parser as prometheus  # noqa: E402, F401
+
+from pycrispasr.server import ServerOptions, create_app, metrics, reporting, transcriptions  # noqa: E402, F401
 from pycrispasr.server.process import configure  # noqa: E402
 from pycrispasr.server.service import Service  # noqa: E402
 

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from pycrispasr import UsageError
-from pycrispasr.server import ServerOptions, create_app
-from pycrispasr.server.reporting import JsonFormatter
 
-from .serving import SAMPLES, Serving, openai, serving, wait_until
+from .serving import (
+    SAMPLES,
+    ServerOptions,
+    Serving,
+    create_app,
+    metrics,
+    openai,
+    prometheus,
+    reporting,
+    serving,
+    wait_until,
+)  # fmt: skip
 
 websockets_sync = pytest.importorskip("websockets.sync.client")
 
@@ -290,7 +298,7 @@ def test_the_page_is_these_three_files_and_nothing_from_elsewhere(
 
 
 def test_metrics_count_and_measure(tiny_metrics: str) -> None:
-    families = {family.name: family for family in text_string_to_metric_families(tiny_metrics)}
+    families = {family.name: family for family in prometheus.text_string_to_metric_families(tiny_metrics)}
     histograms = {name for name, family in families.items() if family.type == "histogram"}
     assert histograms == {
         "pycrispasr_request_seconds", "pycrispasr_queue_seconds", "pycrispasr_audio_seconds",
@@ -329,6 +337,31 @@ def tiny_metrics() -> str:
         return str(server.get("/metrics").text)
 
 
+def test_what_a_model_tells_of_itself_is_shown() -> None:
+    class Told:
+        running, waiting, sequences, tokens, audio_seconds, memory_bytes = 3, 2, 16, 700, 60.5, 10**9
+
+    class Model:
+        def stats(self) -> Told:
+            return Told()
+
+    class Served:
+        def __init__(self, id: str, model: object) -> None:  # noqa: A002
+            self.id, self.model = id, model
+
+    shown = {
+        (sample.name, sample.labels["model"]): sample.value
+        for family in metrics._engines([Served("one", Model()), Served("idle", None), Served("old", object())])  # type: ignore[list-item]
+        for sample in family.samples
+    }
+    assert shown == {
+        ("pycrispasr_engine_running_segments", "one"): 3, ("pycrispasr_engine_waiting_segments", "one"): 2,
+        ("pycrispasr_engine_sequences", "one"): 16, ("pycrispasr_engine_tokens_total", "one"): 700,
+        ("pycrispasr_engine_audio_seconds_total", "one"): 60.5, ("pycrispasr_engine_memory_bytes", "one"): 1e9,
+    }  # fmt: skip
+    assert list(metrics._engines([])) == []
+
+
 def test_two_servers_in_one_process_count_for_themselves() -> None:
     with serving() as one, serving() as other:
         one.post()
@@ -359,7 +392,7 @@ def test_the_log_has_a_line_for_a_request_and_no_secret(
         server.get("/my-path")
         wait_until(lambda: server.metric("pycrispasr_requests_total", route="other", status="401") == 1)
     lines = [record for record in caplog.records if record.name == "pycrispasr.server"]
-    requests = [record for record in lines if hasattr(record, "fields")]
+    requests = [record for record in lines if getattr(record, "fields", {}).get("route") not in (None, "/health")]
     assert [record.fields["status"] for record in requests] == [200, 400, 500, 401]  # type: ignore[attr-defined]
     first = requests[0].fields  # type: ignore[attr-defined]
     assert (first["method"], first["route"]) == ("POST", "/v1/audio/transcriptions")
@@ -370,8 +403,10 @@ def test_the_log_has_a_line_for_a_request_and_no_secret(
     (failure,) = (record.getMessage() for record in lines if record.levelname == "ERROR")
     assert "ZeroDivisionError" in failure
     assert failed.headers["x-request-id"] in failure
-    written = "\n".join(f(record) for record in lines for f in (logging.Formatter().format, JsonFormatter().format))
+    written = "\n".join(
+        f(record) for record in lines for f in (logging.Formatter().format, reporting.JsonFormatter().format)
+    )
     for told in (secret, "my-prompt", "my-content", "my-name", "my-query", "my-path", "four zero", "nine two"):
         assert told not in written
     for record in lines:
-        assert {"time", "level", "logger"} <= json.loads(JsonFormatter().format(record)).keys()
+        assert {"time", "level", "logger"} <= json.loads(reporting.JsonFormatter().format(record)).keys()

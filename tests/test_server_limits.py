@@ -31,7 +31,7 @@ def minutes() -> bytes:
     """A recording that takes a while."""
     samples, rate = soundfile.read(SAMPLES / "long.wav", dtype="int16")
     file = io.BytesIO()
-    soundfile.write(file, np.tile(samples, 30), rate, format="WAV")
+    soundfile.write(file, np.tile(samples, 20), rate, format="WAV")
     return file.getvalue()
 
 
@@ -104,16 +104,16 @@ def test_a_form_that_is_none_is_told_so(server: Serving, content: bytes, status:
 
 
 @pytest.mark.parametrize(
-    "begun",
+    ("begun", "endless"),
     [
-        part("file", b"", '; filename="a.wav"')[:-2],
-        b"--B\r\nContent-Disposition: form-data; name=x",
-        b"--B\r\n",
-        b"",
-        part("prompt", b"")[:-2],
+        (part("file", b"", '; filename="a.wav"')[:-2], b"A" * 65_536),
+        (part("prompt", b"")[:-2], b"A" * 65_536),
+        (b"--B\r\nContent-Disposition: form-data; name=x", b"A" * 65_536),
+        (b"--B\r\n", b"A: b\r\n" * 1000),
+        (b"", b"\r\n" * 1000),
+        (b"", b"--B\r\n" * 1000),
     ],
 )
-@pytest.mark.parametrize("endless", [b"A" * 65_536, b"\r\n" * 1000, b"--B\r\n" * 1000])
 def test_a_form_without_end_is_refused_before_its_end(server: Serving, begun: bytes, endless: bytes) -> None:
     chunked = f"{len(endless):x}\r\n".encode() + endless + b"\r\n"
     first = f"{len(begun):x}\r\n".encode() + begun + b"\r\n" if begun else b""
@@ -145,7 +145,10 @@ def test_an_upload_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pycrispasr.server.forms._PATIENCE", 0.1)
     with serving() as server:
         answer = send(server.port, request(FILE[:100], "Content-Length: 1000000"))
-        assert error_of(answer) == (408, "nothing came for 0 s")
+        assert error_of(answer) == (408, "the upload is too slow: nothing came for 0.1 s")
+    with serving(timeout=0.1) as server:
+        answer = send(server.port, request(FILE[:100], "Content-Length: 100000"))
+        assert error_of(answer) == (408, "the upload is too slow: it took 0.1 s")
 
 
 # ---- Lengths ---------------------------------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def server() -> Iterator[Serving]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Serving]:
+    with serving(strict=True) as server:
+        yield server
+
+
 def text_of(path: Path) -> str:
     return path.with_suffix(".txt").read_text().strip()
 
@@ -393,7 +399,9 @@ def test_an_update_changes_only_what_it_has(server: Serving) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_without_effect_are_warned_of_or_refused(server: Serving, given: dict[str, Any]) -> None:
+def test_settings_without_effect_are_warned_of_or_refused(
+    server: Serving, strict: Serving, given: dict[str, Any]
+) -> None:
     async def warned(client: Talk) -> None:
         await client.update(**given)
         assert "has no effect" in (await client.until("pycrispasr.warning"))["message"]
@@ -403,8 +411,7 @@ def test_settings_without_effect_are_warned_of_or_refused(server: Serving, given
         assert "has no effect" in (await client.error())["message"]
 
     run(server, warned)
-    with serving(strict=True) as strict:
-        run(strict, refused)
+    run(strict, refused)
 
 
 def test_nothing_cannot_be_committed(server: Serving) -> None:

@@ -16,7 +16,7 @@ import soundfile
 
 from pycrispasr import Model
 
-from .serving import SAMPLES, Serving, openai, serving
+from .serving import SAMPLES, Serving, openai, serving, transcriptions
 
 RECORDINGS = sorted(path for path in SAMPLES.iterdir() if path.suffix in (".wav", ".mp3"))
 DIGITS = SAMPLES / "digits.wav"
@@ -108,13 +108,22 @@ def test_a_film_is_read(server: Serving, tmp_path: Path) -> None:
     assert answer.json()["text"] == TEXT
 
 
-def test_a_long_upload_goes_through_the_disk_to_the_same_text(client: Any) -> None:
+def test_a_long_upload_goes_through_the_disk_to_the_same_text(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads: list[Any] = []
+
+    def check(upload: Any, limit: float) -> None:
+        uploads.append(upload.read.__self__._rolled)
+        real(upload, limit)
+
+    real = transcriptions._check_length
+    monkeypatch.setattr(transcriptions, "_check_length", check)
     samples, rate = soundfile.read(SAMPLES / "long.wav")
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="WAV", subtype="DOUBLE")
     assert file.tell() > 2**20
     answer = client.audio.transcriptions.create(file=("long.wav", file.getvalue()), model="tiny")
     assert answer.text == (SAMPLES / "long.txt").read_text().strip()
+    assert uploads == [True]
 
 
 # ---- Streams and probabilities ---------------------------------------------------------------------------------------

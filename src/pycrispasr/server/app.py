@@ -163,11 +163,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", summary="Is it ready?", tags=["server"], responses={503: {"model": ErrorAnswer}})
     async def health() -> dict[str, str]:
-        """200 when a model has been loaded and warmed up, and the server is not being stopped; else 503."""
+        """200 when the first model was loaded and warmed up, and the server is not being stopped; else 503."""
         try:
             if service.admission.ending.is_set():
                 raise errors.ending()
             service.models.check_ready()
+            if service.models.first.failure is not None:
+                raise errors.of(service.models.first.failure)
         except ApiError as error:
             raise ApiError(503, error.message, code=error.code, retry_after=2) from None
         return {"status": "ok"}

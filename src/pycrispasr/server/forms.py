@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
@@ -219,15 +220,17 @@ async def read_form(
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and int(length) > options.max_upload:
         raise too_large
-    size, end = 0, b""
+    size, end, ends = 0, b"", time.monotonic() + options.timeout
     closing = b"--" + parameters.get(b"boundary", b"") + b"--"
 
     async def receive() -> Message:
         nonlocal size, end
+        patience = min(_PATIENCE, ends - time.monotonic())
         try:
-            message = await asyncio.wait_for(request.receive(), _PATIENCE)
+            message = await asyncio.wait_for(request.receive(), patience)
         except asyncio.TimeoutError:
-            raise ApiError(408, f"nothing came for {_PATIENCE:.0f} s", code="upload_timeout") from None
+            told = f"nothing came for {_PATIENCE:g} s" if patience == _PATIENCE else f"it took {options.timeout:g} s"
+            raise ApiError(408, f"the upload is too slow: {told}", code="upload_timeout") from None
         body = message.get("body", b"")
         size, end = size + len(body), (end + body[-_END:])[-_END:]
         if size > options.max_upload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pycrispasr.server.admission import Admission
@@ -14,6 +14,15 @@ from pycrispasr.server.served import ServedModel
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _AUDIO_SECONDS = (1, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 14400)
 _FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_ENGINE = {
+    "pycrispasr_engine_running_segments": ("running", "Segments that are being decoded."),
+    "pycrispasr_engine_waiting_segments": ("waiting", "Segments that wait for a free sequence."),
+    "pycrispasr_engine_sequences": ("sequences", "Segments that can be decoded at once."),
+    "pycrispasr_engine_tokens_total": ("tokens", "Tokens that were decoded."),
+    "pycrispasr_engine_audio_seconds_total": ("audio_seconds", "Sound that was decoded."),
+    "pycrispasr_engine_memory_bytes": ("memory_bytes", "Memory of weights, caches and workspaces."),
+}
+"""Metrics of an engine: the field of `Model.stats` that each shows, and what it is."""
 
 
 class Metrics:
@@ -33,7 +42,7 @@ class Metrics:
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.audio_seconds = Histogram(
-            "pycrispasr_audio_seconds", "Sound in a recording, or in an utterance of a realtime session.", ("route",),
+            "pycrispasr_audio_seconds", "Sound in a recording, or in a realtime session.", ("route",),
             buckets=_AUDIO_SECONDS, registry=registry,
         )  # fmt: skip
         self.real_time_factor = Histogram(
@@ -75,3 +84,16 @@ class _State(Collector):
         for served in self._models:
             loaded.add_metric((served.id,), float(served.model is not None))
         yield loaded
+        yield from _engines(self._models)
+
+
+def _engines(models: Iterable[ServedModel]) -> Iterator[Metric]:
+    """What the models that are loaded tell of themselves (`Model.stats`), where they do."""
+    told = [(served.id, stats()) for served in models if (stats := getattr(served.model, "stats", None)) is not None]
+    for name, (field, text) in _ENGINE.items():
+        kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        family = kind(name, text, labels=("model",))
+        for model, stats in told:
+            family.add_metric((model,), float(getattr(stats, field)))
+        if told:
+            yield family

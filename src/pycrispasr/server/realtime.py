@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import functools
 import json
 import uuid
@@ -26,6 +27,7 @@ from pycrispasr.server.realtime_stream import ROUTE as ROUTE
 from pycrispasr.server.realtime_stream import Item, Stream, nothing_to_commit
 from pycrispasr.server.reporting import log_failure
 from pycrispasr.server.service import Service
+from pycrispasr.text import json_text
 
 _MAX_UNDER_WAY = 4  # streams of a connection whose text is not complete: what comes then waits
 _GOING_AWAY, _IDLE = 1001, 1000  # codes of WebSocket
@@ -204,7 +206,9 @@ class _Connection:
     async def send(self, kind: str, **fields: Any) -> None:
         """Sends an event."""
         event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex[:24]}", **fields}
-        await self._websocket.send_text(json.dumps(event, ensure_ascii=False))
+        # The client may have gone: whoever waits for its messages is told so, too.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._websocket.send_text(json_text(event))
 
     async def tell_committed(self, item: Item) -> None:
         """The audio of an item has ended."""

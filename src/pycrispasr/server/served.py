@@ -31,7 +31,7 @@ class ServedModel:
         id: What clients call it.
         created: When the server took it up: a Unix time in seconds.
         model: It, while it is loaded.
-        ready: It has been loaded once, and could be each time since.
+        ready: It has been loaded once.
         failure: Why it could not be loaded the last time.
     """
 
@@ -76,7 +76,7 @@ class ServedModel:
         try:
             self.model = await asyncio.to_thread(_open, self._name, self._loading)
         except Exception as error:
-            self.failure, self.ready = error, False
+            self.failure = error
             _logger.error("%s cannot be loaded: %s", self.id, error)  # noqa: TRY400  it says what to do
             raise
         finally:

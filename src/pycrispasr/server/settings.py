@@ -21,8 +21,8 @@ class ServerOptions:
         parallel: Transcriptions that are worked on at once.
         queue: Transcriptions that wait for their turn; more are refused with 429.
         sessions: Realtime sessions at once; more are refused with 429.
-        timeout: Seconds that a transcription may take, the wait for its turn included; and seconds without a message
-            after which a realtime session is closed.
+        timeout: Seconds that a transcription may take, the wait for its turn included, and as many for its upload; and
+            seconds without a message after which a realtime session is closed.
         strict: A field that means nothing to the model is an error, not a warning.
         unload_after: Seconds without a request after which a model's memory is given back. None: never.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from pycrispasr.server.errors import ApiError, invalid
 from pycrispasr.server.forms import TranscriptionForm, read_form
 from pycrispasr.server.reporting import GONE, log_failure
 from pycrispasr.server.service import Service
+from pycrispasr.text import json_text
 
 _T = TypeVar("_T")
 ROUTE = "/v1/audio/transcriptions"
@@ -360,7 +360,7 @@ class _EventStream(Response):
         """Sends all."""
 
         async def write(event: dict[str, Any]) -> None:
-            line = f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+            line = f"data: {json_text(event)}\n\n"
             await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 
         async def write_rest() -> None:
