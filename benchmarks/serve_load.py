@@ -200,7 +200,7 @@ def percentile(values: list[float], share: float) -> float:
 
 async def load(args: argparse.Namespace) -> int:
     """Starts the server, runs the clients and prints what was found."""
-    known = recordings(args.model, 64, random.Random(0))
+    known = recordings(args.model, args.clients, random.Random(0))
     command = [sys.executable, "-m", "pycrispasr", "serve", "-m", args.model, "--port", "0", *args.options]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None

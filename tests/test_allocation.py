@@ -39,9 +39,17 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("kernels", ["auto", "operations"])
 @pytest.mark.parametrize(
-    ("failing", "step"), [("single", 1), ("onward", 11), pytest.param("onward", 1, marks=pytest.mark.slow)]
+    ("kernels", "failing", "step"),
+    [
+        ("auto", "single", 1),
+        ("operations", "single", 3),
+        ("auto", "onward", 11),
+        ("operations", "onward", 11),
+        pytest.param("operations", "single", 1, marks=pytest.mark.slow),
+        pytest.param("auto", "onward", 1, marks=pytest.mark.slow),
+        pytest.param("operations", "onward", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_no_failed_allocation_ends_the_process(
     kernels: str, failing: str, step: int, walker: Path, nano_path: Path

@@ -45,7 +45,7 @@ _ALL = 2**16  # windows
 _SLICE = 0.05  # seconds of steps between looks at what has come in
 _QUEUE = 256  # requests that wait for a sequence; who hands in more waits
 _RATES = 10.0  # seconds over which rates are measured
-_EXIT = 10.0  # seconds that the interpreter's end waits for the thread
+_EXIT = 2.0  # seconds that the interpreter's end waits for the thread
 
 _T = TypeVar("_T")
 _Message = tuple[Callable[[Any, Any], object], Any]  # a method of the engine, and its argument

@@ -106,7 +106,7 @@ class Server:
             PycrispasrError: The model cannot be loaded.
         """
         first = self._app.state.service.models.first
-        if not first.ready:
+        if not first.ready or first.failure is not None:
             await first.load()
 
 
