@@ -18,7 +18,7 @@ pytestmark = pytest.mark.serial
 
 SECONDS = float(os.environ.get("PYCRISPASR_STRESS_SECONDS", "3"))
 THREADS = int(os.environ.get("PYCRISPASR_STRESS_THREADS", "8"))
-FORKS = os.environ.get("PYCRISPASR_STRESS_FORKS", "") == "1"  # not with ThreadSanitizer, whose children may hang
+FORKS = os.environ.get("PYCRISPASR_STRESS_FORKS", "") == "1"  # not with a sanitizer, whose children may hang
 LIMIT = 12  # tokens
 SOUND = make_tones(40, seed=1)
 
