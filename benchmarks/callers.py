@@ -3,7 +3,8 @@
     python benchmarks/inflate.py speech-2b.gguf                     # for the first part: the 2B's cost, and words
     python benchmarks/callers.py [speech-2b.gguf] [--runs 3]
 
-What is compared takes turns. Printed are medians: seconds or clips a second, and the ratio to `transcribe_many`.
+What is compared takes turns. Printed are medians: seconds, recordings a second, and the rate against the first one's in
+the same turn.
 """
 
 from __future__ import annotations
@@ -45,18 +46,20 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each, in turns, after one that does not count."""
+def compare(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns whose order changes, after one that does not count."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for run in range(runs + 1):
-        for name, call in calls.items():
+        for name, call in list(calls.items())[:: 1 if run % 2 else -1]:
             seconds = timed(call)
             if run:
                 found[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return found
 
 
-def recordings(model: Model, sounds: list[np.ndarray], threads: int, limit: int | None, runs: int) -> dict[str, float]:
+def recordings(
+    model: Model, sounds: list[np.ndarray], threads: int, limit: int | None, runs: int
+) -> dict[str, list[float]]:
     """The same recordings through one iterator, and by so many threads; the texts are the same."""
     keywords = {"sample_rate": 16000, "max_new_tokens": limit, "vad": "off"}
     texts: dict[str, list[str]] = {}
@@ -73,7 +76,7 @@ def recordings(model: Model, sounds: list[np.ndarray], threads: int, limit: int 
     return found
 
 
-def alone(model: Model, sounds: list[np.ndarray], limit: int | None, runs: int) -> dict[str, float]:
+def alone(model: Model, sounds: list[np.ndarray], limit: int | None, runs: int) -> dict[str, list[float]]:
     """One caller: through the engine, and with a native session in the caller's own thread."""
     opened = native.NativeModel(model._path)
     session = native.NativeSession(opened, max_new_tokens=limit or 512)
@@ -156,12 +159,13 @@ def main() -> None:
         )
 
 
-def report(what: str, found: dict[str, float], count: int) -> None:
-    """Prints what was measured, and the second figure's rate against the first one's."""
-    (first, before), (second, after) = found.items()
+def report(what: str, found: dict[str, list[float]], count: int) -> None:
+    """Prints what was measured, and the second figure's rate against the first one's in the same turn."""
+    (first, before), (second, after) = ((name, statistics.median(seconds)) for name, seconds in found.items())
+    ratios = sorted(one / other for one, other in zip(*found.values(), strict=True))
     print(
         f"{what}: {first} {before:.3f} s ({count / before:.1f}/s), {second} {after:.3f} s ({count / after:.1f}/s): "
-        f"{before / after:.2f}"
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
 
