@@ -61,7 +61,7 @@ def test_one_task_can_do_everything_with_a_small_queue(tiny: Model) -> None:
     async def main() -> object:
         async with tiny.session(buffer=0.5) as session:
             await feed(session, LONG)
-            assert session.text.committed
+            assert session.text  # how much of it is committed depends on how fast the machine is
             return await session.finish()
 
     assert run(main()).segments == tiny.transcribe(LONG, sample_rate=16000).segments
