@@ -24,7 +24,7 @@ from pycrispasr.models import gguf_file, hub
 from pycrispasr.models.families import Sizes
 from pycrispasr.models.families.moss_transcribe import FAMILY
 from pycrispasr.models.gguf_file import Tensor, from_array
-from pycrispasr.models.layout import TYPES, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.layout import TYPES, tensor_type, write_gguf
 from pycrispasr.models.random_model import PRESETS
 from pycrispasr.runtimes import native
 
@@ -58,7 +58,7 @@ def inflate(
     by_name = {tensor.name: tensor for tensor in stored}
 
     tensors = []
-    for name, shape in tensor_shapes(large).items():
+    for name, shape in FAMILY.shapes(large).items():
         model, *rest = name.split(".")
         extra = rest[0] == "blk" and int(rest[1]) >= layers[model]
         if extra:

@@ -421,7 +421,13 @@ pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * para
         }
         pcr::Prompt prompt         = params ? m.prompt(params->language, params->context) : m.prompt(nullptr, nullptr);
         std::vector<int32_t> & all = prompt.before;
-        all.insert(all.end(), static_cast<size_t>(n_rows), -1);
+        int64_t                row = 0;
+        for (int64_t mark = 1; mark <= m.markers.count(n_rows); mark++) {
+            all.insert(all.end(), static_cast<size_t>(mark * m.markers.rows() - row), -1);
+            all.insert(all.end(), m.markers.tokens_of(mark), m.markers.tokens_of(mark + 1));
+            row = mark * m.markers.rows();
+        }
+        all.insert(all.end(), static_cast<size_t>(n_rows - row), -1);
         all.insert(all.end(), prompt.after.begin(), prompt.after.end());
         copy_tokens(all, tokens, capacity, count);
         return PCR_OK;
@@ -655,7 +661,7 @@ pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames
         require(n_layers <= e.n_layers, "the encoder has fewer layers");
         require(n_frames > 0 && n_frames <= max_frames, "the number of frames is out of range");
         *n_rows = e.rows(n_frames);
-        require_rows(*n_rows, max_frames, *n_rows * (n_layers < 0 ? e.output_dim : e.d_model), capacity);
+        require_rows(*n_rows, max_frames, *n_rows * e.columns(n_layers), capacity);
         s.encode(mel, n_frames, n_layers, rows);
         return PCR_OK;
     });

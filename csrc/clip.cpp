@@ -7,9 +7,11 @@ namespace pcr {
 
 namespace {
 
-// Frames that end within so many samples: frame t ends at 160 t + 200.
-int64_t complete_frames(int64_t n_samples) {
-    return std::max<int64_t>(0, (n_samples - LogMel::pad) / LogMel::hop);
+// Frames that need no more than so many samples: frame t ends at 160 t + 200, or at the end of a window that has a
+// spectrogram of its own.
+int64_t complete_frames(int64_t n_samples, int64_t window_samples) {
+    const int64_t whole = window_samples > 0 ? n_samples / window_samples * window_samples : 0;
+    return whole / LogMel::hop + std::max<int64_t>(0, (n_samples - whole - LogMel::pad) / LogMel::hop);
 }
 
 }  // namespace
@@ -29,26 +31,39 @@ bool Text::accept_token(const Choice & choice, bool ends, int32_t max_new_tokens
 }
 
 void Clip::extend_frames(FrontEnd & front_end, const Model & model, bool last) {
-    const int64_t n      = n_samples();
-    const int64_t length = last ? std::max(n, model.padded_samples) : n;
-    const int64_t n_mels = model.encoder.n_mels, first = n_frames(n_mels);
-    const int64_t until = last ? LogMel::frame_count(length) : complete_frames(n);
-    if (until <= first || length < LogMel::min_samples) {
+    const int64_t n = n_samples(), n_mels = model.encoder.n_mels, before = n_frames(n_mels);
+    const int64_t length = last ? model.padded(n) : n;
+    const int64_t until  = last ? model.frame_count(n) : complete_frames(n, model.window_samples);
+    if (until <= before || length < LogMel::min_samples) {
         return;
     }
-    frames.resize(static_cast<size_t>(until * n_mels));
+    frames.resize(static_cast<size_t>(until * n_mels), silent);
     samples.resize(static_cast<size_t>(length));  // with silence, for as long as this takes
-    front_end.frames(samples.data(), length, first, until - first, frames.data() + first * n_mels);
+    if (model.window_samples == 0) {
+        front_end.frames(samples.data(), length, before, until - before, frames.data() + before * n_mels);
+        largest = std::max(largest, *std::max_element(frames.begin() + before * n_mels, frames.end()));
+    }
+    const int64_t window_frames = model.window_samples / LogMel::hop;
+    for (int64_t t = before; t < until && window_frames > 0;) {
+        const int64_t first = t / window_frames * window_frames, begin = first * LogMel::hop;
+        const int64_t span     = std::min(model.window_samples, length - begin),
+                      end      = std::min(first + window_frames, until);
+        const int64_t sounding = std::min(end, first + (n - begin + LogMel::pad) / LogMel::hop + 1);
+        if (t < sounding) {
+            front_end.frames(samples.data() + begin, span, t - first, sounding - t, frames.data() + t * n_mels);
+        }
+        t = end;
+    }
     samples.resize(static_cast<size_t>(n));
-    largest = std::max(largest, *std::max_element(frames.begin() + first * n_mels, frames.end()));
 }
 
-void Clip::cut(int64_t n, const EncoderWeights & encoder) {
+void Clip::cut(int64_t n, const Model & model) {
+    const EncoderWeights & encoder = model.encoder;
     samples.resize(static_cast<size_t>(n));
-    const size_t n_mels = static_cast<size_t>(encoder.n_mels);
-    frames.resize(std::min(frames.size(), static_cast<size_t>(complete_frames(n)) * n_mels));
-    largest             = frames.empty() ? -10.0f : *std::max_element(frames.begin(), frames.end());
-    const int64_t whole = (LogMel::frame_count(n) - 1) / encoder.window_frames();  // the last stands apart
+    frames.resize(std::min(frames.size(), static_cast<size_t>(complete_frames(n, model.window_samples)) *
+                                              static_cast<size_t>(encoder.n_mels)));
+    largest             = frames.empty() ? silent : *std::max_element(frames.begin(), frames.end());
+    const int64_t whole = (model.frame_count(n) - 1) / encoder.window_frames();  // the last stands apart
     windows.resize(std::min(windows.size(), static_cast<size_t>(whole)));
     appended = std::min(appended, whole);
 }

@@ -49,7 +49,7 @@ struct Clip {
     pcr_status          failure           = PCR_OK;
     std::vector<float>  samples;
     std::vector<float>  frames;  // log10 mel powers, not yet normalized: [n_frames][n_mels]
-    float               largest = -10.0f;  // of all frames; log10 of the floor
+    float               largest = silent;  // of all frames, where they have one spectrogram
     std::vector<Window> windows;  // that are encoded
     std::vector<float>  rows;  // that the decoder reads: [windows][window_rows][hidden], and the last window's
     int64_t             appended = 0;  // windows whose rows are in the cache
@@ -65,7 +65,10 @@ struct Clip {
     void extend_frames(FrontEnd & front_end, const Model & model, bool last);
 
     // Forgets what lies behind so many samples, as if it had never been fed.
-    void cut(int64_t n_samples, const EncoderWeights & encoder);
+    void cut(int64_t n_samples, const Model & model);
+
+    // log10 of the power that silence is taken to have.
+    static constexpr float silent = -10.0f;
 
     // The values below which nothing is heard.
     float floor() const { return largest - 8.0f; }

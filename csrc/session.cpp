@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 namespace pcr {
 
@@ -36,6 +37,9 @@ std::vector<AttentionHead> captured_heads(const pcr_session_params & params) {
     }
     return heads;
 }
+
+// That go through the encoder as one batch, but for windows that are longer.
+constexpr int64_t most_frames_at_once = 32 * LogMel::sample_rate / LogMel::hop;
 
 void require_sound(const Clip & clip) {
     if (clip.state == Clip::State::failed) {
@@ -75,7 +79,9 @@ Session::Session(const Model & model_, const pcr_session_params & params)
       projector(model_.projector, *ops, audio_workspace),
       front_end(make_front_end(model_.log_mel, model_.encoder.n_mels, compute)),
       // Where a row's result could depend on its neighbours, blocks are the same for every way of feeding.
-      windows_at_once(!importance && ops->batch_invariant(Path::gemm) ? 4 : 1),
+      windows_at_once(!importance && ops->batch_invariant(Path::gemm)
+                          ? std::clamp<int64_t>(most_frames_at_once / model.encoder.window_frames(), 1, 4)
+                          : 1),
       draft_at_once(!importance && ops->batch_invariant(Path::gemv) ? 24 : 1),
       clips(static_cast<size_t>(params.sequences)) {
     forget();
@@ -83,7 +89,7 @@ Session::Session(const Model & model_, const pcr_session_params & params)
 
 // Prompt, audio rows and a first token have their positions.
 bool Session::has_room(const Prompt & prompt, int64_t n_samples) const {
-    return prompt.size() + model.encoder.rows(model.frame_count(n_samples)) < model.decoder.max_positions;
+    return prompt.size() + model.positions(model.row_count(n_samples)) < model.decoder.max_positions;
 }
 
 void Session::check_room(const Prompt & prompt, int64_t n_samples) const {
@@ -92,8 +98,13 @@ void Session::check_room(const Prompt & prompt, int64_t n_samples) const {
     }
     const int64_t bare = model.prompt(nullptr, nullptr).size(), positions = model.decoder.max_positions;
     const auto    seconds_behind = [&](int64_t prompt_size) {
-        return std::max(0.0, std::floor(double(positions - prompt_size - 1) / model.encoder.chunk_rows *
-                                        model.encoder.chunk_frames * LogMel::hop / LogMel::sample_rate));
+        const int64_t room = std::max<int64_t>(0, positions - prompt_size - 1);
+        int64_t       rows = room;
+        while (model.positions(rows) > room) {
+            rows -= model.positions(rows) - room;
+        }
+        return std::floor(double(rows) / model.encoder.chunk_rows * model.encoder.chunk_frames * LogMel::hop /
+                          LogMel::sample_rate);
     };
     const double seconds = double(n_samples) / LogMel::sample_rate;
     if (prompt.size() > bare && seconds <= seconds_behind(bare)) {
@@ -160,7 +171,7 @@ void Session::end(int32_t sequence, int64_t n_samples) {
     check_length(n, model.min_samples());
     check_room(clip.prompt, n);
     if (n < fed) {
-        clip.cut(n, model.encoder);
+        clip.cut(n, model);
     }
     extend_frames(clip, true);
     clip.state = Clip::State::heard;
@@ -172,11 +183,27 @@ void Session::extend_frames(Clip & clip, bool last) {
     clip.extend_frames(*front_end, model, last);
 }
 
+// Time markers in front of one of a clip's first n_rows rows. Which of them a clip has is known of as many as its rows so far
+// call for; once its audio has ended, of all.
+int64_t Session::markers_before(const Clip & clip, int64_t n_rows) const {
+    const int64_t before = model.markers.before(n_rows);
+    return clip.state == Clip::State::listening ? before : std::min(before, model.markers.count(clip.done.n_rows));
+}
+
+// Windows, at most n of them, whose rows have no other markers among them however much follows n_rows rows.
+int64_t Session::settled_windows(int64_t n, int64_t n_rows) const {
+    while (n > 0 && model.markers.before(n * model.encoder.window_rows()) > model.markers.count(n_rows)) {
+        n--;
+    }
+    return n;
+}
+
 // Rows in the cache in front of the first window that is not appended.
 int64_t Session::cached_rows(const Clip & clip) const {
-    return clip.appended == 0
-               ? 0
-               : static_cast<int64_t>(clip.prompt.before.size()) + clip.appended * model.encoder.window_rows();
+    const int64_t rows = clip.appended * model.encoder.window_rows();
+    return rows == 0 ? 0
+                     : static_cast<int64_t>(clip.prompt.before.size()) + rows +
+                           model.markers.size(markers_before(clip, rows));
 }
 
 bool Session::advance(int32_t sequence, int32_t max_windows) {
@@ -200,31 +227,44 @@ bool Session::advance_block(int32_t sequence, int64_t max_windows) {
     if (!last && whole <= static_cast<int64_t>(clip.windows.size())) {
         return false;  // what a louder frame has changed waits for the next window, so that work is bounded
     }
-    const int64_t n_rows   = w.rows(n);
+    const int64_t n_rows   = last ? model.row_count(clip.n_samples()) : whole * w.window_rows();
     const int64_t n_prompt = clip.prompt.size();
-    const int64_t max_rows = std::max(n_rows, w.rows(30 * LogMel::sample_rate / LogMel::hop));
-    decoder.reserve(sequence,
-                    std::min<int64_t>(n_prompt + max_rows + clip.max_new_tokens + 1, model.decoder.max_positions));
+    const int64_t max_rows = std::max(w.rows(n), w.rows(30 * LogMel::sample_rate / LogMel::hop));
+    decoder.reserve(sequence, std::min<int64_t>(n_prompt + model.positions(max_rows) + clip.max_new_tokens + 1,
+                                                model.decoder.max_positions));
     if (last) {
         clip.done.n_frames        = n;
         clip.done.n_rows          = n_rows;
-        clip.done.n_prompt_tokens = n_rows + n_prompt;
+        clip.done.n_prompt_tokens = model.positions(n_rows) + n_prompt;
     }
-    clip.rows.resize(static_cast<size_t>((last ? n_rows : whole * w.window_rows()) * model.decoder.hidden));
+    clip.rows.resize(static_cast<size_t>((last ? w.rows(n) : n_rows) * model.decoder.hidden));
     int64_t first = 0;  // window that is not encoded, or not appended
     while (first < whole && first < clip.appended && clip.is_current(first)) {
         first++;
     }
-    const int64_t end = std::min(whole + last, first + std::min(max_windows, windows_at_once));
+    const int64_t until = last ? whole + 1 : settled_windows(whole, n_rows);
+    const int64_t end   = std::min(until, first + std::min(max_windows, windows_at_once));
     encode_windows(clip, first, end);
     Choice     next;
-    const bool ends = last && end == whole + 1;
+    const bool ends = last && end == until;
     append_windows(sequence, end, ends ? &next : nullptr);
     if (ends) {
         clip.state = Clip::State::decoding;
         accept_token(clip, next);
     }
-    return end < whole + last;
+    return end < until;
+}
+
+// What the encoder reads of so many frames.
+void Session::normalize(const Clip & clip, int64_t first, int64_t count, float * mel) const {
+    const int64_t n_mels = model.encoder.n_mels;
+    const int64_t span   = model.window_samples > 0 ? model.window_samples / LogMel::hop : count;
+    for (int64_t t = 0; t < count; t += span) {
+        const float * const begin = clip.frames.data() + (first + t) * n_mels;
+        const float * const end   = begin + std::min(span, count - t) * n_mels;
+        const float         most  = model.window_samples > 0 ? *std::max_element(begin, end) : clip.largest;
+        std::transform(begin, end, mel + t * n_mels, [most](float value) { return LogMel::normalized(value, most); });
+    }
 }
 
 // The decoder's rows of those of these windows that need it. A window is encoded once, and once more when a louder frame
@@ -245,8 +285,7 @@ void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
         }
         const int64_t first = k * window_frames, count = std::min(stale * window_frames, n_frames) - first;
         window_mel.resize(static_cast<size_t>(count * n_mels));
-        std::transform(clip.frames.begin() + first * n_mels, clip.frames.begin() + (first + count) * n_mels,
-                       window_mel.begin(), [&clip](float value) { return LogMel::normalized(value, clip.largest); });
+        normalize(clip, first, count, window_mel.data());
         float * const rows = clip.rows.data() + k * window_rows * hidden;
         if (model.projector.empty()) {
             const Stopwatch watch(clip.done.encoder);
@@ -264,9 +303,11 @@ void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
         for (; k < stale; k++) {
             if (k < whole) {
                 clip.windows.resize(std::max(clip.windows.size(), static_cast<size_t>(k) + 1));
-                const auto values                    = clip.frames.begin() + k * window_frames * n_mels;
-                clip.windows[static_cast<size_t>(k)] = {*std::min_element(values, values + window_frames * n_mels),
-                                                        clip.floor()};
+                const auto  values   = clip.frames.begin() + k * window_frames * n_mels;
+                const float smallest = model.window_samples > 0
+                                           ? std::numeric_limits<float>::infinity()  // it does not depend on the others
+                                           : *std::min_element(values, values + window_frames * n_mels);
+                clip.windows[static_cast<size_t>(k)] = {smallest, clip.floor()};
             }
         }
     }
@@ -275,31 +316,47 @@ void Session::encode_windows(Clip & clip, int64_t k, int64_t end) {
 // Appends the rows of the windows before `end` that are not in the cache, with the prompts before and behind them. first:
 // the token behind the last window, or null where that is not among them.
 void Session::append_windows(int32_t sequence, int64_t end, Choice * first) {
-    Clip &                 clip = at(sequence);
-    const EncoderWeights & w    = model.encoder;
-    const int64_t hidden = model.decoder.hidden, window_rows = w.window_rows(), n_frames = clip.n_frames(w.n_mels);
-    const int64_t whole = (n_frames - 1) / w.window_frames(), n_rows = w.rows(n_frames);
+    Clip &                 clip   = at(sequence);
+    const EncoderWeights & w      = model.encoder;
+    const int64_t          hidden = model.decoder.hidden, window_rows = w.window_rows();
+    const int64_t          whole = (clip.n_frames(w.n_mels) - 1) / w.window_frames();
+    const TimeMarkers &    marks = model.markers;
 
     const Stopwatch watch(clip.done.prefill);
     decoder.rewind(sequence, cached_rows(clip));
     for (int64_t k = clip.appended; k < end;) {
-        const int64_t block_end = std::min(k + windows_at_once, end);
-        const bool    close     = first && block_end == end;
-        const size_t  before    = k == 0 ? clip.prompt.before.size() : 0;
-        const size_t  after     = close ? clip.prompt.after.size() : 0;
-        const int64_t rows      = std::min(block_end * window_rows, n_rows) - k * window_rows;
-        const size_t  total     = before + static_cast<size_t>(rows) + after;
-        block.resize(total * static_cast<size_t>(hidden));
-        float * const audio = block.data() + before * static_cast<size_t>(hidden);
-        std::copy_n(clip.rows.begin() + k * window_rows * hidden, rows * hidden, audio);
-        if (before) {
-            decoder.embed(clip.prompt.before.data(), static_cast<int64_t>(before), block.data());
+        const int64_t block_end  = std::min(k + windows_at_once, end);
+        const bool    close      = first && block_end == end;
+        const int64_t row        = k * window_rows;
+        const int64_t end_row    = close ? clip.done.n_rows : block_end * window_rows;
+        const int64_t first_mark = markers_before(clip, row) + 1;
+        const int64_t last_mark  = close ? marks.count(end_row) : markers_before(clip, end_row);
+        block.clear();
+        const auto append_rows = [&](int64_t from, int64_t to) {
+            block.insert(block.end(), clip.rows.begin() + from * hidden, clip.rows.begin() + to * hidden);
+        };
+        const auto append_tokens = [&](const int32_t * tokens, int64_t count) {
+            const size_t place = block.size();
+            block.resize(place + static_cast<size_t>(count * hidden));
+            if (count > 0) {
+                decoder.embed(tokens, count, block.data() + place);
+            }
+        };
+        if (k == 0) {
+            append_tokens(clip.prompt.before.data(), static_cast<int64_t>(clip.prompt.before.size()));
         }
-        if (after) {
-            decoder.embed(clip.prompt.after.data(), static_cast<int64_t>(after), audio + rows * hidden);
+        int64_t from = row;
+        for (int64_t mark = first_mark; mark <= last_mark; mark++) {
+            append_rows(from, mark * marks.rows());
+            append_tokens(marks.tokens_of(mark), marks.size(mark) - marks.size(mark - 1));
+            from = mark * marks.rows();
         }
-        decoder.append(sequence, block.data(), static_cast<int64_t>(total), -1, {nullptr, close ? first : nullptr},
-                       close ? capture(sequence, 1) : AttentionCapture{});
+        append_rows(from, end_row);
+        if (close) {
+            append_tokens(clip.prompt.after.data(), static_cast<int64_t>(clip.prompt.after.size()));
+        }
+        decoder.append(sequence, block.data(), static_cast<int64_t>(block.size()) / hidden, -1,
+                       {nullptr, close ? first : nullptr}, close ? capture(sequence, 1) : AttentionCapture{});
         k             = block_end;
         clip.appended = std::min(block_end, whole);
     }
@@ -307,14 +364,15 @@ void Session::append_windows(int32_t sequence, int64_t end, Choice * first) {
 
 // Room for the attention of the next n_steps steps. A hypothesis has none.
 AttentionCapture Session::capture(int32_t sequence, int64_t n_steps) {
-    Clip &       clip = at(sequence);
-    const size_t size = decoder.n_captured() * static_cast<size_t>(clip.done.n_rows);  // of a step
+    Clip &        clip  = at(sequence);
+    const int64_t count = model.positions(clip.done.n_rows);
+    const size_t  size  = decoder.n_captured() * static_cast<size_t>(count);  // of a step
     if (size == 0 || !clip.captures || clip.is_hypothesis) {
         return {};
     }
     std::vector<float> & held = clip.text.attention;
     held.resize((clip.text.steps + static_cast<size_t>(n_steps)) * size);
-    return {static_cast<int64_t>(clip.prompt.before.size()), clip.done.n_rows, held.data() + clip.text.steps * size};
+    return {static_cast<int64_t>(clip.prompt.before.size()), count, held.data() + clip.text.steps * size};
 }
 
 // The last hypothesis is what the text is expected to be: no draft where verifying it could give other bits.
@@ -393,8 +451,9 @@ const std::vector<Choice> & Session::end_hypothesis(int32_t sequence) {
     clip.text                   = {};
     clip.given                  = 0;
     clip.frames.resize(before.frames);
-    clip.largest = before.largest;
-    clip.done    = before.done;
+    clip.largest  = before.largest;
+    clip.appended = settled_windows(clip.appended, done.n_rows);
+    clip.done     = before.done;
     clip.done.hypotheses += seconds_of(done) - seconds_of(before.done);
     clip.is_hypothesis = false;
     clip.state         = Clip::State::listening;
@@ -525,30 +584,49 @@ pcr_result Session::result(int32_t sequence) const {
     return copy;
 }
 
-const float * Session::attention(int32_t sequence, int64_t * n_steps) const {
+const float * Session::attention(int32_t sequence, int64_t * n_steps) {
     const Clip & clip = at(sequence);
     *n_steps          = clip.captures && !clip.is_hypothesis ? static_cast<int64_t>(clip.text.steps) : 0;
-    return clip.text.attention.data();
+    if (model.markers.empty()) {
+        return clip.text.attention.data();
+    }
+    // Without the markers' columns.
+    const int64_t n_rows = clip.done.n_rows, n_marks = model.markers.count(n_rows);
+    const int64_t columns = model.positions(n_rows);
+    row_attention.clear();
+    for (int64_t i = 0; i < *n_steps * static_cast<int64_t>(decoder.n_captured()); i++) {
+        const auto weights = clip.text.attention.begin() + i * columns;
+        for (int64_t mark = 0, row = 0; mark <= n_marks; mark++) {
+            const int64_t end = mark < n_marks ? (mark + 1) * model.markers.rows() : n_rows;
+            row_attention.insert(row_attention.end(), weights + row + model.markers.size(mark),
+                                 weights + end + model.markers.size(mark));
+            row = end;
+        }
+    }
+    return row_attention.data();
 }
 
 int64_t Session::log_mel(const float * samples_, int64_t n_samples, float * mel) {
     check_length(n_samples, model.min_samples());
     check_samples(samples_, n_samples);
     forget();
-    const int64_t      n_frames = model.frame_count(n_samples);
-    std::vector<float> samples(samples_, samples_ + n_samples);
-    samples.resize(static_cast<size_t>(std::max(n_samples, model.padded_samples)));
-    front_end->frames(samples.data(), static_cast<int64_t>(samples.size()), 0, n_frames, mel);
-    float * const end  = mel + n_frames * model.encoder.n_mels;
-    const float   most = *std::max_element(mel, end);
-    std::transform(mel, end, mel, [most](float value) { return LogMel::normalized(value, most); });
+    Clip clip;
+    clip.samples.assign(samples_, samples_ + n_samples);
+    clip.extend_frames(*front_end, model, true);
+    const int64_t n_frames = clip.n_frames(model.encoder.n_mels);
+    normalize(clip, 0, n_frames, mel);
     return n_frames;
 }
 
 void Session::encode(const float * mel, int64_t n_frames, int32_t n_layers, float * rows) {
     forget();
     const EncoderWeights & w       = model.encoder;
-    const int64_t          columns = n_layers < 0 ? w.output_dim : w.d_model;
+    const int64_t          columns = w.columns(n_layers);
+    if (w.tower == Tower::whisper && n_frames % w.window_frames() != 0) {
+        throw Error(PCR_ERROR_ARGUMENT,
+                    format("%lld frames are no whole windows of %lld", static_cast<long long>(n_frames),
+                           static_cast<long long>(w.window_frames())));
+    }
     for (int64_t first = 0; first < n_frames; first += windows_at_once * w.window_frames()) {
         const int64_t count = std::min(windows_at_once * w.window_frames(), n_frames - first);
         encoder.encode(mel + first * w.n_mels, count, w.chunk_of(n_frames), n_layers, rows);

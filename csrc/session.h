@@ -36,7 +36,7 @@ public:
     pcr_result result(int32_t sequence) const;
     size_t     bytes() const { return decoder.bytes() + audio_workspace.bytes(); }
     // What the captured heads attended to: [steps][heads][audio rows]. It stands until the next call.
-    const float * attention(int32_t sequence, int64_t * n_steps) const;
+    const float * attention(int32_t sequence, int64_t * n_steps);
 
     // The stages on their own. They forget what was fed.
     int64_t log_mel(const float * samples, int64_t n_samples, float * mel);  // normalized, [frames][n_mels]
@@ -65,11 +65,14 @@ private:
     // Runs f. When it throws, the clip can no more be used.
     template <typename F> void or_fail(const int32_t * sequences, int32_t count, F f);
 
+    int64_t          markers_before(const Clip & clip, int64_t n_rows) const;
+    int64_t          settled_windows(int64_t n, int64_t n_rows) const;
     int64_t          cached_rows(const Clip & clip) const;
     void             check_room(const Prompt & prompt, int64_t n_samples) const;
     bool             has_room(const Prompt & prompt, int64_t n_samples) const;
     void             extend_frames(Clip & clip, bool last);
     bool             advance_block(int32_t sequence, int64_t max_windows);
+    void             normalize(const Clip & clip, int64_t first, int64_t count, float * mel) const;
     void             encode_windows(Clip & clip, int64_t first, int64_t end);
     void             append_windows(int32_t sequence, int64_t end, Choice * first);
     AttentionCapture capture(int32_t sequence, int64_t n_steps);
@@ -90,7 +93,7 @@ private:
     std::vector<int32_t>      waiting, stepping, step_tokens;
     std::vector<Choice>       choices;
     std::vector<AttentionCapture> captures;
-    std::vector<float>            window_mel, encoded, block;
+    std::vector<float>            window_mel, encoded, block, row_attention;
 };
 
 }  // namespace pcr

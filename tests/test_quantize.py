@@ -71,7 +71,7 @@ def expected_type(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def test_the_published_sizes() -> None:
-    shapes = layout.tensor_shapes(PRESETS["2b"])
+    shapes = FAMILY.shapes(PRESETS["2b"])
     rest = 6 << 20  # metadata: mostly the vocabulary and its merges
     for kind, gib in {"f16": 4.51, "q8_0": 3.28, "q4_k": 2.63}.items():
         types = plan_types(FAMILY, shapes, kind)

@@ -3,7 +3,7 @@
 namespace pcr {
 
 const Family & family_of(const GgufFile & file, const std::string & path) {
-    const Family * const families[] = {&moss_transcribe, &qwen3_asr};
+    const Family * const families[] = {&moss_transcribe, &qwen3_asr, &moss_diarize};
     const std::string    found      = file.string("general.architecture", "");
     std::string          known;
     for (const Family * family : families) {

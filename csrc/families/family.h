@@ -13,7 +13,7 @@ struct Family {
     void (*load)(Model & model);   // fills in the model's parts from its file
 };
 
-extern const Family moss_transcribe, qwen3_asr;
+extern const Family moss_transcribe, moss_diarize, qwen3_asr;
 
 // The family of a file. An Error(PCR_ERROR_UNSUPPORTED) that names the architecture and those that there are.
 const Family & family_of(const GgufFile & file, const std::string & path);

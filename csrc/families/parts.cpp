@@ -1,5 +1,6 @@
 #include "families/parts.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -28,10 +29,35 @@ std::string in_block(const char * block, int i) {
     return block + std::to_string(i) + ".";
 }
 
+void require_heads(const EncoderWeights & e) {
+    if (e.d_model % e.n_heads != 0 || e.d_model % 2 != 0) {
+        throw Error(PCR_ERROR_FORMAT, format("the audio tower is %d wide: that must be even and a multiple of %d heads",
+                                             e.d_model, e.n_heads));
+    }
+}
+
+template <typename Names>
+void load_layers(WeightStore & store, const Names & names, bool key_bias, EncoderWeights & e) {
+    e.layers.resize(static_cast<size_t>(e.n_layers));
+    for (int i = 0; i < e.n_layers; i++) {
+        EncoderLayer &    layer = e.layers[static_cast<size_t>(i)];
+        const std::string block = in_block(names.block, i);
+        layer.attn_norm         = store.norm(block + names.attn_norm, e.d_model, true);
+        layer.ffn_norm          = store.norm(block + names.ffn_norm, e.d_model, true);
+        layer.q                 = store.linear(block + names.q, e.d_model, e.d_model, true);
+        layer.k                 = store.linear(block + names.k, e.d_model, e.d_model, key_bias);
+        layer.v                 = store.linear(block + names.v, e.d_model, e.d_model, true);
+        layer.o                 = store.linear(block + names.o, e.d_model, e.d_model, true);
+        layer.fc1               = store.linear(block + names.fc1, e.d_model, e.ffn_dim, true);
+        layer.fc2               = store.linear(block + names.fc2, e.ffn_dim, e.d_model, true);
+    }
+}
+
 }  // namespace
 
 EncoderWeights load_audio_tower(WeightStore & store, const AudioTowerSizes & sizes, const AudioTowerNames & names) {
     EncoderWeights e{};
+    e.tower         = Tower::qwen3_omni;
     e.n_mels        = sizes.n_mels;
     e.n_layers      = sizes.n_layers;
     e.d_model       = sizes.d_model;
@@ -52,32 +78,47 @@ EncoderWeights load_audio_tower(WeightStore & store, const AudioTowerSizes & siz
         throw Error(PCR_ERROR_FORMAT, format("a chunk of %d rows exceeds the audio tower's %d positions", e.chunk_rows,
                                              sizes.max_positions));
     }
-    if (e.d_model % e.n_heads != 0 || e.d_model % 2 != 0) {
-        throw Error(PCR_ERROR_FORMAT, format("the audio tower is %d wide: that must be even and a multiple of %d heads",
-                                             e.d_model, e.n_heads));
-    }
+    require_heads(e);
 
     for (int i = 0; i < 3; i++) {
         e.conv[i] = store.conv(names.conv + std::to_string(i + 1), i == 0 ? 1 : e.conv_channels, e.conv_channels);
     }
     e.conv_out = store.linear(names.conv_out, int64_t(e.conv_channels) * e.conv_freq, e.d_model, false);
-    e.layers.resize(static_cast<size_t>(e.n_layers));
-    for (int i = 0; i < e.n_layers; i++) {
-        EncoderLayer &    layer = e.layers[static_cast<size_t>(i)];
-        const std::string block = in_block(names.block, i);
-        layer.attn_norm         = store.norm(block + names.attn_norm, e.d_model, true);
-        layer.ffn_norm          = store.norm(block + names.ffn_norm, e.d_model, true);
-        layer.q                 = store.linear(block + names.q, e.d_model, e.d_model, true);
-        layer.k                 = store.linear(block + names.k, e.d_model, e.d_model, true);
-        layer.v                 = store.linear(block + names.v, e.d_model, e.d_model, true);
-        layer.o                 = store.linear(block + names.o, e.d_model, e.d_model, true);
-        layer.fc1               = store.linear(block + names.fc1, e.d_model, e.ffn_dim, true);
-        layer.fc2               = store.linear(block + names.fc2, e.ffn_dim, e.d_model, true);
-    }
+    load_layers(store, names, true, e);
     e.ln_post   = store.norm(names.ln_post, e.d_model, true);
     e.proj1     = store.linear(names.proj1, e.d_model, e.d_model, true);
     e.proj2     = store.linear(names.proj2, e.d_model, e.output_dim, true);
     e.positions = make_positions(store, e);
+    return e;
+}
+
+EncoderWeights load_whisper(WeightStore & store, const WhisperSizes & sizes, const WhisperNames & names) {
+    EncoderWeights e{};
+    e.tower         = Tower::whisper;
+    e.n_mels        = sizes.n_mels;
+    e.n_layers      = sizes.n_layers;
+    e.d_model       = sizes.d_model;
+    e.n_heads       = sizes.n_heads;
+    e.ffn_dim       = sizes.ffn_dim;
+    e.conv_channels = sizes.d_model;
+    e.output_dim    = sizes.merge * sizes.d_model;
+    e.norm_eps      = sizes.norm_eps;
+    e.merge         = sizes.merge;
+    e.chunk_frames  = 2 * sizes.merge;  // the second convolution's stride is 2
+    e.chunk_rows    = 1;
+    e.window_chunks = sizes.max_positions / sizes.merge;
+    if (sizes.max_positions % sizes.merge != 0) {
+        throw Error(PCR_ERROR_FORMAT, format("the audio tower has %d positions, no multiple of the %d that are joined",
+                                             sizes.max_positions, sizes.merge));
+    }
+    require_heads(e);
+
+    e.conv[0] = store.conv_1d(names.conv + std::string("1"), e.n_mels, e.d_model);
+    e.conv[1] = store.conv_1d(names.conv + std::string("2"), e.d_model, e.d_model);
+    load_layers(store, names, false, e);
+    e.ln_post = store.norm(names.ln_post, e.d_model, true);
+    e.positions =
+        store.table(store.unpacked(names.positions, e.d_model, sizes.max_positions), e.d_model, sizes.max_positions);
     return e;
 }
 
@@ -156,6 +197,43 @@ Tokenizer load_tokenizer(const GgufFile & file, int32_t vocab) {
                     format("the vocabulary has %zu tokens, the model's size of it is %d", count, vocab));
     }
     return {file.strings("tokenizer.ggml.tokens"), file.strings("tokenizer.ggml.merges")};
+}
+
+int32_t ControlTokens::find(const char * name, int32_t published) {
+    const int32_t id = tokenizer.named(name);
+    return add(name, id < 0 ? published : id);
+}
+
+int32_t ControlTokens::add(const char * name, int32_t id) {
+    if (id >= tokenizer.size()) {
+        throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));
+    }
+    known.emplace_back(name, id);
+    return id;
+}
+
+std::vector<int32_t> ControlTokens::encode(const std::string & text) const {
+    std::vector<int32_t> tokens;
+    size_t               plain = 0;  // where text begins that is not encoded yet
+    const auto           flush = [&](size_t end) {
+        const std::vector<int32_t> more = tokenizer.encode(text.substr(plain, end - plain));
+        tokens.insert(tokens.end(), more.begin(), more.end());
+    };
+    for (size_t at = 0; at < text.size();) {
+        const auto token = std::find_if(known.begin(), known.end(), [&](const auto & one) {
+            return text.compare(at, one.first.size(), one.first) == 0;
+        });
+        if (token == known.end()) {
+            at++;
+            continue;
+        }
+        flush(at);
+        tokens.push_back(token->second);
+        at += token->first.size();
+        plain = at;
+    }
+    flush(text.size());
+    return tokens;
 }
 
 }  // namespace pcr

@@ -4,6 +4,8 @@
 #include "nn/model.h"
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace pcr {
 
@@ -18,6 +20,7 @@ public:
     int32_t width(const char * name) const { return file.positive(key(name).c_str(), max_width); }
     int32_t layers(const char * name) const { return file.positive(key(name).c_str(), 1 << 10); }
     int32_t at_most(const char * name, int32_t max) const { return file.positive(key(name).c_str(), max); }
+    int32_t zero_or(const char * name, int32_t max) const { return file.token_id(key(name).c_str(), max + 1); }
     float   number(const char * name) const { return file.number(key(name).c_str()); }
 
     // Far above any model, low enough that products of two fit in 63 bits and that a broken file is refused by name.
@@ -42,6 +45,18 @@ struct AudioTowerSizes {
 };
 EncoderWeights load_audio_tower(WeightStore & store, const AudioTowerSizes & sizes, const AudioTowerNames & names);
 
+// The names of Whisper's, likewise; the table of positions with its ".weight".
+struct WhisperNames {
+    const char *conv, *positions, *block, *attn_norm, *q, *k, *v, *o, *ffn_norm, *fc1, *fc2, *ln_post;
+};
+
+struct WhisperSizes {
+    int32_t n_mels, n_layers, d_model, n_heads, ffn_dim, max_positions;
+    int32_t merge;  // rows that are joined to one
+    float   norm_eps;
+};
+EncoderWeights load_whisper(WeightStore & store, const WhisperSizes & sizes, const WhisperNames & names);
+
 // The names of Qwen3, likewise.
 struct DecoderNames {
     const char *embed, *head, *block, *attn_norm, *q, *k, *v, *o, *q_norm, *k_norm, *ffn_norm, *gate, *up, *down,
@@ -61,5 +76,24 @@ LogMel load_log_mel(WeightStore & store, const std::string & prefix, int32_t n_m
 
 // Byte-level BPE.
 Tokenizer load_tokenizer(const GgufFile & file, int32_t vocab);
+
+// Control tokens by name, of a tokenizer that stays where it is.
+class ControlTokens {
+public:
+    explicit ControlTokens(const Tokenizer & tokenizer_) : tokenizer(tokenizer_) {}
+
+    // Looks one up: by its name in the vocabulary, or else, since converters may leave the names of control tokens out of
+    // a vocabulary, where the published one has it.
+    int32_t find(const char * name, int32_t published);
+    // One whose id the file tells.
+    int32_t add(const char * name, int32_t id);
+
+    // Tokens of a text in which those that were looked up stand by name.
+    std::vector<int32_t> encode(const std::string & text) const;
+
+private:
+    const Tokenizer &                            tokenizer;
+    std::vector<std::pair<std::string, int32_t>> known;
+};
 
 }  // namespace pcr

@@ -31,24 +31,18 @@ constexpr int64_t padded_samples = 8000;
 
 std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & file, const Sizes & sizes,
                                                               Model & model) {
-    Tokenizer & tokenizer = model.tokenizer;
-    // By the file's key; by its name in the vocabulary; or else, since converters may leave the names of control tokens
-    // out of a vocabulary, where the published one has it.
-    const auto special = [&](const char * key, const char * name, int32_t published) {
-        int32_t id =
-            key && sizes.has(key) ? file.token_id(sizes.key(key).c_str(), model.decoder.vocab) : tokenizer.named(name);
-        id = id < 0 ? published : id;
-        if (id >= tokenizer.size()) {
-            throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));
-        }
-        return id;
+    Tokenizer &   tokenizer = model.tokenizer;
+    ControlTokens controls(tokenizer);
+    const auto    special = [&](const char * key, const char * name, int32_t published) {
+        return sizes.has(key) ? controls.add(name, file.token_id(sizes.key(key).c_str(), model.decoder.vocab))
+                              : controls.find(name, published);
     };
+    const int32_t end         = special("eos_token_id", "<|im_end|>", 151645);
     const int32_t audio_start = special("audio_start_token_id", "<|audio_start|>", 151669);
     const int32_t audio_end   = special("audio_end_token_id", "<|audio_end|>", 151670);
-    const int32_t end         = special("eos_token_id", "<|im_end|>", 151645);
-    const int32_t im_start = special(nullptr, "<|im_start|>", 151644), im_end = special(nullptr, "<|im_end|>", 151645);
-    const int32_t end_of_text = special(nullptr, "<|endoftext|>", 151643);
-    const int32_t asr_text    = special(nullptr, "<asr_text>", 151704);
+    const int32_t im_start = controls.find("<|im_start|>", 151644), im_end = controls.find("<|im_end|>", 151645);
+    const int32_t end_of_text = controls.find("<|endoftext|>", 151643);
+    const int32_t asr_text    = controls.find("<asr_text>", 151704);
     model.end_tokens          = {end};
     for (const int32_t other : {im_end, end_of_text}) {
         if (other != end) {
@@ -59,30 +53,18 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
     tokenizer.rename(asr_text, "<asr_text>");
 
     return [=, &tokenizer](const char * language, const char * context) {
-        std::vector<int32_t> tokens;
-        const auto           text = [&](const std::string & part) {
-            const std::vector<int32_t> more = tokenizer.encode(part);
-            tokens.insert(tokens.end(), more.begin(), more.end());
+        const auto joined = [&](const char * before, const std::string & text, const char * after) {
+            std::vector<int32_t> all = controls.encode(before);
+            for (const std::vector<int32_t> & tokens : {tokenizer.encode(text), controls.encode(after)}) {
+                all.insert(all.end(), tokens.begin(), tokens.end());
+            }
+            return all;
         };
-        tokens.push_back(im_start);
-        text("system\n" + std::string(context ? context : ""));
-        tokens.push_back(im_end);
-        text("\n");
-        tokens.push_back(im_start);
-        text("user\n");
-        tokens.push_back(audio_start);
-        Prompt prompt;
-        prompt.before.swap(tokens);
-
-        tokens = {audio_end, im_end};
-        text("\n");
-        tokens.push_back(im_start);
-        text("assistant\n" + (language ? "language " + std::string(language) : std::string()));
-        if (language) {
-            tokens.push_back(asr_text);
-        }
-        prompt.after.swap(tokens);
-        return prompt;
+        return Prompt{joined("<|im_start|>", "system\n" + std::string(context ? context : ""),
+                             "<|im_end|>\n<|im_start|>user\n<|audio_start|>"),
+                      joined("<|audio_end|><|im_end|>\n<|im_start|>",
+                             "assistant\n" + (language ? "language " + std::string(language) : std::string()),
+                             language ? "<asr_text>" : "")};
     };
 }
 

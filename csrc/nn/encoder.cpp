@@ -1,4 +1,5 @@
-// Reference: Qwen3OmniMoeAudioEncoder of transformers (models/qwen3_omni_moe/modeling_qwen3_omni_moe.py).
+// Reference: Qwen3OmniMoeAudioEncoder of transformers (models/qwen3_omni_moe/modeling_qwen3_omni_moe.py), and WhisperEncoder
+// (models/whisper/modeling_whisper.py).
 // Shapes in comments are ggml's, fastest dimension first.
 
 #include "nn/encoder.h"
@@ -62,15 +63,46 @@ void Encoder::stem(const float * mel, int64_t n_frames, int64_t length, float * 
     ggml_backend_tensor_get(x, rows, 0, static_cast<size_t>(n_rows) * x->nb[1]);  // the last chunk's padding falls off
 }
 
+// Each convolution has kernel 3 and padding 1, and a GELU behind it; the second one's stride is 2.
+void Encoder::whisper_stem(const float * mel, float * rows) {
+    const EncoderWeights & w        = weights;
+    const int64_t          n_frames = w.window_frames(), n_mels = w.n_mels;
+    Graph                  graph("conv stem", workspace.max_nodes());
+    ggml_context *         ctx   = graph.ctx();
+    ggml_tensor *          input = graph.input(GGML_TYPE_F32, n_mels, n_frames);
+
+    ggml_tensor * x = input;  // [channels, time]
+    for (int i = 0; i < 2; i++) {
+        const Conv &  conv    = w.conv[i];
+        ggml_tensor * signal  = ggml_cont(ctx, ggml_transpose(ctx, x));  // [time, channels]
+        ggml_tensor * patches = ggml_im2col(ctx, conv.weight, signal, i + 1, 0, 1, 0, 1, 0, /*is_2D =*/false,
+                                            GGML_TYPE_F32);  // [3 * channels, time]
+        Linear        kernel{ggml_reshape_2d(ctx, conv.weight, patches->ne[0], conv.weight->ne[2]), conv.bias};
+        Input         y{patches, Path::gemm};
+        x = ops.linear(graph, y, kernel, Activation::gelu);  // [d_model, time]
+    }
+    x = ggml_add(ctx, x, w.positions);
+    graph.output(x);
+
+    workspace.place(graph);
+    set(input, mel);
+    workspace.run(graph);
+    get(x, rows);
+}
+
 void Encoder::encode(const float * mel, int64_t n_frames, int64_t chunk, int32_t n_layers, float * rows) {
     const EncoderWeights & w      = weights;
     const int64_t          d      = w.d_model;
-    const int64_t          n_rows = w.rows(n_frames);
+    const int64_t          n_rows = w.rows(n_frames) * w.merge;
     stem_rows.resize(static_cast<size_t>(n_rows * d));
     windows.resize(static_cast<size_t>(n_rows));  // rows attend to those of their own window
     for (int64_t first = 0, row = 0; first < n_frames; first += w.window_frames()) {
-        const int64_t frames = std::min(w.window_frames(), n_frames - first), count = w.rows(frames);
-        stem(mel + first * w.n_mels, frames, chunk, stem_rows.data() + row * d);
+        const int64_t frames = std::min(w.window_frames(), n_frames - first), count = w.rows(frames) * w.merge;
+        if (w.tower == Tower::whisper) {
+            whisper_stem(mel + first * w.n_mels, stem_rows.data() + row * d);
+        } else {
+            stem(mel + first * w.n_mels, frames, chunk, stem_rows.data() + row * d);
+        }
         std::fill_n(windows.begin() + row, count, KvRange{static_cast<int32_t>(row), static_cast<int32_t>(count)});
         row += count;
     }
@@ -96,11 +128,13 @@ void Encoder::encode(const float * mel, int64_t n_frames, int64_t chunk, int32_t
         Input z{layer_norm(ctx, layer.ffn_norm, x, w.norm_eps), Path::gemm};
         x = ops.mlp(graph, z, layer.fc1, layer.fc2, x);
     }
-    if (n_layers < 0) {
+    if (n_layers >= 0) {
+        x = ggml_cont(ctx, x);
+    } else if (w.tower == Tower::whisper) {
+        x = layer_norm(ctx, w.ln_post, x, w.norm_eps);  // [d_model, n_rows], which is [output_dim, n_rows / merge]
+    } else {
         Input y{layer_norm(ctx, w.ln_post, x, w.norm_eps), Path::gemm};
         x = ops.mlp(graph, y, w.proj1, w.proj2, nullptr);  // [output_dim, n_rows]
-    } else {
-        x = ggml_cont(ctx, x);
     }
     graph.output(x);
 

@@ -50,6 +50,23 @@ Model::Model(const std::string & path, bool map, const Device & device_, const s
 
 Model::~Model() = default;
 
+TimeMarkers::TimeMarkers(const Tokenizer & tokenizer, int32_t seconds, double rows_per_second, int64_t max_positions)
+    : every(seconds), apart(static_cast<int64_t>(seconds * rows_per_second)), per_second(rows_per_second) {
+    for (int64_t k = 1; apart > 0 && k <= max_positions / apart; k++) {
+        const std::vector<int32_t> more = tokenizer.encode(std::to_string(k * every));
+        tokens.insert(tokens.end(), more.begin(), more.end());
+        ends.push_back(static_cast<int64_t>(tokens.size()));
+    }
+}
+
+int64_t TimeMarkers::count(int64_t n_rows) const {
+    if (empty()) {
+        return 0;
+    }
+    const auto seconds = static_cast<int64_t>(static_cast<double>(n_rows) / per_second);
+    return std::min(seconds / every, static_cast<int64_t>(ends.size()));
+}
+
 const Screen & Model::screen(Compute & compute) const {
     const std::lock_guard<std::mutex> lock(screens_mutex);
     if (!head_screen) {

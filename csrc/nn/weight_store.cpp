@@ -118,7 +118,7 @@ ggml_tensor * WeightStore::weight(const std::string & tensor_name, std::initiali
         throw Error(PCR_ERROR_FORMAT, "the tensor '" + tensor_name + "' has shape " + shape_text(tensor->ne) +
                                           ": the metadata asks for " + shape_text(wanted));
     }
-    const bool conv    = shape.size() == 4;
+    const bool conv    = shape.size() > 2;
     const bool exact   = shape.size() == 1 || tensor_name.rfind("audio.mel_", 0) == 0;  // computed with as they stand
     const bool type_ok = exact  ? tensor->type == GGML_TYPE_F32
                          : conv ? ggml_blck_size(tensor->type) == 1 && is_matrix_type(tensor->type)
@@ -160,6 +160,17 @@ Linear WeightStore::linear(const std::string & tensor_name, int64_t in, int64_t 
 Conv WeightStore::conv(const std::string & tensor_name, int64_t in, int64_t out) {
     ggml_tensor * kernel = weight(tensor_name + ".weight", {3, 3, in, out});
     return {placed(kernel), vector(tensor_name + ".bias", out), pack_conv(arithmetic, kernel)};
+}
+
+Conv WeightStore::conv_1d(const std::string & tensor_name, int64_t in, int64_t out) {
+    return {placed(weight(tensor_name + ".weight", {3, in, out})), vector(tensor_name + ".bias", out), {}};
+}
+
+std::vector<float> WeightStore::unpacked(const std::string & tensor_name, int64_t in, int64_t out) {
+    const ggml_tensor * const tensor = weight(tensor_name, {in, out});
+    std::vector<float>        content(static_cast<size_t>(in * out));
+    convert_rows(tensor->type, tensor->data, GGML_TYPE_F32, content.data(), out, in, nullptr, 1);
+    return content;
 }
 
 const float * WeightStore::values(const std::string & tensor_name, std::initializer_list<int64_t> shape) {

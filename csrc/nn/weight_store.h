@@ -22,8 +22,11 @@ public:
     Norm          norm(const std::string & name, int64_t n, bool bias);
     Linear        linear(const std::string & name, int64_t in, int64_t out, bool bias);
     Conv          conv(const std::string & name, int64_t in, int64_t out);
+    Conv          conv_1d(const std::string & name, int64_t in, int64_t out);
     // F32 values as they lie in the file.
     const float * values(const std::string & name, std::initializer_list<int64_t> shape);
+    // A matrix in F32, whatever it is in the file.
+    std::vector<float> unpacked(const std::string & name, int64_t in, int64_t out);
 
     // Brings the weights that were asked for to the device, some at a time, so that the file's pages need not stay in
     // memory.

@@ -256,19 +256,18 @@ ComputeType CpuOps::factors(const Linear & l) const {
 }
 
 bool CpuOps::batch_invariant(Path path) const {
-    const auto all_ours = [&](std::initializer_list<const Linear *> list) {
-        return std::all_of(list.begin(), list.end(), [&](const Linear * l) { return ours(*l, path); });
+    const auto all_ours = [&](std::initializer_list<const Linear *> list) {  // of which a model may lack some
+        return std::all_of(list.begin(), list.end(), [&](const Linear * l) { return !l->weight || ours(*l, path); });
     };
     const EncoderWeights &   e = model->encoder;
     const ProjectorWeights & p = model->projector;
     const DecoderWeights &   d = model->decoder;
-    return (path == Path::gemv
-                ? all_ours({&d.head})
-                : all_ours({&e.conv_out, &e.proj1, &e.proj2}) && (p.empty() || all_ours({&p.gate, &p.up, &p.down})) &&
-                      std::all_of(e.layers.begin(), e.layers.end(),
-                                  [&](const EncoderLayer & l) {
-                                      return all_ours({&l.q, &l.k, &l.v, &l.o, &l.fc1, &l.fc2});
-                                  })) &&
+    return (path == Path::gemv ? all_ours({&d.head})
+                               : all_ours({&e.conv_out, &e.proj1, &e.proj2, &p.gate, &p.up, &p.down, &p.fc1, &p.fc2}) &&
+                                     std::all_of(e.layers.begin(), e.layers.end(),
+                                                 [&](const EncoderLayer & l) {
+                                                     return all_ours({&l.q, &l.k, &l.v, &l.o, &l.fc1, &l.fc2});
+                                                 })) &&
            std::all_of(d.layers.begin(), d.layers.end(), [&](const DecoderLayer & l) {
                return all_ours({&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down});
            });

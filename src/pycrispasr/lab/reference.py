@@ -18,7 +18,6 @@ from pycrispasr.lab.stages import Chain, Floats, place_rows, shown_layers
 from pycrispasr.models import hub
 from pycrispasr.models.checkpoint import find_family, find_tensor, read_json, read_safetensors
 from pycrispasr.models.families import Family
-from pycrispasr.models.families.family import TENSORS, module_name
 from pycrispasr.runtimes import native
 
 
@@ -67,7 +66,7 @@ class _Checkpoint:
 
     def load(self, module: Any, part: str) -> Any:
         """The module of the encoder ("enc") or the decoder ("llm") with its weights."""
-        names = {module_name(name): name for name in self._names(part)}
+        names = {self.family.module_name(name): name for name in self._names(part)}
         state = {inside: self.tensor(names[inside]) for inside in module.state_dict() if inside in names}
         module.load_state_dict(state, strict=False)
         return module.float().eval()
@@ -77,8 +76,8 @@ class _Checkpoint:
         section, key, default = self.family.config[layers]
         count = int(self.sections[section].get(key, default))
         found = []
-        for tensor in TENSORS:
-            if tensor.startswith(f"{part}.") and tensor != "llm.lm_head":
+        for tensor in self.family.part(part).tensors:
+            if tensor != "llm.lm_head":
                 numbered = [tensor.replace("*", str(i)) for i in range(count)] if "*" in tensor else [tensor]
                 found += [f"{name}.{kind}" for name in numbered for kind in ("weight", "bias")]
         return found

@@ -107,6 +107,12 @@ def check_front_end(folder: Path, n_mels: int) -> None:
                 )
 
 
+def read_processor(folder: Path) -> dict[str, Any]:
+    """What `processor_config.json` says, if there is one, as the part "processor" of a configuration."""
+    path = folder / "processor_config.json"
+    return {"processor": read_json(path) if path.is_file() else {}}
+
+
 def _special_id(
     name: str, candidates: Sequence[str], sections: Sequence[Mapping[str, Any]], tokens: Sequence[str]
 ) -> int:

@@ -15,6 +15,7 @@ from pycrispasr.models.checkpoint import (
     find_family,
     find_tensor,
     read_json,
+    read_processor,
     read_safetensors,
     read_sizes,
     read_tokenizer,
@@ -25,7 +26,6 @@ from pycrispasr.models.layout import (
     mel_filters,
     mel_window,
     tell_undivided,
-    tensor_shapes,
     tensor_type,
     write_gguf,
 )
@@ -65,7 +65,7 @@ def convert(
     config = read_json(folder / "config.json", "it is the folder of a Hugging Face checkpoint that is wanted")
     tokens, merges = read_tokenizer(folder)
     family = find_family(config)
-    sizes = read_sizes(family, config, tokens)
+    sizes = read_sizes(family, config | read_processor(folder), tokens)
     check_front_end(folder, int(sizes["enc.num_mel_bins"]))
     vocab_size = int(sizes["llm.vocab_size"])
     if len(tokens) > vocab_size:
@@ -76,7 +76,7 @@ def convert(
     tokens = tokens + [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
 
     arrays = read_safetensors(folder)
-    shapes = tensor_shapes(sizes)
+    shapes = family.shapes(sizes)
     types = {each: tensor_type(each, shape, kind, all_matrices=all_matrices) for each, shape in shapes.items()}
     tell_undivided(shapes, types, kind)
     tensors = []
@@ -95,6 +95,7 @@ def convert(
         tokens,
         merges,
         tensors,
+        texts=family.texts(folder),
         name=name if name is not None else Path(source).resolve().name,
         progress=progress,
     )

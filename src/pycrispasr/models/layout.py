@@ -1,7 +1,4 @@
-"""What belongs in a model file: metadata, tensors with their shapes, and the types they may have.
-
-Shapes are NumPy's: rows first, so GGUF, which counts from the fastest dimension, lists them the other way round.
-"""
+"""What belongs in a model file: metadata, and the types that its tensors may have."""
 
 from __future__ import annotations
 
@@ -14,7 +11,8 @@ import numpy as np
 
 from pycrispasr.errors import UsageError
 from pycrispasr.models import gguf_file
-from pycrispasr.models.families import FLOAT_SIZES, Family, Sizes
+from pycrispasr.models.families import Family, Sizes
+from pycrispasr.models.families.parts import N_FFT
 from pycrispasr.models.gguf_file import Progress, Tensor, Value
 from pycrispasr.runtimes import native
 
@@ -27,7 +25,6 @@ TYPES = (*FLOAT_TYPES, "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "
 # The decoder's matrices, the only ones that a quantised file quantises unless all matrices are asked for.
 _DECODER_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
-N_FFT = 400
 SAMPLE_RATE = 16000
 
 
@@ -40,69 +37,6 @@ def known_type(name: str) -> str:
     if name.lower() not in TYPES:
         raise UsageError(f"there is no type {name!r}: choose one of {', '.join(TYPES)}")
     return name.lower()
-
-
-def tensor_shapes(sizes: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model of these sizes, by its shared name, in the order in which data flows through it."""
-    m = {key: int(value) for key, value in sizes.items() if key not in FLOAT_SIZES}
-    mels, d, channels = m["enc.num_mel_bins"], m["enc.d_model"], m["enc.downsample_hidden_size"]
-    freq = mels  # bins left after three convolutions of stride 2, kernel 3, padding 1
-    for _ in range(3):
-        freq = (freq - 1) // 2 + 1
-    shapes: dict[str, tuple[int, ...]] = {
-        "audio.mel_filters": (N_FFT // 2 + 1, mels),
-        "audio.mel_window": (N_FFT,),
-    }
-
-    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = (rows, columns)
-        if bias:
-            shapes[f"{name}.bias"] = (rows,)
-
-    def norm(name: str, size: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = (size,)
-        if bias:
-            shapes[f"{name}.bias"] = (size,)
-
-    for i, in_channels in enumerate((1, channels, channels), start=1):
-        shapes[f"enc.conv{i}.weight"] = (channels, in_channels, 3, 3)
-        shapes[f"enc.conv{i}.bias"] = (channels,)
-    linear("enc.conv_out", d, channels * freq, bias=False)
-    for i in range(m["enc.encoder_layers"]):
-        norm(f"enc.blk.{i}.attn_norm", d)
-        for part in "qkvo":
-            linear(f"enc.blk.{i}.attn.{part}", d, d)
-        norm(f"enc.blk.{i}.ffn_norm", d)
-        linear(f"enc.blk.{i}.ffn.fc1", m["enc.encoder_ffn_dim"], d)
-        linear(f"enc.blk.{i}.ffn.fc2", d, m["enc.encoder_ffn_dim"])
-    norm("enc.ln_post", d)
-    linear("enc.proj1", d, d)
-    linear("enc.proj2", m["enc.output_dim"], d)
-
-    hidden, inner = m["llm.hidden_size"], m["llm.intermediate_size"]
-    if adapter := m.get("adapter.hidden_size"):
-        linear("adapter.gate", adapter, m["enc.output_dim"], bias=False)
-        linear("adapter.up", adapter, m["enc.output_dim"], bias=False)
-        linear("adapter.down", hidden, adapter, bias=False)
-
-    q_size, kv_size = (m[f"llm.{heads}"] * m["llm.head_dim"] for heads in ("num_heads", "num_kv_heads"))
-    linear("llm.embed", m["llm.vocab_size"], hidden, bias=False)
-    for i in range(m["llm.num_layers"]):
-        norm(f"llm.blk.{i}.attn_norm", hidden, bias=False)
-        linear(f"llm.blk.{i}.attn.q", q_size, hidden, bias=False)
-        linear(f"llm.blk.{i}.attn.k", kv_size, hidden, bias=False)
-        linear(f"llm.blk.{i}.attn.v", kv_size, hidden, bias=False)
-        linear(f"llm.blk.{i}.attn.o", hidden, q_size, bias=False)
-        norm(f"llm.blk.{i}.attn.q_norm", m["llm.head_dim"], bias=False)
-        norm(f"llm.blk.{i}.attn.k_norm", m["llm.head_dim"], bias=False)
-        norm(f"llm.blk.{i}.ffn_norm", hidden, bias=False)
-        linear(f"llm.blk.{i}.ffn.gate", inner, hidden, bias=False)
-        linear(f"llm.blk.{i}.ffn.up", inner, hidden, bias=False)
-        linear(f"llm.blk.{i}.ffn.down", hidden, inner, bias=False)
-    norm("llm.final_norm", hidden, bias=False)
-    if not sizes["llm.tied_embeddings"]:
-        linear("llm.lm_head", m["llm.vocab_size"], hidden, bias=False)
-    return shapes
 
 
 def tensor_type(name: str | None, shape: Sequence[int], file_type: str, *, all_matrices: bool = False) -> str:
@@ -185,20 +119,23 @@ def write_gguf(
     tensors: Sequence[Tensor],
     *,
     name: str,
+    texts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a model file: see `gguf_file.write`.
 
     `sizes` and `tensors` have the names that families share; the file gets the family's own. Bool, int and float become
-    the GGUF types bool, u32 and f32.
+    the GGUF types bool, u32 and f32. `texts` are metadata too, by the file's own names.
     """
+    prefix = family.prefix or family.architecture
     kinds = {bool: gguf_file.BOOL, int: gguf_file.U32, float: gguf_file.F32}
     metadata: Sizes = {family.keys[size]: value for size, value in sizes.items() if size in family.keys}
     metadata |= family.derived(sizes) | {key: value for key, value in sizes.items() if key in family.specials}
     values = {
         "general.architecture": Value(gguf_file.STRING, family.architecture),
         "general.name": Value(gguf_file.STRING, name),
-        **{f"{family.architecture}.{key}": Value(kinds[value.__class__], value) for key, value in metadata.items()},
+        **{f"{prefix}.{key}": Value(kinds[value.__class__], value) for key, value in metadata.items()},
+        **{f"{prefix}.{key}": Value(gguf_file.STRING, text) for key, text in (texts or {}).items()},
         "tokenizer.ggml.model": Value(gguf_file.STRING, "gpt2"),
         "tokenizer.ggml.tokens": Value(gguf_file.ARRAY, list(tokens), gguf_file.STRING),
         "tokenizer.ggml.merges": Value(gguf_file.ARRAY, list(merges), gguf_file.STRING),

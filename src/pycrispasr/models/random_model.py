@@ -10,7 +10,8 @@ another clip gives other tokens, and the likeliest token leads clearly. Presets:
     vocab  as small, with the published vocabulary's size and special ids
     2b     the published model's shapes: gigabytes
 
-and for Qwen3-ASR: qwen3-asr-nano, -small and -vocab, like these; qwen3-asr-0.6b and -1.7b with the published shapes.
+and for other families, like these: qwen3-asr-nano, -small, -vocab, -0.6b and -1.7b; moss-diarize-nano, -small, -vocab
+and -0.9b. Those with a number of weights have the published shapes.
 
 A quantised matrix is made of random blocks, not quantised, so the largest file takes seconds.
 """
@@ -27,7 +28,7 @@ import numpy as np
 
 from pycrispasr.models.families import FAMILIES, Family, Sizes
 from pycrispasr.models.gguf_file import Tensor, from_array
-from pycrispasr.models.layout import TYPES, mel_filters, mel_window, tensor_shapes, tensor_type, write_gguf
+from pycrispasr.models.layout import TYPES, mel_filters, mel_window, tensor_type, write_gguf
 
 _NANO: Sizes = {
     "enc.num_mel_bins": 128,
@@ -113,7 +114,26 @@ _QWEN_17B = _without_adapter(
         "llm.max_position_embeddings": 65536,
     }
 )  # fmt: skip
-_MOSS, _QWEN = "moss_transcribe", "qwen3asr"
+
+
+def _with_whisper(sizes: Sizes, **others: int) -> Sizes:
+    """Sizes of a model with Whisper's tower instead."""
+    omni = ("adapter.hidden_size", "enc.downsample_hidden_size", "enc.n_window", "enc.n_window_infer", "enc.output_dim")
+    rest = {key: value for key, value in sizes.items() if key not in omni}
+    whisper: Sizes = {"enc.num_mel_bins": 80, "enc.merge": 4, "enc.rows_per_second": 12.5, "enc.marker_seconds": 5}
+    return rest | whisper | others
+
+
+_DIARIZE_09B = _with_whisper(
+    _QWEN_06B | {
+        "enc.encoder_layers": 24,
+        "enc.d_model": 1024,
+        "enc.encoder_attention_heads": 16,
+        "enc.encoder_ffn_dim": 4096,
+        "llm.max_position_embeddings": 131072,
+    }
+)  # fmt: skip
+_MOSS, _QWEN, _DIARIZE = "moss_transcribe", "qwen3asr", "moss_transcribe_diarize"
 _PRESETS: dict[str, tuple[str, Sizes]] = {
     "nano": (_MOSS, _NANO),
     "small": (_MOSS, _SMALL),
@@ -124,6 +144,10 @@ _PRESETS: dict[str, tuple[str, Sizes]] = {
     "qwen3-asr-vocab": (_QWEN, _without_adapter(_VOCAB)),
     "qwen3-asr-0.6b": (_QWEN, _QWEN_06B),
     "qwen3-asr-1.7b": (_QWEN, _QWEN_17B),
+    "moss-diarize-nano": (_DIARIZE, _with_whisper(_NANO)),
+    "moss-diarize-small": (_DIARIZE, _with_whisper(_SMALL)),
+    "moss-diarize-vocab": (_DIARIZE, _with_whisper(_VOCAB)),
+    "moss-diarize-0.9b": (_DIARIZE, _DIARIZE_09B),
 }
 PRESETS: dict[str, Sizes] = {name: sizes for name, (_, sizes) in _PRESETS.items()}
 
@@ -194,7 +218,7 @@ def generate(
     sizes |= specials | {key: value for key, value in given.items() if key in specials}
 
     rng = np.random.default_rng(seed)
-    shapes = tensor_shapes(sizes)
+    shapes = family.shapes(sizes)
     weights = _Weights(rng, max(prod(shape) for shape in shapes.values()))
     tensors = []
     for name, shape in shapes.items():
@@ -259,7 +283,7 @@ class _Weights:
         if prod(shape) <= len(self._tile):
             values = mean + deviation * self._rng.standard_normal(shape, np.float32)
             if name == "enc.conv1.weight":  # a steady spectrum gives nothing, so that what changes is heard
-                values -= values.mean(axis=(2, 3), keepdims=True)
+                values -= values.mean(axis=tuple(range(2, len(shape))), keepdims=True)
             return from_array(name, values, kind)
 
         tile, first = self._tile, int(self._rng.integers(len(self._tile)))

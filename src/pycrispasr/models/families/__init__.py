@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pycrispasr.models.families import moss_transcribe, qwen3_asr
-from pycrispasr.models.families.family import FLOAT_SIZES, Family, Sizes
+from pycrispasr.models.families import moss_diarize, moss_transcribe, qwen3_asr
+from pycrispasr.models.families.family import Family
+from pycrispasr.models.families.parts import FLOAT_SIZES, Sizes
 
 __all__ = ["FAMILIES", "FLOAT_SIZES", "Family", "Sizes", "family_of"]
 
-FAMILIES: Mapping[str, Family] = {family.architecture: family for family in (moss_transcribe.FAMILY, qwen3_asr.FAMILY)}
-"""By "general.architecture", which is also what metadata keys begin with."""
+FAMILIES: Mapping[str, Family] = {
+    family.architecture: family for family in (moss_transcribe.FAMILY, moss_diarize.FAMILY, qwen3_asr.FAMILY)
+}
+"""By "general.architecture"; those first whose checkpoints have more to tell them by."""
 
 
 def family_of(values: Mapping[str, Any]) -> Family | None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pycrispasr.models.families.family import (
-    TENSORS,
+from pycrispasr.models.families.family import Family
+from pycrispasr.models.families.parts import (
+    GATED_MLP,
+    OMNI_TOWER,
+    QWEN3,
     ConfigKey,
-    Family,
     assumed,
-    decoder_config,
-    module_name,
-    tower_config,
+    omni_tower_config,
+    qwen3_config,
 )
 
 _CONFIG = {
-    **tower_config("audio_config"),
+    **omni_tower_config("audio_config"),
     "adapter.hidden_size": ConfigKey("", "adapter_hidden_size", None),
-    **decoder_config("language_config"),
+    **qwen3_config("language_config"),
 }
+_PARTS = (OMNI_TOWER, GATED_MLP, QWEN3)
 _MODULES = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
 
 
@@ -31,7 +33,7 @@ def _sections(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | No
 
 
 def _in_checkpoint(name: str) -> tuple[str, ...]:
-    inside = module_name(name)
+    inside = FAMILY.module_name(name)
     stored = f"{_MODULES[name.partition('.')[0]]}.{inside}"
     return f"model.{stored}", stored, inside  # lm_head may stand at the top
 
@@ -42,8 +44,9 @@ FAMILY = Family(
     crispasr="moss_transcribe",
     name="MOSS-Transcribe",
     hears="English, as its makers say",
+    parts=_PARTS,
     keys={size: size for size in (*_CONFIG, "llm.tied_embeddings")},
-    tensors={tensor: tensor for tensor in TENSORS},
+    tensors={tensor: tensor for part in _PARTS for tensor in part.tensors},
     specials={
         "bos_token_id": ("<|endoftext|>",),
         "start_token_id": ("<|im_start|>",),

@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pycrispasr.decoding.reader import Piece, PlainReader, Reader
-from pycrispasr.models.families.family import (
-    TENSORS,
-    Family,
-    Sizes,
-    assumed,
-    decoder_config,
-    module_name,
-    tower_config,
-)
+from pycrispasr.models.families.family import Family
+from pycrispasr.models.families.parts import OMNI_TOWER, QWEN3, Sizes, assumed, omni_tower_config, qwen3_config
 
 # The makers' names, which the model was trained with.
 _LANGUAGES = {
@@ -109,7 +102,7 @@ def _sections(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | No
 
 
 def _in_checkpoint(name: str) -> tuple[str, ...]:
-    part, inside = name.partition(".")[0], module_name(name)
+    part, inside = name.partition(".")[0], FAMILY.module_name(name)
     if inside.startswith("lm_head."):
         return f"thinker.{inside}", inside
     if part == "llm":
@@ -149,12 +142,15 @@ def _stored(tensor: str) -> str:
     return f"{'audio.' if part == 'enc' else ''}blk.*.{_BLOCK[inside]}"
 
 
+_PARTS = (OMNI_TOWER, QWEN3)
+
 FAMILY = Family(
     architecture="qwen3asr",
     model_type="qwen3_asr",
     crispasr="qwen3_asr",
     name="Qwen3-ASR",
     hears="30 languages",
+    parts=_PARTS,
     keys={
         "enc.num_mel_bins": "n_mels",
         "enc.encoder_layers": "audio.n_layers",
@@ -179,7 +175,7 @@ FAMILY = Family(
     },
     constants={"enc.layer_norm_eps": 1e-5},
     derived=_derived,
-    tensors={tensor: _stored(tensor) for tensor in TENSORS if not tensor.startswith("adapter.")},
+    tensors={tensor: _stored(tensor) for part in _PARTS for tensor in part.tensors},
     specials={
         "eos_token_id": ("<|im_end|>",),
         "pad_token_id": ("<|endoftext|>",),
@@ -189,7 +185,7 @@ FAMILY = Family(
     },
     named=("<|im_start|>", "<asr_text>"),
     sections=_sections,
-    config={**tower_config("audio_config"), **decoder_config("text_config")},
+    config={**omni_tower_config("audio_config"), **qwen3_config("text_config")},
     decoder_section="text_config",
     assumed=assumed("audio_config", "text_config"),
     in_checkpoint=_in_checkpoint,

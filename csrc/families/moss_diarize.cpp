@@ -1,0 +1,134 @@
+// MOSS-Transcribe-Diarize:
+//
+//     log-mel of each 30 s -> Whisper's audio tower, 4 rows joined to one -> MLP, LayerNorm -> Qwen3
+//     prompt: <|im_start|>user\n <|audio_start|> AUDIO <|audio_end|> \n INSTRUCTION <|im_end|>\n <|im_start|>assistant\n,
+//             where AUDIO has the second in digits among its rows, every 2 or 5 s
+//     text: [START][S01]TEXT[END], again and again; START and END in seconds
+
+#include "families/family.h"
+#include "families/parts.h"
+
+namespace pcr {
+
+namespace {
+
+constexpr WhisperNames whisper = {
+    "enc.conv", "enc.pos_embed.weight",
+    "enc.blk.", "attn_norm",
+    "attn_q",   "attn_k",
+    "attn_v",   "attn_out",
+    "ffn_norm", "ffn_up",
+    "ffn_down", "enc.ln_post",
+};
+
+constexpr DecoderNames qwen3 = {
+    "token_embd", "output", "blk.",     "attn_norm", "attn_q", "attn_k",   "attn_v",      "attn_o",
+    "q_norm",     "k_norm", "ffn_norm", "ffn_gate",  "ffn_up", "ffn_down", "output_norm",
+};
+
+// Where a file does not say otherwise.
+constexpr int32_t  max_positions   = 131072;
+constexpr float    audio_norm_eps  = 1e-5f;
+constexpr double   rows_per_second = 12.5;
+constexpr int32_t  marker_seconds  = 5;
+const char * const prompt_before   = "<|im_start|>user\n<|audio_start|>";
+const char * const prompt_after =
+    "<|audio_end|>\n"
+    "请将音频转写为文本，每一段需以起始时间戳和说话人编号（[S01]、[S02]、[S03]…）开头，正文为对应的语音内容，"
+    "并在段末标注结束时间戳，以清晰标明该段语音范围。"
+    "<|im_end|>\n<|im_start|>assistant\n";
+
+// Stands between the instruction and the words that may occur, as its makers have it.
+const char * const hint = "热词提示：";
+
+std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & file, const Sizes & sizes,
+                                                              Model & model) {
+    Tokenizer &   tokenizer = model.tokenizer;
+    ControlTokens controls(tokenizer);
+    const int32_t end = controls.find("<|im_end|>", 151645), end_of_text = controls.find("<|endoftext|>", 151643);
+    const int32_t start       = controls.find("<|im_start|>", 151644);
+    const int32_t audio_start = controls.find("<|audio_start|>", 151669);
+    const int32_t audio_end   = controls.find("<|audio_end|>", 151670);
+    model.end_tokens          = {end, end_of_text};
+    tokenizer.set_special({end, end_of_text, start, audio_start, audio_end});
+
+    const std::string before = file.string(sizes.key("prompt_before").c_str(), prompt_before);
+    const std::string after  = file.string(sizes.key("prompt_after").c_str(), prompt_after);
+    const size_t      close  = after.find("<|im_end|>");
+    if (close == std::string::npos) {
+        throw Error(PCR_ERROR_FORMAT,
+                    "the file's '" + sizes.key("prompt_after") + "' has no <|im_end|> in it: '" + after + "'");
+    }
+    // The text in front of it is the instruction, to which the hint is added.
+    const size_t last = after.rfind("|>", close), text = last == std::string::npos ? 0 : last + 2;
+    return [=, &tokenizer](const char * language, const char * context) {
+        if (language) {
+            throw Error(PCR_ERROR_UNSUPPORTED, "this model takes no language: it writes what it hears");
+        }
+        std::string instruction = after.substr(text, close - text);
+        if (context) {
+            instruction += hint + std::string(context);
+        }
+        Prompt prompt{controls.encode(before), controls.encode(after.substr(0, text))};
+        for (const std::vector<int32_t> & tokens :
+             {tokenizer.encode(instruction), controls.encode(after.substr(close))}) {
+            prompt.after.insert(prompt.after.end(), tokens.begin(), tokens.end());
+        }
+        return prompt;
+    };
+}
+
+void load(Model & model) {
+    WeightStore & store = model.store;
+    const Sizes   sizes(store.file, "moss_diarize.");
+    const auto    otherwise = [&](const char * name, int32_t max, int32_t value) {
+        return sizes.has(name) ? sizes.at_most(name, max) : value;
+    };
+
+    WhisperSizes tower{};
+    tower.n_mels         = sizes.at_most("enc.n_mels", 1024);
+    tower.n_layers       = sizes.layers("enc.n_layers");
+    tower.d_model        = sizes.width("enc.d_model");
+    tower.n_heads        = sizes.width("enc.n_heads");
+    tower.ffn_dim        = sizes.width("enc.ffn_dim");
+    tower.max_positions  = sizes.at_most("enc.max_pos", 1 << 14);
+    tower.merge          = otherwise("audio_merge_size", 64, 4);
+    tower.norm_eps       = audio_norm_eps;
+    model.encoder        = load_whisper(store, tower, whisper);
+    model.window_samples = model.encoder.window_frames() * LogMel::hop;
+
+    DecoderSizes decoder{};
+    decoder.hidden        = sizes.width("llm.dim");
+    decoder.n_layers      = sizes.layers("llm.n_layers");
+    decoder.n_heads       = sizes.width("llm.n_heads");
+    decoder.n_kv_heads    = sizes.width("llm.n_kv_heads");
+    decoder.head_dim      = sizes.at_most("llm.head_dim", 512);
+    decoder.ffn_dim       = sizes.width("llm.ff_dim");
+    decoder.vocab         = sizes.at_most("llm.vocab_size", 1 << 22);
+    decoder.max_positions = otherwise("llm.max_pos", 1 << 24, max_positions);
+    decoder.rope_theta    = sizes.number("llm.rope_theta");
+    decoder.norm_eps      = sizes.number("llm.rms_eps");
+    decoder.tied          = !store.file.find("output.weight");
+    model.decoder         = load_decoder(store, decoder, qwen3);
+
+    ProjectorWeights & projector = model.projector;
+    projector.fc1                = store.linear("adaptor.fc1", model.encoder.output_dim, decoder.hidden, true);
+    projector.fc2                = store.linear("adaptor.fc2", decoder.hidden, decoder.hidden, true);
+    projector.norm               = store.norm("adaptor.norm", decoder.hidden, true);
+    projector.norm_eps           = decoder.norm_eps;
+
+    model.log_mel            = load_log_mel(store, sizes.key(""), tower.n_mels);
+    model.tokenizer          = load_tokenizer(store.file, decoder.vocab);
+    model.prompt             = make_prompt(store.file, sizes, model);
+    const char * const every = "time_marker_every_seconds";
+    model.markers            = TimeMarkers(
+        model.tokenizer, sizes.has(every) ? sizes.zero_or(every, 3600) : marker_seconds,
+        sizes.has("audio_tokens_per_second") ? double(sizes.number("audio_tokens_per_second")) : rows_per_second,
+        decoder.max_positions);
+}
+
+}  // namespace
+
+const Family moss_diarize = {"moss_transcribe_diarize", load};
+
+}  // namespace pcr
