@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pycrispasr.audio import CHUNK_SECONDS, Audio
 from pycrispasr.decoding import word_times
+from pycrispasr.decoding.conversation import Conversation
 from pycrispasr.decoding.decoder import CrispasrDecoder, Decoder, EngineDecoder
 from pycrispasr.decoding.engine import Engine, EngineStats
 from pycrispasr.decoding.job import Job, Progress
@@ -46,12 +48,23 @@ from pycrispasr.results.segment import Segment, Status, Token
 from pycrispasr.results.transcript import Transcript
 from pycrispasr.runtimes import crispasr, native
 from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
+from pycrispasr.segmentation.parts import PartsSegmenter
+from pycrispasr.segmentation.segmenter import Segmenter
+from pycrispasr.text import bytes_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+_logger = logging.getLogger("pycrispasr")
+
 _MOST_SEQUENCES = 16
 _POSITIONS = 1024  # of the decoder, that a segment of 30 seconds takes
+
+# Of models that hear whole recordings.
+_TOKENS_PER_SECOND = 12  # of text with its speakers and times: more than two people say who interrupt each other
+_MARKERS_PER_SECOND = 1  # tokens that tell the time, at the most
+_PROMPT = 512  # positions beside these
+_OVERLAP = 60.0  # seconds of two parts of a recording
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,6 +188,7 @@ class Model:
         self._native: native.NativeModel | None = None
         self._crispasr: crispasr.CrispasrModel | IsolatedCrispasrModel | None = None
         self._info: ModelInfo | None = None
+        self._longest = CHUNK_SECONDS
         self._family: Family | None = None
         self._engines: dict[int, Engine] = {}  # by process
         self._name = os.fsdecode(name)
@@ -186,6 +200,8 @@ class Model:
             self._native = opened
             self._info = ModelInfo(**opened.info())
             self._family = FAMILIES[self._info.architecture]
+            if self._family.conversation:
+                self._longest = _longest(self._info, self._options.sequences or 1)
         else:
             self._crispasr = opened
         self._runtime: Runtime = "pycrispasr" if self._info else "crispasr"
@@ -338,7 +354,8 @@ class Model:
             raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
         reading = ReadingOptions.of(options)
         decoder = self._decoder(DecodingOptions.of(options))
-        opened = (Recording.open(recording, reading) for recording in recordings)
+        open_one = self._opener(reading, DecodingOptions.of(options))
+        opened = (open_one(recording) for recording in recordings)
         return Job(Scheduler(decoder, opened), errors=errors, progress=progress)
 
     @takes(SessionKeywords, batch=1)
@@ -405,6 +422,17 @@ class Model:
         if self._info is None:
             raise _unsupported("the sizes of a model")
         return self._info
+
+    @property
+    def longest(self) -> float:
+        """Seconds of audio that the model hears in one go, at the most: longer recordings are divided.
+
+        30; for a model that tells speakers apart as much as its positions and half of the free memory allow: a second
+        takes an audio row for each 80 ms, and leaves room for 12 tokens of text.
+        """
+        if self._family is None or not self._family.conversation:
+            return CHUNK_SECONDS
+        return self._longest
 
     @property
     def languages(self) -> dict[str, str]:
@@ -478,7 +506,7 @@ class Model:
         """A job with one recording, which raises what the recording fails of, at once where it cannot be opened."""
         if self.closed:
             raise _model_closed(self._name)
-        recording = Recording.open(audio, reading)
+        recording = self._opener(reading, decoding)(audio)
         if recording.failure is not None:
             raise recording.failure
         expected = recording.seconds_expected
@@ -486,6 +514,19 @@ class Model:
             decoding = dataclasses.replace(decoding, batch=1)
         report = None if progress is None else _Relay(progress)
         return Job(Scheduler(self._decoder(decoding), iter((recording,))), errors="raise", progress=report)
+
+    def _opener(self, reading: ReadingOptions, decoding: DecodingOptions) -> Callable[[Audio], Recording]:
+        """What opens recordings, and divides them as the model needs it."""
+        if self._family is None or not self._family.conversation:
+            return lambda recording: Recording.open(
+                recording, reading, Segmenter(vad=reading.vad, silence=reading.silence)
+            )
+        longest = self.longest
+        overlap = min(_OVERLAP, longest / 4)
+        names = decoding.speakers or ()
+        return lambda recording: Recording.open(
+            recording, reading, PartsSegmenter(longest, overlap), Conversation(names, overlap)
+        )
 
     def _decoder(self, options: DecodingOptions) -> Decoder:
         model = self._crispasr
@@ -495,6 +536,8 @@ class Model:
             raise _unsupported("word_timestamps of ours")
         if options.language is not None or options.context_text is not None:
             raise _unsupported("choice of language or context")
+        if options.speakers is not None:
+            raise _unsupported("speakers")
         return CrispasrDecoder(model, options.token_limit)
 
     def _engine_decoder(self, options: DecodingOptions, *, live: bool = False) -> EngineDecoder:
@@ -502,6 +545,14 @@ class Model:
         family = FAMILIES[self.info.architecture]
         language = None if options.language is None else family.language(options.language)
         context = options.context_text
+        if options.speakers is not None and (live or not family.conversation):
+            numbered = "a session numbers speakers anew in each of its segments, so it tells none"
+            why = numbered if family.conversation else f"{family.name} does not tell speakers apart"
+            raise UnsupportedOperationError(
+                f"speakers={list(options.speakers)!r}: {why}; leave it out, or transcribe a recording with moss-diarize"
+            )
+        if options.word_timestamps and family.conversation:
+            raise UnsupportedOperationError(f"word_timestamps: {family.name} tells times of segments; leave it out")
         if context is not None and not family.takes_context:
             raise UnsupportedOperationError(
                 f"context={_shortened(context)!r}: {family.name} takes no context; leave it out, or use a model that "
@@ -519,7 +570,7 @@ class Model:
             engine,
             model,
             batch=options.batch,
-            max_new_tokens=options.token_limit,
+            token_limit=functools.partial(_token_limit, options, family.conversation),
             live=live,
             retried=retried,
             aligner=aligner,
@@ -565,6 +616,13 @@ def _transcripts(job: Job) -> Iterator[Transcript]:
         yield from job
 
 
+def _token_limit(options: DecodingOptions, conversation: bool, seconds: float) -> int:
+    """Tokens at which the text of a segment is cut."""
+    if options.max_new_tokens is None and conversation:
+        return max(options.token_limit, round(_TOKENS_PER_SECOND * seconds))
+    return options.token_limit
+
+
 def _open_session(model: native.NativeModel, path: Path, options: LoadingOptions) -> native.NativeSession:
     """The session of a model's engine, with the heads that word times are read from where the device can do that."""
     info = model.info()
@@ -577,9 +635,33 @@ def _open_session(model: native.NativeModel, path: Path, options: LoadingOptions
 
 
 def _sequences(info: dict[str, Any]) -> int:
-    """How many segments are decoded at once: as many as half of the free memory has room for, and at most 16."""
-    free = next(int(one["memory_free"]) for one in native.devices() if one["name"] == info["device"])
-    return max(1, min(_MOST_SEQUENCES, free // 2 // (_POSITIONS * int(info["kv_bytes_per_token"]))))
+    """How many segments are decoded at once: as many as half of the free memory has room for, and at most 16.
+
+    One of a model whose segments are whole recordings, since each takes as much memory as the longest.
+    """
+    if FAMILIES[info["architecture"]].conversation:
+        return 1
+    return max(1, min(_MOST_SEQUENCES, _free(info["device"]) // 2 // (_POSITIONS * int(info["kv_bytes_per_token"]))))
+
+
+def _free(device: str) -> int:
+    """Bytes of memory."""
+    return next(int(one["memory_free"]) for one in native.devices() if one["name"] == device)
+
+
+def _longest(info: ModelInfo, sequences: int) -> float:
+    """Seconds of audio for which a model that hears whole recordings has positions, and this machine memory."""
+    rows = info.chunk_rows / info.chunk_frames * info.sample_rate / info.hop_length  # a second
+    per_second = rows + _MARKERS_PER_SECOND + _TOKENS_PER_SECOND
+    memory = _free(info.device) // 2 // (sequences * info.kv_bytes_per_token)
+    seconds = max(CHUNK_SECONDS, (min(info.llm_max_positions, memory) - _PROMPT) // per_second)
+    _logger.info(
+        "%s hears %.0f s of audio in one go: for each second %.1f audio rows, and room for %d tokens; %d positions "
+        "take %s of memory",
+        info.name or info.architecture, seconds, rows, _TOKENS_PER_SECOND, seconds * per_second + _PROMPT,
+        bytes_text(round((seconds * per_second + _PROMPT) * info.kv_bytes_per_token)),
+    )  # fmt: skip
+    return seconds
 
 
 def _open(path: Path, options: LoadingOptions) -> native.NativeModel | crispasr.CrispasrModel | IsolatedCrispasrModel:

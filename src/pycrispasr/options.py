@@ -196,6 +196,8 @@ class DecodingOptions(_Options):
         language: The language that is spoken, one of `Model.languages` or its English name. None: the model finds out,
             for each segment. Not every model takes one.
         context: What the audio may be about: names, terms, or any text, or a list of these. Not every model takes it.
+        speakers: Names of the speakers, in the order in which they are first heard, for `Segment.speaker`. None, and
+            for those beyond: "Speaker 1" and so on. Only for models that tell speakers apart.
     """
 
     max_new_tokens: int | None = None
@@ -203,8 +205,13 @@ class DecodingOptions(_Options):
     word_timestamps: bool = False
     language: str | None = None
     context: str | Sequence[str] | None = None
+    speakers: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.speakers is not None:
+            if isinstance(self.speakers, str) or not all(isinstance(name, str) for name in self.speakers):
+                raise TypeError(f"speakers must be a list of str, not {self.speakers!r}")
+            object.__setattr__(self, "speakers", tuple(self.speakers))
         if self.language is not None and not isinstance(self.language, str):
             raise TypeError(f"language must be a str, not {self.language!r}")
         if self.context is not None:
@@ -283,6 +290,7 @@ class DecodingKeywords(TextKeywords, total=False):
 
     batch: int
     word_timestamps: bool
+    speakers: Sequence[str] | None
 
 
 class StreamKeywords(ReadingKeywords, TextKeywords, total=False):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from pycrispasr import audio
+from pycrispasr.audio import CHUNK_SECONDS
 from pycrispasr.decoding.engine import Engine, Request
 from pycrispasr.decoding.reader import PlainReader, Reader
 from pycrispasr.decoding.recording import Recording, Task
@@ -62,7 +63,7 @@ class EngineDecoder:
         engine: Of the model.
         model: The model.
         batch: How many segments it hands in at once.
-        max_new_tokens: Of a segment.
+        token_limit: Tokens at which the text of so many seconds is cut.
         live: For somebody who is speaking.
         retried: The statuses of tasks that are tried again in two parts.
         aligner: Gives times to words, if that is wanted.
@@ -79,7 +80,7 @@ class EngineDecoder:
         model: native.NativeModel,
         *,
         batch: int,
-        max_new_tokens: int,
+        token_limit: Callable[[float], int],
         live: bool = False,
         retried: Container[Status] = ("looped",),
         aligner: Aligner | None = None,
@@ -89,7 +90,7 @@ class EngineDecoder:
     ) -> None:
         self._engine, self._model, self._batch, self._aligner = engine, model, batch, aligner
         self._language, self._context, self._reader = language, context, reader
-        self._max_new_tokens, self._live = max_new_tokens, live
+        self._token_limit, self._live = token_limit, live
         self._running: dict[Request, tuple[Recording, Task]] = {}
         self._retried = retried
         self._listening: Request | None = None
@@ -132,8 +133,8 @@ class EngineDecoder:
         """As for `Decoder`."""
         task = recording.waiting.popleft()
         task.reader = self._reader()
-        request = self._request()
-        request.streams = self.every_token
+        request = self._request(task.seconds)
+        request.streams = self.every_token or recording.conversation is not None
         self._running[request] = recording, task
         self._engine.submit(request, audio.NOTHING if task.samples is None else task.samples, ended=True)
 
@@ -144,7 +145,8 @@ class EngineDecoder:
             self._listening = None
         samples = segment.samples[:LONGEST]
         if self._listening is None:
-            self._listening, self._from, self._heard = self._request(), segment.start, len(samples)
+            self._listening, self._from = self._request(CHUNK_SECONDS), segment.start
+            self._heard = len(samples)
             self._engine.submit(self._listening, samples.copy(), ended=False)
         elif len(samples) > self._heard:
             self._engine.feed(self._listening, samples[self._heard :].copy())
@@ -206,14 +208,15 @@ class EngineDecoder:
         """As for `Decoder`."""
         if not self._running:
             return False
-        for request in self._running:
-            request.streams = self.every_token
+        for request, (recording, _) in self._running.items():
+            request.streams = self.every_token or recording.conversation is not None
         self._wait()
         for request in list(self._running):
             recording, task = self._running[request]
             done = request.done
             self._take(request, task)
             if not done:
+                recording.hear(task)
                 continue
             del self._running[request]
             failure = request.failure
@@ -244,7 +247,7 @@ class EngineDecoder:
 
     def text_of(self, recording: Recording) -> str:
         """As for `Decoder`."""
-        return next((task.text for whose, task in list(self._running.values()) if whose is recording), "")
+        return next((task.last_text for whose, task in list(self._running.values()) if whose is recording), "")
 
     def _check(self) -> None:
         if self._cancelled:
@@ -253,10 +256,10 @@ class EngineDecoder:
         if self._finalized:
             raise ClosedError("this transcription has been freed by the garbage collector: begin another one")
 
-    def _request(self) -> Request:
+    def _request(self, seconds: float) -> Request:
         self._check()
         return Request(
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=self._token_limit(seconds),
             attention=self._aligner is not None,
             language=self._language,
             context=self._context,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -11,10 +13,29 @@ class Piece(NamedTuple):
     Attributes:
         step: Which token it is of, counted from the first one that the model wrote.
         content: Bytes, which may end inside a character.
+        turn: Which of the reader's turns it belongs to.
     """
 
     step: int
     content: bytes
+    turn: int = 0
+
+
+@dataclasses.dataclass
+class Turn:
+    """What somebody says without a break, as the model tells it.
+
+    Attributes:
+        start: Seconds from the beginning of what the model heard. None: it does not say.
+        speaker: Number of the speaker, from 1. None: it does not say.
+        end: Seconds. None: it does not say, or not yet.
+        closed: Nothing will be added to it.
+    """
+
+    start: float | None
+    speaker: int | None
+    end: float | None = None
+    closed: bool = False
 
 
 class Reader(Protocol):
@@ -22,6 +43,10 @@ class Reader(Protocol):
 
     language: str | None
     """Code of the language, as far as it is known."""
+
+    @property
+    def turns(self) -> Sequence[Turn] | None:
+        """Who spoke when, as far as it was read. None: the text is not divided."""
 
     def read(self, content: bytes) -> list[Piece]:
         """Takes the bytes of the next token; gives what is known to be text now, of this one and those held back."""
@@ -36,6 +61,8 @@ class PlainReader:
     Args:
         language: Code of the language, if it is known.
     """
+
+    turns = None
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language

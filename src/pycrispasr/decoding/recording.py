@@ -5,17 +5,20 @@ from __future__ import annotations
 import codecs
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pycrispasr import audio
+from pycrispasr.decoding.conversation import Conversation, Utterance
 from pycrispasr.decoding.reader import Piece, PlainReader, Reader
 from pycrispasr.decoding.word_times import Kind
 from pycrispasr.errors import AudioError, PycrispasrError
 from pycrispasr.options import ReadingOptions
 from pycrispasr.results.segment import Segment, Status, Token, Word
 from pycrispasr.results.transcript import Timings, Transcript
+from pycrispasr.segmentation.parts import PartsSegmenter
 from pycrispasr.segmentation.segmenter import AudioSegment, Segmenter, quietest
 from pycrispasr.text import join, separator
 
@@ -31,23 +34,28 @@ class Task:
     Args:
         start: Where it begins, in samples from the beginning of the audio.
         samples: Its samples.
-        whole: It is no part of a segment that was split.
+        whole: It may be split if it does not end well: it is no part of one that was.
+        overlapped: The next one begins before its end.
     """
 
-    def __init__(self, start: int, samples: audio.Samples, *, whole: bool = True) -> None:
+    def __init__(self, start: int, samples: audio.Samples, *, whole: bool = True, overlapped: bool = False) -> None:
         self.start, self.end = start, start + len(samples)
+        self.overlapped = overlapped
         self.samples: audio.Samples | None = samples  # as long as they are needed
         self.words: tuple[Word, ...] | None = None
         self.status: Status | None = None  # as long as it is not done
         self.may_split = whole  # if it does not end well: not when somebody has got tokens of it
+        self.is_streamed = False  # its tokens are given before it is done
         self.failure: PycrispasrError | None = None
         self._parts: Sequence[Segment] | None = None
         self.reader: Reader = PlainReader()  # before the first token another one may be set
         self.tokens: list[Token] = []  # of the text
         self.steps: list[int] = []  # which of all that the model wrote each of these is
+        self.before: str | None = None  # the recording's text before it, once that is final
+        self._turns: list[int] = []  # to which of the reader's turns each token belongs
         self._written: list[tuple[int, float]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._content = bytearray()
+        self._contents = [bytearray()]  # of the reader's turns
 
     def add(self, token: int, probability: float, content: bytes) -> None:
         """Takes the next token that the model wrote."""
@@ -59,11 +67,15 @@ class Task:
         self._take(self.reader.end())
 
     def _take(self, pieces: Iterable[Piece]) -> None:
-        for step, content in pieces:
+        for step, content, turn in pieces:
             token, probability = self._written[step]
-            self._content += content
+            while turn >= len(self._contents):
+                self._contents.append(bytearray())
+                self._decoder.reset()
+            self._contents[turn] += content
             self.tokens.append(Token(token, self._decoder.decode(content), probability))
             self.steps.append(step)
+            self._turns.append(turn)
 
     @property
     def n_steps(self) -> int:
@@ -83,21 +95,75 @@ class Task:
     @property
     def text(self) -> str:
         """The text so far, without surrounding whitespace."""
-        return self._content.decode("utf-8", "replace").strip()
+        return functools.reduce(join, (self._turn_text(turn) for turn in range(len(self._contents))))
+
+    def _turn_text(self, turn: int) -> str:
+        return self._contents[turn].decode("utf-8", "replace").strip()
 
     @property
     def seconds(self) -> float:
         """Its length."""
         return (self.end - self.start) / audio.SAMPLE_RATE
 
+    @property
+    def seconds_left(self) -> float:
+        """Of its length, what no text has been written for, as far as the model tells."""
+        ends = [turn.end for turn in self.reader.turns or () if turn.end is not None]
+        return max(0.0, self.seconds - max(ends, default=0.0))
+
+    @property
+    def last_text(self) -> str:
+        """What is being written: its text, or that of the last turn."""
+        return self.text if self.reader.turns is None else self._turn_text(len(self._contents) - 1)
+
     def segments(self, before: str) -> Iterator[Segment]:
-        """All of it so far: one segment, or those that the runtime made. `before` is the text before it."""
+        """All of it so far: one segment, or those that the runtime or the reader made.
+
+        Args:
+            before: The text before it.
+        """
+        if self.reader.turns is not None and self.status is not None:
+            for _, segment in self.utterances():
+                yield dataclasses.replace(segment, tokens=_separated(segment.tokens, before))
+                before = join(before, segment.text)
+            return
         if self._parts is None:
             yield self.segment(before)
             return
         for part in self._parts:
             yield _moved(part, self.start / audio.SAMPLE_RATE, self.end / audio.SAMPLE_RATE, before)
             before = join(before, part.text)
+
+    def utterances(self) -> list[Utterance]:
+        """What its reader's turns say, as far as they are complete; those without text are left out.
+
+        They begin one after the other, and lie inside it. Where it did not end well, the last one has its status.
+        """
+        found: list[Utterance] = []
+        turns = self.reader.turns or ()
+        begin, length = 0.0, self.seconds
+
+        def add(start: float, end: float, text: str, tokens: Iterable[Token], speaker: int | None) -> None:
+            first = self.start / audio.SAMPLE_RATE
+            found.append(Utterance(speaker, Segment(first + start, first + end, text, tuple(tokens), "ok")))
+
+        for place, turn in enumerate(turns):
+            if not turn.closed and self.status is None:
+                break
+            begin = min(max(begin, turn.start or 0.0), length)
+            later = turn.end
+            if later is None:
+                later = next((one.start for one in turns[place + 1 :] if one.start is not None), length)
+            if text := self._turn_text(place) if place < len(self._contents) else "":
+                tokens = (token for token, of in zip(self.tokens, self._turns, strict=True) if of == place)
+                add(begin, min(max(begin, later), length), text, tokens, turn.speaker)
+        if self.status is not None and self.status != "ok":
+            if not found or turns[-1].closed:
+                add(found[-1].segment.end - self.start / audio.SAMPLE_RATE if found else 0.0, length, "", (), None)
+            number, last = found.pop()
+            error = str(self.failure) if self.failure else None
+            found.append(Utterance(number, dataclasses.replace(last, status=self.status, error=error)))
+        return found
 
     def segment(self, before: str) -> Segment:
         """All of it so far. Its first text begins with what separates it from the text before it."""
@@ -111,6 +177,10 @@ class Task:
             error=str(self.failure) if self.failure else None,
             language=self.reader.language,
         )
+
+    def written(self, before: str) -> tuple[Token, ...]:
+        """Its tokens. `before` is the recording's text before it, unless it is final."""
+        return _separated(self.tokens, before if self.before is None else self.before)
 
     def halves(self) -> list[Task]:
         """The same audio cut at the quietest place of its middle half; nothing where that is too short."""
@@ -130,9 +200,15 @@ class Recording:
     Args:
         reader: Where its audio comes from, as far as it is needed; None where segments are appended from outside.
         segmenter: Divides it.
+        conversation: Puts together what is told of its speakers. None: nothing is.
     """
 
-    def __init__(self, reader: audio.AudioReader | None = None, segmenter: Segmenter | None = None) -> None:
+    def __init__(
+        self,
+        reader: audio.AudioReader | None = None,
+        segmenter: Segmenter | PartsSegmenter | None = None,
+        conversation: Conversation | None = None,
+    ) -> None:
         self.begun = time.perf_counter()
         self.n_samples = 0  # of all its audio so far
         self.tasks: list[Task] = []  # in order
@@ -144,14 +220,20 @@ class Recording:
         self.language: str | None = None
         self.word_times: Kind | None = None
         self.failure: PycrispasrError | None = None  # of all of it
+        self.conversation = conversation
         self._reader = reader
         self._source = None if reader is None or segmenter is None else self._read(reader, segmenter)
         self._work: dict[str, float] = dict.fromkeys(_WORK, 0)
 
     @classmethod
-    def open(cls, recording: audio.Audio, options: ReadingOptions) -> Recording:
+    def open(
+        cls,
+        recording: audio.Audio,
+        options: ReadingOptions,
+        segmenter: Segmenter | PartsSegmenter,
+        conversation: Conversation | None = None,
+    ) -> Recording:
         """One that is read as it is needed; where it cannot even be opened, its `failure` is set."""
-        segmenter = Segmenter(vad=options.vad, silence=options.silence)
         try:
             reader = audio.open(
                 recording,
@@ -165,9 +247,9 @@ class Recording:
             opened = cls()
             opened._break_off(error)
             return opened
-        return cls(reader, segmenter)
+        return cls(reader, segmenter, conversation)
 
-    def _read(self, reader: audio.AudioReader, segmenter: Segmenter) -> Iterator[AudioSegment]:
+    def _read(self, reader: audio.AudioReader, segmenter: Segmenter | PartsSegmenter) -> Iterator[AudioSegment]:
         failure: PycrispasrError | None = None
         with reader:
             try:
@@ -204,7 +286,8 @@ class Recording:
 
     def append(self, segment: AudioSegment) -> None:
         """Another segment's audio is complete."""
-        self.tasks.append(Task(segment.start, segment.samples))
+        whole = self.conversation is None  # parts of a part would number its speakers anew
+        self.tasks.append(Task(segment.start, segment.samples, whole=whole, overlapped=segment.overlapped))
         self.waiting.append(self.tasks[-1])
 
     @property
@@ -221,7 +304,7 @@ class Recording:
     def seconds_done(self) -> float:
         """How much of it is done, or needs nothing to be done."""
         known = self.n_samples if self._source is None else self.tasks[-1].end if self.tasks else 0
-        undone = sum(task.seconds for task in self.tasks[self.n_final :] if task.status is None)
+        undone = sum(task.seconds_left for task in self.tasks[self.n_final :] if task.status is None)
         return known / audio.SAMPLE_RATE - undone
 
     @property
@@ -241,7 +324,7 @@ class Recording:
         """
         self._add(self._work, result)
         status: Status = "looped" if result["looped"] else "truncated" if result["truncated"] else "ok"
-        if status not in retried or not self._split(task):
+        if status not in retried or task.is_streamed or not self._split(task):
             task.end_with(status)
         self._settle()
 
@@ -269,12 +352,30 @@ class Recording:
     def _settle(self) -> None:
         """What is done becomes final, in order."""
         while self.n_final < len(self.tasks) and (task := self.tasks[self.n_final]).status:
-            for segment in task.segments(self.text):
-                self.finals.append(segment)
-                self.text = join(self.text, segment.text)
+            task.before = self.text
+            if self.conversation is None:
+                for segment in task.segments(self.text):
+                    self._finish(segment)
+            else:
+                self.hear(task)
             self.n_final += 1
         if self.finished and self.tasks and all(task.failure for task in self.tasks):
             self.failure = self.tasks[0].failure
+
+    def hear(self, task: Task) -> None:
+        """Takes what a task tells of its speakers by now."""
+        if self.conversation is not None:
+            start, end = task.start / audio.SAMPLE_RATE, task.end / audio.SAMPLE_RATE
+            for segment in self.conversation.update(
+                self.tasks.index(task, self.n_final), start, end if task.overlapped else None, task.utterances(),
+                done=task.status is not None,
+            ):  # fmt: skip
+                self._finish(dataclasses.replace(segment, tokens=_separated(segment.tokens, self.text)))
+
+    def _finish(self, segment: Segment) -> None:
+        """A segment is final."""
+        self.finals.append(segment)
+        self.text = join(self.text, segment.text)
 
     def transcript(
         self,
@@ -294,7 +395,11 @@ class Recording:
             self._add(work, result)
         begun = [task for task, _ in running or ()]
         segments, text = list(self.finals), self.text
-        for task in [*self.tasks[self.n_final :], heard]:
+        if self.conversation is not None and running is not None:
+            for segment in self.conversation.rest():
+                segments.append(dataclasses.replace(segment, tokens=_separated(segment.tokens, text)))
+                text = join(text, segment.text)
+        for task in [*self.tasks[self.n_final :], heard] if self.conversation is None else ():
             if task and (task.status or task is heard or task in begun):
                 for segment in task.segments(text):
                     segments.append(segment)
@@ -305,7 +410,10 @@ class Recording:
             duration=self.seconds,
             language=self.language or _main_language(segments),
             complete=running is None and not self.lost and all(segment.status == "ok" for segment in segments),
-            warnings=tuple(self._reader.warnings) if self._reader else (),
+            warnings=(
+                *(self._reader.warnings if self._reader else ()),
+                *(self.conversation.warnings if self.conversation else ()),
+            ),
             timings=Timings(
                 prompt_tokens=int(work.pop("n_prompt_tokens")),
                 tokens=int(work.pop("n_tokens")),

@@ -122,27 +122,46 @@ class Scheduler:
     def next_token(self) -> Token | None:
         """The next token, in order, segment by segment; None behind the last one.
 
-        A segment of which a token was given is not tried again.
+        A segment whose tokens are given one by one is not tried again where its text loops or is cut off: whether it
+        were must not depend on who is faster, its decoder or its reader.
 
         Raises:
             PycrispasrError: What a whole recording failed of.
         """
         while (recording := self.current()) is not None:
+            if recording.conversation is not None:
+                token = self._next_of_finals(recording)
+                if token is not None:
+                    return token
+                self._give_back_sound()
+                continue
             if self._task == len(recording.tasks) and not recording.ready():
                 self._give_back_sound()
                 continue
             task = recording.tasks[self._task]
+            task.is_streamed = True
             if self._token < len(task.tokens):
                 task.may_split = False
                 self._token += 1
-                final = self._task < recording.n_final
-                segment = recording.finals[self._task] if final else task.segment(recording.text)
-                return segment.tokens[self._token - 1]
+                return task.written(recording.text)[self._token - 1]
             if task.status:
                 self._task, self._token = self._task + 1, 0
             else:
                 self.step(1, every_token=True)
         return None
+
+    def _next_of_finals(self, recording: Recording) -> Token | None:
+        """The next token of a recording's final segments; None behind the last one."""
+        while True:
+            while self._segment < len(recording.finals):
+                tokens = recording.finals[self._segment].tokens
+                if self._token < len(tokens):
+                    self._token += 1
+                    return tokens[self._token - 1]
+                self._segment, self._token = self._segment + 1, 0
+            if recording.finished:
+                return None
+            self.step()
 
     def partials(self) -> list[Transcript]:
         """What there is of each recording that was begun, in order."""

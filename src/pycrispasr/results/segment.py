@@ -48,7 +48,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of audio of at most 30 seconds, and its text.
+    """A piece of audio, and its text: of at most 30 seconds, or what one speaker says where the model tells that.
 
     Attributes:
         start: Seconds from the beginning of the audio.
@@ -63,6 +63,8 @@ class Segment:
         error: What went wrong where the status is "failed", or else None.
         language: Code of the language, "en" for example; its English name where there is no code for it; None where the
             model tells none, or heard no speech.
+        speaker: Who speaks: a name that was given, or "Speaker 1" and so on in the order in which they are first heard.
+            None where the model does not tell.
     """
 
     start: float
@@ -73,6 +75,7 @@ class Segment:
     words: tuple[Word, ...] | None = None
     error: str | None = None
     language: str | None = None
+    speaker: str | None = None
 
 
 def without_nan(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class AudioSegment(NamedTuple):
 
     start: int  # in samples from the beginning of the audio
     samples: Samples
+    overlapped: bool = False  # the next one begins before its end
 
 
 class SpeechStart(NamedTuple):
@@ -83,7 +84,7 @@ class Segmenter:
         self._auto = vad == "auto"
         self._level = 0.0  # power of speech
         self._silence = round(options.silence_seconds * SAMPLE_RATE)
-        self._held = _Held()  # samples from here on
+        self._held = HeldSamples()  # samples from here on
         self._start = 0  # of the segment, or the earliest place where the next one may begin
         self._open = vad != "on"
         self._now = 0  # samples that the detector has seen
@@ -236,7 +237,7 @@ def quietest(samples: Samples, begin: int, end: int) -> int:
     return begin + (last + window // 2) * hop
 
 
-class _Held:
+class HeldSamples:
     """Samples that come in at one end and are dropped at the other."""
 
     def __init__(self) -> None:
@@ -244,9 +245,11 @@ class _Held:
         self._first = self._end = 0
 
     def view(self) -> Samples:
+        """Those that are held; they stand until the next call."""
         return self._data[self._first : self._end]
 
     def append(self, samples: Samples) -> None:
+        """Takes more of them."""
         if self._end + len(samples) > len(self._data):
             kept = self.view()
             self._data = np.empty(2 * (len(kept) + len(samples)), np.float32)
@@ -256,4 +259,5 @@ class _Held:
         self._end += len(samples)
 
     def drop(self, count: int) -> None:
+        """Forgets so many of the first."""
         self._first += count

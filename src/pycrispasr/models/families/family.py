@@ -40,6 +40,8 @@ class Family:
         languages: What `language` can be: English names, as the model writes them, by code. None: it takes none.
         takes_context: It can be told what the audio is about.
         reader: Makes what reads its text, given the code of the language that was asked for.
+        conversation: It tells who spoke when, and numbers speakers within what it hears in one go: a whole recording,
+            if that can be.
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class Family:
     languages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     takes_context: bool = False
     reader: Callable[[str | None], Reader] = PlainReader
+    conversation: bool = False
 
     def shapes(self, sizes: Mapping[str, int | float | bool]) -> dict[str, tuple[int, ...]]:
         """Every tensor of a model of these sizes, by its shared name, in the order in which data flows through it.

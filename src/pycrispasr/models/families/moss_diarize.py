@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pycrispasr.decoding.reader import Piece, Turn
 from pycrispasr.models.chat_template import chat_template
 from pycrispasr.models.families.family import Family
 from pycrispasr.models.families.parts import (
@@ -18,6 +21,132 @@ from pycrispasr.models.families.parts import (
     qwen3_config,
     whisper_tower_config,
 )
+
+_TIME = re.compile(rb"\[(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)\]")
+_SPEAKER = re.compile(rb"\[S(\d+)\]")
+_IN_MARKS = b"0123456789.:S"
+_LONGEST = 32  # bytes of a mark
+
+
+class TurnReader:
+    """Reads "[0.12][S01]Hello.[1.48][1.6][S02]Yes.[2.04]": who said what, and when.
+
+    All but these marks is text. What has no speaker in front of it is a turn without one. A time behind which text goes
+    on is a part of the text, as its makers have it.
+
+    Args:
+        language: Is not told by the model.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
+        self.language = language
+        self._turns: list[Turn] = []
+        self._steps = 0
+        self._held: list[tuple[int, int]] = []  # a mark so far: the bytes with their tokens
+        self._end: list[tuple[int, int]] = []  # the mark that ended the last turn, unless text goes on, and space
+        self._next: float | None = None  # where the next turn begins
+        self._is_open = self._has_text = False  # the last turn
+
+    def read(self, content: bytes) -> list[Piece]:
+        """As for `Reader`."""
+        text: list[tuple[int, int, int]] = []  # turn, token, byte
+        for byte in content:
+            self._take(self._steps, byte, text)
+        self._steps += 1
+        return _joined(text)
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """As for `Reader`."""
+        return self._turns
+
+    def end(self) -> list[Piece]:
+        """As for `Reader`."""
+        text: list[tuple[int, int, int]] = []
+        self._release(text)
+        self._close()
+        return _joined(text)
+
+    def _take(self, step: int, byte: int, text: list[tuple[int, int, int]]) -> None:
+        if byte == ord("["):
+            self._release(text)
+            self._held = [(step, byte)]
+        elif not self._held:
+            self._write(step, byte, text)
+        else:
+            self._held.append((step, byte))
+            mark = bytes(one for _, one in self._held)
+            if byte == ord("]"):
+                if (time := _TIME.fullmatch(mark)) is not None:
+                    self._time(
+                        sum(float(part or 0) * unit for part, unit in zip(_clock(time), (3600, 60, 1), strict=True))
+                    )
+                elif (speaker := _SPEAKER.fullmatch(mark)) is not None:
+                    self._speaker(int(speaker[1]))
+                else:
+                    self._release(text)
+                self._held = []
+            elif byte not in _IN_MARKS or len(mark) > _LONGEST:
+                self._release(text)
+
+    def _release(self, text: list[tuple[int, int, int]]) -> None:
+        """What was held is no mark."""
+        held, self._held = self._held, []
+        for step, byte in held:
+            self._write(step, byte, text)
+
+    def _write(self, step: int, byte: int, text: list[tuple[int, int, int]]) -> None:
+        if bytes((byte,)).isspace() and not self._is_open:
+            if self._end:
+                self._end.append((step, byte))
+            return
+        if not self._is_open and self._end:  # the time was a part of the text
+            self._is_open, self._turns[-1].end = True, None
+            text += [(len(self._turns) - 1, *one) for one in self._end]
+            self._end = []
+        elif not self._is_open:
+            self._begin(None)
+        self._has_text = True
+        text.append((len(self._turns) - 1, step, byte))
+
+    def _time(self, seconds: float) -> None:
+        if not self._is_open:
+            self._close()
+            self._next = seconds
+        elif not self._has_text and self._turns[-1].start is None:
+            self._turns[-1].start = seconds
+        else:
+            self._turns[-1].end, self._is_open, self._end = seconds, False, list(self._held)
+
+    def _speaker(self, number: int) -> None:
+        self._begin(number)
+
+    def _begin(self, speaker: int | None) -> None:
+        before = self._turns[-1].end if self._turns else None
+        self._close()
+        self._turns.append(Turn(self._next if self._next is not None else before, speaker))
+        self._next, self._is_open, self._has_text = None, True, False
+
+    def _close(self) -> None:
+        """Nothing more comes of the last turn."""
+        if self._turns:
+            self._turns[-1].closed = True
+        self._is_open, self._end = False, []
+
+
+def _clock(time: re.Match[bytes]) -> tuple[bytes | None, bytes | None, bytes]:
+    """Hours, minutes and seconds: of two numbers the first are minutes."""
+    first, second, seconds = time.groups()
+    return (first, second, seconds) if second is not None else (None, first, seconds)
+
+
+def _joined(text: list[tuple[int, int, int]]) -> list[Piece]:
+    """Bytes with their turns and tokens as pieces."""
+    return [
+        Piece(step, bytes(byte for _, _, byte in group), turn)
+        for (turn, step), group in itertools.groupby(text, key=lambda one: one[:2])
+    ]
+
 
 _PARTS = (WHISPER_TOWER, NORMED_MLP, QWEN3)
 
@@ -160,4 +289,6 @@ FAMILY = Family(
     in_checkpoint=_in_checkpoint,
     texts=_prompt,
     takes_context=True,
+    reader=TurnReader,
+    conversation=True,
 )

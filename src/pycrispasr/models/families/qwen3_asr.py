@@ -32,6 +32,8 @@ class LanguageReader:
     Where the tag does not come, everything is text, as its makers have it.
     """
 
+    turns = None
+
     def __init__(self) -> None:
         self.language: str | None = None
         self._held: list[bytes] | None = []  # tokens before the text; None behind its beginning
