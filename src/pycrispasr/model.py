@@ -448,6 +448,11 @@ class Model:
         return self._family is not None and self._family.takes_context
 
     @property
+    def tells_speakers(self) -> bool:
+        """True where the model tells speakers apart, for `Segment.speaker`."""
+        return self._family is not None and self._family.conversation
+
+    @property
     def runtime(self) -> Runtime:
         """What computes: "pycrispasr" or "crispasr"."""
         return self._runtime

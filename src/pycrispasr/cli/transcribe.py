@@ -141,6 +141,14 @@ def transcribe(
     language: Language = None,
     context: Context = None,
     context_file: ContextFile = None,
+    speakers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speaker",
+            metavar="NAME",
+            help="Who speaks first, again for who is next, if the model tells.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where the text of a segment is cut. Default: 512, tried again in parts.")
     ] = None,
@@ -201,7 +209,7 @@ def transcribe(
         options: JobKeywords = {
             "channel": channel, "track": track, "vad": vad.value, "silence": silence,
             "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps, "limits": limits,
-            "language": language, "context": expected,
+            "language": language, "context": expected, "speakers": speakers,
         }  # fmt: skip
         if batch is not None:
             options["batch"] = batch
@@ -315,9 +323,10 @@ class _Work:
         """Prints those that are new, of all segments of a recording that are final."""
         if self._prints(job):
             for segment in segments[self._shown :]:
-                gap = separator(self._text, segment.text)
-                self._progress.print(segment.text, gap=gap)
-                self._text += gap + segment.text
+                text = formats.labelled(segment)
+                gap = "\n" if segment.speaker and self._text else separator(self._text, text)
+                self._progress.print(text, gap=gap)
+                self._text += gap + text
                 self._shown += 1
 
     def _finish(self, job: _Item, transcript: Transcript, *, partial: bool = False) -> None:

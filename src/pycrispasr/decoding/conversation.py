@@ -114,7 +114,7 @@ class Conversation:
         """Those that were not given yet, with their speakers' names."""
         for number, segment in utterances[self._given :]:
             self._given += 1
-            self._unlabelled += number is None
+            self._unlabelled += number is None and bool(segment.text)
             yield dataclasses.replace(segment, speaker=None if number is None else self._name(number, segment.start))
 
     def _name(self, number: int, start: float) -> str:

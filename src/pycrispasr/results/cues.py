@@ -38,12 +38,14 @@ class Cue:
         lines: The text.
         words: What the lines are made of, with times, where the segment has its words' times; else nothing. A word
             that is longer than a line is in several parts here.
+        speaker: Who speaks, where the segment tells it.
     """
 
     start: float
     end: float
     lines: tuple[str, ...]
     words: tuple[Word, ...] = ()
+    speaker: str | None = None
 
     @property
     def text(self) -> str:
@@ -52,7 +54,12 @@ class Cue:
 
 
 def cues(
-    transcript: Transcript, *, max_line_chars: int = 42, max_lines: int = 2, max_cue_seconds: float = 7.0
+    transcript: Transcript,
+    *,
+    max_line_chars: int = 42,
+    max_lines: int = 2,
+    max_cue_seconds: float = 7.0,
+    names: bool = False,
 ) -> list[Cue]:
     """A transcript as subtitles.
 
@@ -67,6 +74,7 @@ def cues(
             longer is cut in two.
         max_lines: The most lines of a cue.
         max_cue_seconds: How long a cue lasts at the most, also where its last word goes on.
+        names: Write the name of a speaker before the first text of his, and where another one has spoken in between.
 
     Raises:
         UsageError: `max_line_chars` is below 2, `max_lines` below 1, or `max_cue_seconds` below 0.1 or infinite.
@@ -79,8 +87,13 @@ def cues(
         raise UsageError(f"max_cue_seconds cannot be {max_cue_seconds}: it must be at least 0.1")
     found: list[Cue] = []
     free = 0  # milliseconds up to where the screen is taken
+    speaker = None
     for segment in map(_plain, transcript.segments):
-        units = [part for unit in _units(segment) for part in _cut(unit, max_line_chars)]
+        spoken = _units(segment)
+        if names and spoken and segment.speaker and segment.speaker != speaker:
+            spoken = _named(segment.speaker, spoken)
+        speaker = segment.speaker if spoken else speaker
+        units = [part for unit in spoken for part in _cut(unit, max_line_chars)]
         while units:
             lines = _lines(units, max_line_chars, max_lines, max_cue_seconds)
             shown = [unit for line in lines for unit in line]
@@ -93,9 +106,17 @@ def cues(
                     free / 1000,
                     tuple(map(_text, lines)),
                     tuple(dataclasses.replace(unit, text=unit.text.strip()) for unit in shown) if segment.words else (),
+                    segment.speaker,
                 )
             )
     return found
+
+
+def _named(speaker: str, units: list[Word]) -> list[Word]:
+    """Words with the name of their speaker in front of them."""
+    name = [dataclasses.replace(units[0], text=text, end=units[0].start) for text in pieces(f"{speaker}:")]
+    first = units[0].text
+    return [*name, dataclasses.replace(units[0], text=separator(":", first) + first), *units[1:]]
 
 
 def spaced_words(segment: Segment) -> Iterator[Word]:
@@ -117,8 +138,9 @@ def spaced_words(segment: Segment) -> Iterator[Word]:
 
 def _plain(segment: Segment) -> Segment:
     """A segment without control characters."""
+    speaker = segment.speaker and (" ".join(plain(segment.speaker).split()) or None)
     words = segment.words and tuple(dataclasses.replace(word, text=plain(word.text)) for word in segment.words)
-    return dataclasses.replace(segment, text=plain(segment.text), words=words)
+    return dataclasses.replace(segment, text=plain(segment.text), words=words, speaker=speaker)
 
 
 def _units(segment: Segment) -> list[Word]:

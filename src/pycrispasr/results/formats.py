@@ -25,8 +25,18 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def to_txt(transcript: Transcript) -> str:
-    """The text alone, in one piece and without a newline at its end."""
+    """The text alone, in one piece and without a newline at its end.
+
+    Where segments have speakers, a line for each, with the name before the text.
+    """
+    if any(segment.speaker for segment in transcript.segments):
+        return "\n".join(labelled(segment) for segment in transcript.segments if segment.text)
     return plain(transcript.text)
+
+
+def labelled(segment: Segment) -> str:
+    """A segment's text, with the name of its speaker before it, if it has one: "Speaker 1: Hello."."""
+    return f"{_cell(segment.speaker)}: {_cell(segment.text)}" if segment.speaker else plain(segment.text)
 
 
 def to_srt(
@@ -34,9 +44,12 @@ def to_srt(
 ) -> str:
     """SubRip subtitles, see `cues`.
 
-    Characters stand as they are, since the format knows no escapes; only the arrow that marks times loses a dash.
+    Characters stand as they are, since the format knows no escapes; only the arrow that marks times loses a dash. Where
+    another speaker begins, the name stands before the text.
     """
-    found = cues(transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
+    found = cues(
+        transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds, names=True
+    )
     return "\n".join(
         f"{number}\n{_clock(milliseconds(cue.start), ',')} --> {_clock(milliseconds(cue.end), ',')}\n"
         f"{_without_arrows(cue.text)}\n"
@@ -49,12 +62,13 @@ def to_vtt(
 ) -> str:
     """WebVTT subtitles, see `cues`. Where words have times, these stand before them, for players that follow the voice.
 
-    A note names each segment that failed.
+    A voice span names each cue's speaker, and a note each segment that failed.
     """
     found = cues(transcript, max_line_chars=max_line_chars, max_lines=max_lines, max_cue_seconds=max_cue_seconds)
     blocks = [f"NOTE {_without_arrows(_failure(segment))}\n" for segment in _failed(transcript)]
     blocks += [
-        f"{_clock(milliseconds(cue.start), '.')} --> {_clock(milliseconds(cue.end), '.')}\n{_vtt_text(cue)}\n"
+        f"{_clock(milliseconds(cue.start), '.')} --> {_clock(milliseconds(cue.end), '.')}\n"
+        f"{_voice(cue)}{_vtt_text(cue)}\n"
         for cue in found
     ]
     return "\n".join(["WEBVTT\n", *blocks])
@@ -63,6 +77,11 @@ def to_vtt(
 def _without_arrows(text: str) -> str:
     """Without what marks a line of times in subtitles."""
     return re.sub("--+>", "->", text)
+
+
+def _voice(cue: Cue) -> str:
+    """The beginning of a voice span, which the cue's end ends."""
+    return f"<v {html.escape(_cell(cue.speaker), quote=False)}>" if cue.speaker else ""
 
 
 def _vtt_text(cue: Cue) -> str:
@@ -80,26 +99,31 @@ def _vtt_text(cue: Cue) -> str:
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """A line "start", "end", "text" for each segment with text, separated by tabs, below a header. In milliseconds."""
+    """A line "start", "end", "text" for each segment with text, separated by tabs, below a header. In milliseconds.
+
+    Where segments have speakers, a column "speaker" stands before the text.
+    """
+    named = any(segment.speaker for segment in transcript.segments)
     rows = [
-        f"{milliseconds(segment.start)}\t{milliseconds(segment.end)}\t{_cell(segment.text)}\n"
+        f"{milliseconds(segment.start)}\t{milliseconds(segment.end)}\t"
+        f"{_cell(segment.speaker or '') + chr(9) if named else ''}{_cell(segment.text)}\n"
         for segment in transcript.segments
         if _cell(segment.text)
     ]
-    return "start\tend\ttext\n" + "".join(rows)
+    return f"start\tend\t{'speaker' + chr(9) if named else ''}text\n" + "".join(rows)
 
 
 def to_audacity(transcript: Transcript) -> str:
     """Labels for Audacity (File, Import, Labels): one for each word where words have times, else for each segment.
 
-    A segment that failed gets a label with its error.
+    A segment's label begins with the name of its speaker. A segment that failed gets a label with its error.
     """
     labels: list[tuple[float, float, str]] = []
     for segment in transcript.segments:
         if segment.words:
             labels += [(word.start, word.end, word.text) for word in segment.words]
         elif segment.text:
-            labels.append((segment.start, segment.end, segment.text))
+            labels.append((segment.start, segment.end, labelled(segment)))
         if segment.status == "failed":
             labels.append((segment.start, segment.end, f"[{_failure(segment)}]"))
     return "".join(f"{start:.6f}\t{end:.6f}\t{_cell(text)}\n" for start, end, text in labels)

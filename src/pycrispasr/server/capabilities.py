@@ -18,12 +18,14 @@ class Capabilities:
         takes_language: It can be told which of them is spoken; else it finds out by itself.
         prompt: It has a place for text that comes before the audio.
         tokens: It gives tokens with probabilities, and takes audio in parts.
+        speakers: It tells speakers apart.
     """
 
     languages: Mapping[str, str] | None
     takes_language: bool
     prompt: bool
     tokens: bool
+    speakers: bool = False
 
     def hints(
         self, language: str | None, languages: Sequence[str], prompt: str | None, keywords: Sequence[str]
@@ -48,4 +50,10 @@ def capabilities(model: Model) -> Capabilities:
         return Capabilities(None, takes_language=False, prompt=False, tokens=False)
     # MOSS-Transcribe takes no language, and has been trained on these two.
     languages = model.languages or {"en": "English", "zh": "Chinese"}
-    return Capabilities(languages, takes_language=bool(model.languages), prompt=model.takes_context, tokens=True)
+    return Capabilities(
+        languages,
+        takes_language=bool(model.languages),
+        prompt=model.takes_context,
+        tokens=True,
+        speakers=model.tells_speakers,
+    )

@@ -77,7 +77,7 @@ class TranscriptionForm(BaseModel):
     )
     keywords: list[str] = Field(default=[], description="As for `prompt`.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = Field(
-        default="json", description="diarized_json is an error: no model here tells speakers apart."
+        default="json", description="diarized_json is an error for a model that does not tell speakers apart."
     )
     temperature: Annotated[float | None, _Optional] = Field(
         default=None, ge=0, le=1, description="0: the most probable token is taken. Above it is an error."
@@ -89,7 +89,7 @@ class TranscriptionForm(BaseModel):
     chunking_strategy: Annotated[Literal["auto"] | ServerVad | None, _Optional] = Field(
         default=None, description="How long audio is divided. An object may be a JSON text."
     )
-    known_speaker_names: list[str] = Field(default=[], description="An error: no model here tells speakers apart.")
+    known_speaker_names: list[str] = Field(default=[], description="An error: no model here knows a voice again.")
     known_speaker_references: list[str] = Field(default=[], description="As for `known_speaker_names`.")
     stream: Annotated[bool | None, _Optional] = Field(
         default=None,
@@ -127,14 +127,9 @@ class TranscriptionForm(BaseModel):
         Raises:
             ApiError: 400.
         """
-        if self.response_format == "diarized_json":
-            raise invalid(
-                "response_format cannot be diarized_json: no model here tells speakers apart", "response_format",
-                "unsupported_value",
-            )  # fmt: skip
         for name in ("known_speaker_names", "known_speaker_references"):
             if getattr(self, name):
-                raise invalid(f"{name}: no model here tells speakers apart", name, "unsupported_parameter")
+                raise invalid(f"{name}: no model here knows a voice again", name, "unsupported_parameter")
         if self.temperature:
             raise invalid(
                 f"temperature cannot be {self.temperature}: the most probable token is taken at every step, send 0",
@@ -159,6 +154,11 @@ class TranscriptionForm(BaseModel):
         Raises:
             ApiError: 400: the model does not know a language, or has no probabilities.
         """
+        if self.response_format == "diarized_json" and not able.speakers:
+            raise invalid(
+                "response_format cannot be diarized_json: this model does not tell speakers apart", "response_format",
+                "unsupported_value",
+            )  # fmt: skip
         check_language(self.language, able, "language")
         for language in self.languages:
             check_language(language, able, "languages")

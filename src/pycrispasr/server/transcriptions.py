@@ -260,7 +260,10 @@ class _Work:
         if kind == "vtt":
             return Response(formats.to_vtt(transcript), media_type="text/vtt", headers=headers)
         content: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
-        if kind == "verbose_json":
+        if kind == "diarized_json":
+            content |= {"task": "transcribe", "duration": transcript.duration}
+            content["segments"] = list(_diarized_segments(transcript.segments))
+        elif kind == "verbose_json":
             content |= self._verbose(transcript.text, transcript.language, transcript.duration, transcript.segments)
         else:
             content |= self._with(self._logprobs(t for segment in transcript.segments for t in segment.tokens))
@@ -311,6 +314,18 @@ def _verbose_segments(segments: Iterable[Segment]) -> Iterator[dict[str, Any]]:
             "end": segment.end,
             "text": segment.text,
             **numbers,
+        }
+
+
+def _diarized_segments(segments: Iterable[Segment]) -> Iterator[dict[str, Any]]:
+    for place, segment in enumerate(segments):
+        yield {
+            "type": "transcript.text.segment",
+            "id": f"seg_{place}",
+            "start": segment.start,
+            "end": segment.end,
+            "text": segment.text,
+            "speaker": segment.speaker or "",
         }
 
 
