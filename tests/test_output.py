@@ -53,6 +53,8 @@ def test_standard_input_and_urls_have_names() -> None:
     assert stems("-", "https://x.org/a/my%20talk.mp3?token=1", "http://x.org", "http://x.org/..%2f..%2fetc%3f") == [
         "out/stdin", "out/my talk", "out/x", "out/etc_"
     ]  # fmt: skip
+    dots = stems("x://./?a", "http://../?b", "http://x.org/%2e%2e", "http://x.org/a/...")  # which would be folders
+    assert dots == ["out/url", "out/url-2", "out/url-3", "out/url-4"]
     assert stems("-", "https://x.org/a.mp3", "sub/b.mp3", folder=None) == ["stdin", "a", "sub/b"]
 
 

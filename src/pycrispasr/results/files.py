@@ -255,7 +255,9 @@ def _name(recording: str) -> str:
     if "://" in recording:
         host, _, path = addresses.shown(recording).partition("://")[2].partition("?")[0].partition("/")
         name = PurePath(urllib.parse.unquote(path)).name or host
-        return re.sub(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*]', "_", name) or "url"  # what some system's names cannot have
+        if not name.strip("."):  # a folder, or the one above it
+            return "url"
+        return re.sub(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*]', "_", name)  # what some system's names cannot have
     return os.path.basename(os.path.abspath(recording)) or "recording"  # of "/", which has no name
 
 
