@@ -70,7 +70,7 @@ def test_a_cancelled_job_keeps_what_there_is_of_each_recording(tiny: Model) -> N
     sound = audio.load(RECORDINGS[1])
 
     def stop(progress: Progress) -> None:
-        if len(progress.segments) == 1 and progress.text:
+        if progress.segments and progress.text:  # at the second segment, unless that is written in no time
             job.cancel()
 
     job = tiny.job([sound, sound], sample_rate=16000, vad="on", batch=1, progress=stop)
@@ -79,8 +79,9 @@ def test_a_cancelled_job_keeps_what_there_is_of_each_recording(tiny: Model) -> N
     with pytest.raises(ClosedError):
         job.partial()
     partial = caught.value.partial
-    assert partial.segments[0].status == "ok"
-    assert partial.segments[-1].status == "cancelled"
+    *before, last = partial.segments
+    assert {segment.status for segment in before} == {"ok"}
+    assert last.status in ("ok", "cancelled")  # it may be complete when it is stopped
     assert TEXTS[1].startswith(partial.text)
     assert not partial.complete
 
