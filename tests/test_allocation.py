@@ -42,10 +42,11 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kernels", "failing", "step"),
     [
-        ("auto", "single", 1),
-        ("operations", "single", 3),
+        ("auto", "single", 5),
+        ("operations", "single", 7),
         ("auto", "onward", 11),
         ("operations", "onward", 11),
+        pytest.param("auto", "single", 1, marks=pytest.mark.slow),
         pytest.param("operations", "single", 1, marks=pytest.mark.slow),
         pytest.param("auto", "onward", 1, marks=pytest.mark.slow),
         pytest.param("operations", "onward", 1, marks=pytest.mark.slow),

@@ -83,11 +83,13 @@ def test_the_trace_tells_every_graph(nano_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["kernels.py", "--quick", "--threads", "1"],
-        ["scaling.py", "MODEL", "--minutes", "0.05", "--threads", "1", "--batches", "1", "2", "--batch-seconds", "40",
-         "--tokens", "2", "--runs", "1", "--out", "OUT"],
+        pytest.param(["kernels.py", "--quick", "--threads", "1"], id="kernels.py", marks=pytest.mark.slow),
+        pytest.param(
+            ["scaling.py", "MODEL", "--minutes", "0.05", "--threads", "1", "--batches", "1", "2", "--batch-seconds",
+             "40", "--tokens", "2", "--runs", "1", "--out", "OUT"],
+            id="scaling.py",
+        ),
     ],
-    ids=lambda command: command[0],
 )  # fmt: skip
 def test_the_scripts_run(command: list[str], nano_path: Path, tmp_path: Path) -> None:
     command = [{"MODEL": str(nano_path), "OUT": str(tmp_path)}.get(word, word) for word in command]

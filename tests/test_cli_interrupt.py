@@ -188,7 +188,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_and_the_rest_goes_on(tmp_path:
 
 
 @unix
-@pytest.mark.parametrize("columns", [80, 50, 30, 200])
+@pytest.mark.parametrize("columns", [80, 30, *(pytest.param(one, marks=pytest.mark.slow) for one in (50, 200))])
 def test_a_terminal_shows_a_bar_with_time_speed_and_text(columns: int, tmp_path: Path) -> None:
     """Each picture of it has two lines at the most, however narrow the terminal is."""
     recordings = [Composition(60, seed=seed).write(tmp_path / f"talk {seed}.flac") for seed in range(3)]

@@ -363,8 +363,8 @@ def test_a_file_that_vanishes_before_its_turn_does_not_stop_the_others(tree: Pat
 def test_a_killed_worker_leaves_whole_files_and_the_work_goes_on(tiny: Model, tmp_path: Path) -> None:
     recordings = tmp_path / "in"
     recordings.mkdir()
-    for number in range(12):
-        Composition(40, seed=number).write(recordings / f"{number:02}.flac")
+    for number in range(8):
+        Composition(30, seed=number).write(recordings / f"{number:02}.flac")
     out, results = tmp_path / "out", tmp_path / "results.jsonl"
     command = (*TINY, "--recursive", recordings, "-f", "json", "-f", "srt", "-o", out, "--results", results)
     with begin(*command, stderr=subprocess.DEVNULL) as process:
@@ -380,7 +380,7 @@ def test_a_killed_worker_leaves_whole_files_and_the_work_goes_on(tiny: Model, tm
     done = run(*command, "--resume")
     assert done.returncode == 0
     assert {name: (out / name).stat().st_mtime_ns for name in there} == before
-    assert names(out) == [f"{number:02}.{kind}" for number in range(12) for kind in ("json", "srt")]
+    assert names(out) == [f"{number:02}.{kind}" for number in range(8) for kind in ("json", "srt")]
     rows = list(map(json.loads, results.read_text().splitlines()))
     assert sorted(row["audio"] for row in rows) == [str(path) for path in sorted(recordings.iterdir())]
     for row in rows:

@@ -12,6 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,8 @@ class Counting:
     """A model that tells when it is asked to work, and gives what it is told to."""
 
     runtime = "pycrispasr"
+    languages = MappingProxyType({})
+    takes_context = False
 
     def __init__(self, *segments: Segment) -> None:
         self.calls: list[dict[str, Any]] = []

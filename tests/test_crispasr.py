@@ -55,7 +55,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pair.crispasr.close()
 
 
-@pytest.mark.parametrize("seconds", [1, 2.5, 8.01, 17, 30])
+@pytest.mark.parametrize("seconds", [1, 8.01, *(pytest.param(one, marks=pytest.mark.slow) for one in (2.5, 17, 30))])
 def test_every_stage_agrees(both: Both, seconds: float) -> None:
     samples = make_tones(seconds, seed=int(10 * seconds))
     session = native.NativeSession(both.native, threads=1)
@@ -84,7 +84,7 @@ def test_every_stage_agrees(both: Both, seconds: float) -> None:
     assert cosines(one, other) >= 1 - both.tolerance
 
 
-@pytest.mark.parametrize("seconds", [1, 9, 20])
+@pytest.mark.parametrize("seconds", [9, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 20))])
 def test_the_tokens_are_the_same(both: Both, seconds: float) -> None:
     samples = make_tones(seconds, seed=int(10 * seconds) + 1)
     session = native.NativeSession(both.native, threads=1, max_new_tokens=24)

@@ -66,7 +66,9 @@ def test_a_changed_matrix_shows_in_its_own_stage(model: Path, tmp_path: Path, te
 
 
 @needs_crispasr
-@pytest.mark.parametrize(("kind", "seed"), [("f16", 2), ("q8_0", 1), ("q4_k", 4)])
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("q4_k", 4), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("f16", 2), ("q8_0", 1)))]
+)
 def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     generate(path, preset="vocab", type=kind, seed=seed)

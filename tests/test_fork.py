@@ -148,7 +148,7 @@ print(session.finish().text == TEXT, forked, failed)
 """
 
 
-@pytest.mark.parametrize("forks", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_forked_process_hangs(forks: int, tmp_path: Path) -> None:
     more: list[str] = []
     if importlib.util.find_spec("av") is not None:

@@ -48,7 +48,7 @@ def loud_at(seconds: float, place: float, seed: int) -> np.ndarray:
     return sound
 
 
-@pytest.mark.parametrize("block", [160, 1000, 4096, 16000, 50000])
+@pytest.mark.parametrize("block", [160, 4096, 50000])
 def test_the_blocks_do_not_change_the_tokens(model: native.NativeModel, block: int) -> None:
     sound = loud_at(19, 0.7, seed=block)
     session = native.NativeSession(model, threads=2, max_new_tokens=40)
@@ -71,7 +71,7 @@ def test_single_samples_can_be_fed(model: native.NativeModel) -> None:
 def test_hypotheses_are_the_text_so_far_and_do_not_change_the_final_one(
     model: native.NativeModel, place: float
 ) -> None:
-    sound = loud_at(26, place, seed=3)
+    sound = loud_at(18, place, seed=3)
     session = native.NativeSession(model, threads=1, max_new_tokens=40)
     for start in range(0, len(sound), 40000):
         session.feed(sound[start : start + 40000])

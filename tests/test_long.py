@@ -77,9 +77,7 @@ def test_five_minutes_are_heard_in_order_with_the_same_result_side_by_side(tiny:
     assert transcript.duration == composition.length / RATE
     assert errors(transcript.text.split(), composition.words) <= 0.02 * len(composition.words)
     check_times(transcript, composition)
-    alone = tiny.transcribe(path, batch=1)
-    assert alone.segments == transcript.segments
-    assert tuple(tiny.segments(path, batch=3)) == transcript.segments
+    assert tuple(tiny.segments(path, batch=1)) == transcript.segments
 
 
 def test_speech_that_is_found_by_itself_is_heard_without_a_fault(tiny: Model, tmp_path: Path) -> None:

@@ -476,6 +476,7 @@ def test_a_full_size_checkpoint_takes_less_than_a_gigabyte_of_memory(tmp_path: P
         assert round((tmp_path / arguments[2]).stat().st_size / 2**30, 2) == gib
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 @pytest.mark.skipif(crispasr.find() is None, reason="libcrispasr: pip install crispasr==0.8.45")
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k"])

@@ -20,6 +20,7 @@ from pycrispasr.runtimes import native
 from .checkpoint_qwen3_asr import Form, write_checkpoint
 from .command import run
 from .gguf_edit import rewrite
+from .qwen3_asr_file import Telling, edited
 from .sounds import make_tones
 
 SOUND = make_tones(4, seed=8)
@@ -38,37 +39,11 @@ def model(path: Path) -> Iterator[Model]:
         yield opened
 
 
-class Telling:
-    """A model that writes "language French<asr_text>" in front of its text when it hears this sound."""
-
-    def __init__(self, folder: Path) -> None:
-        path, out = folder / "many-words.gguf", folder / "telling.gguf"
-        generate(path, preset="qwen3-asr-nano", type="f32", hyperparameters={"llm.vocab_size": 2000})
-        vocabulary = gguf_file.load(path)[0]["tokenizer.ggml.tokens"].content
-        with Model(path, threads=1) as model:
-            for seed in range(50):
-                self.sound = make_tones(4, seed=seed)
-                found = model.transcribe(self.sound, sample_rate=16000, max_new_tokens=8).segments[0].tokens
-                first = [token.id for token in found[:3]]
-                # Words that no prompt needs: they can be called something else.
-                if len(set(first)) == 3 and all(vocabulary[id_].startswith("Ġ") and id_ > 300 for id_ in first):
-                    break
-        self.text = "".join(token.text for token in found[3:]).strip()
-        for id_, text in zip(first, ("language", "ĠFrench", "<asr_text>"), strict=True):
-            vocabulary[id_] = text
-        vocabulary[vocabulary.index("<asr_text>", first[2] + 1)] = "<other>"
-        self.model = Model(edited(path, out, **{"tokenizer.ggml.tokens": vocabulary}), threads=1)
-
-
 @pytest.fixture(scope="module")
 def telling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Telling]:
     found = Telling(tmp_path_factory.mktemp("telling"))
     with found.model:
         yield found
-
-
-def edited(path: Path, out: Path, **values: object) -> Path:
-    return rewrite(path, out, values={"general.architecture": "qwen3asr", **values})
 
 
 def test_the_language_is_told_and_is_no_part_of_text_tokens_or_words(telling: Telling) -> None:

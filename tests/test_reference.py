@@ -13,11 +13,6 @@ from .checkpoint import pytorch_name
 from .reference import gguf_model
 from .reference import model as ref
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-encoder_module = pytest.importorskip("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe")
-encoder_config = pytest.importorskip("transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe")
-
 pytestmark = pytest.mark.reference
 
 SECONDS = (0.05, 0.3, 0.99, 1, 1.01, 7.99, 8, 8.01, 30)
@@ -45,8 +40,18 @@ def clip(seconds, seed=0):
     return (0.03 * tones * loudness + 0.001 * rng.standard_normal(n)).astype(np.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """Imports PyTorch, which takes seconds, for those that run a test of it: collecting tests does not."""
+    global torch, transformers, encoder_module, encoder_config
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    encoder_module = pytest.importorskip("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe")
+    encoder_config = pytest.importorskip("transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe")
+
+
 @pytest.fixture(scope="module", params=SHAPES)
-def pair(request, tmp_path_factory):
+def pair(request, tmp_path_factory, libraries):
     """A random model, in NumPy and in PyTorch, both in float64."""
     path = tmp_path_factory.mktemp("model") / f"{request.param}.gguf"
     random_model.generate(path, hyperparameters=SHAPES[request.param], type="f32", seed=len(request.param))

@@ -22,12 +22,6 @@ from .reference import gguf_model
 from .reference import model as ref
 from .sounds import cosines, make_tones
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-theirs = pytest.importorskip("transformers.models.qwen3_asr.modeling_qwen3_asr")
-features = pytest.importorskip("transformers.models.qwen3_asr.feature_extraction_qwen3_asr")
-processing = pytest.importorskip("transformers.models.qwen3_asr.processing_qwen3_asr")
-
 pytestmark = pytest.mark.reference
 
 SECONDS = (0.3, 0.5, 0.99, 1, 1.01, 7.99, 8, 8.01, 30, 61)
@@ -42,6 +36,17 @@ SHAPES: dict[str, dict[str, int | float | bool]] = {
     },
     "own_head": {"llm.tied_embeddings": False, "llm.hidden_size": 96, "enc.output_dim": 96, "llm.rope_theta": 1e4},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> None:
+    """Imports PyTorch, which takes seconds, for those that run a test of it: collecting tests does not."""
+    global torch, theirs, features, processing
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    theirs = pytest.importorskip("transformers.models.qwen3_asr.modeling_qwen3_asr")
+    features = pytest.importorskip("transformers.models.qwen3_asr.feature_extraction_qwen3_asr")
+    processing = pytest.importorskip("transformers.models.qwen3_asr.processing_qwen3_asr")
 
 
 class Both:

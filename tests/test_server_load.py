@@ -14,9 +14,10 @@ pytest.importorskip("openai")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serve_load.py"
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize(
-    ("clients", "seconds"), [(16, 3), pytest.param(64, 120, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("clients", "seconds"),
+    [(16, 2), pytest.param(64, 120, marks=[pytest.mark.slow, pytest.mark.serial])],
+    ids=["few", "many"],
 )
 def test_no_text_is_wrong_or_lost_and_the_metrics_add_up(clients: int, seconds: int) -> None:
     command = [sys.executable, str(SCRIPT), "--clients", str(clients), "--seconds", str(seconds)]

@@ -37,7 +37,7 @@ def test_repeated_pairs_are_joined_from_the_left(pieces: list[str], tiny: Model,
     assert tiny.tokenize(word) == reference.tokenize(plain, word)
 
 
-@pytest.mark.parametrize("piece", ["user", "e", "ab", "the"])
+@pytest.mark.parametrize("piece", ["user", "e", *(pytest.param(one, marks=pytest.mark.slow) for one in ("ab", "the"))])
 def test_a_word_of_a_megabyte_is_tokenized(piece: str, tiny: Model, plain: gguf_model.Model) -> None:
     """By a search for the best of all pairs at every step it would take an hour."""
     count = 2**20 // len(piece)

@@ -23,8 +23,8 @@ def write_random(
     *,
     width: int = 64,
     heads: int = 2,
-    layers: int = 3,
-    text_context: int = 32,
+    layers: int = 1,
+    text_context: int = 16,
     seed: int = 0,
     word: str = "w",
 ) -> None:

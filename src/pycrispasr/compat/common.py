@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -19,10 +20,11 @@ import numpy.typing as npt
 
 from pycrispasr import audio
 from pycrispasr.audio import Samples
-from pycrispasr.errors import UnsupportedOperationError
+from pycrispasr.compat.languages import by_any_name, whisper_code
+from pycrispasr.errors import UnsupportedOperationError, UsageError
 from pycrispasr.model import Model, devices
 from pycrispasr.models import hub
-from pycrispasr.options import JobKeywords, Precision, Vad
+from pycrispasr.options import DecodingOptions, JobKeywords, Precision, Vad
 from pycrispasr.results.segment import Segment
 from pycrispasr.text import is_wide, pieces
 
@@ -39,14 +41,16 @@ WHISPER_MODELS = (
 )  # fmt: skip
 _WHISPER_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]*whisper[\w.-]*|distil-whisper/[\w.-]+", re.IGNORECASE)
 
-LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "mandarin": "zh"}
-"""Languages that may be named. The makers' card says English; the decoder's vocabulary has Chinese too."""
+# What may be named to a model that takes no language. The makers' card says English; its vocabulary has Chinese too.
+_SCRIPTS = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "mandarin": "zh"}
 
 PREPENDED, APPENDED = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"
 """Marks that openai-whisper and faster-whisper join to the word behind and before them."""
 
 _GREEDY = "the most probable token is taken at every step"
 _NO_PROMPT = "this model takes no text beside the audio"
+_NO_CARRY = "no text is carried over from the segment before"
+_ONE_LANGUAGE = "a model names one language, with no probability"
 _LOOPS = "loops are stopped while they happen"
 
 # Options with the values that change nothing: others' defaults, and what is done here anyway. Others get a warning.
@@ -62,8 +66,8 @@ _HARMLESS: dict[str, tuple[tuple[object, ...], str]] = {
     "log_prob_threshold": ((-1, None), _GREEDY),
     "logprob_threshold": ((-1, None), _GREEDY),
     "no_speech_threshold": ((0.6, None), "this model tells no probability of silence"),
-    "condition_on_previous_text": ((True, False), _NO_PROMPT),
-    "prompt_reset_on_temperature": ((0.5,), _NO_PROMPT),
+    "condition_on_previous_text": ((True, False), _NO_CARRY),
+    "prompt_reset_on_temperature": ((0.5,), _NO_CARRY),
     "initial_prompt": ((None, "", ()), _NO_PROMPT),
     "carry_initial_prompt": ((False,), _NO_PROMPT),
     "prompt": ((None, "", ()), _NO_PROMPT),
@@ -75,9 +79,9 @@ _HARMLESS: dict[str, tuple[tuple[object, ...], str]] = {
     "prepend_punctuations": ((PREPENDED,), "a word has its punctuation"),
     "append_punctuations": ((APPENDED,), "a word has its punctuation"),
     "hallucination_silence_threshold": ((None,), "a voice activity detector leaves silence out"),
-    "multilingual": ((True, False), "this model is for one language"),
-    "language_detection_threshold": ((0.5, None), "this model is not told a language"),
-    "language_detection_segments": ((1,), "this model is not told a language"),
+    "multilingual": ((True, False), "a model that tells languages tells that of each segment"),
+    "language_detection_threshold": ((0.5, None), _ONE_LANGUAGE),
+    "language_detection_segments": ((1,), "the language is that of the text"),
     "chunk_length": ((30, None), "segments of at most 30 seconds end at pauses"),
     "log_progress": ((False,), "no progress is shown"),
     "fp16": ((True, False), "what is computed in follows from the model and the machine"),
@@ -88,6 +92,9 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "prefix": ((None, "", ()), "this model cannot be told how a text begins"),
     "clip_timestamps": (("0", (0,), None, ()), "pass the part of the samples that is meant"),
 }
+
+_HINTS = ("initial_prompt", "prompt", "hotwords")  # a context, for models that take one
+_LANGUAGE_TOKENS = 32  # within which a model has named the language that it hears
 
 OPTIONS = _HARMLESS | _REFUSED
 """All options of both packages that mean nothing here, with the values that are taken, and the reason."""
@@ -144,23 +151,42 @@ def find_device(device: str, index: int = 0) -> str:
     return "cpu"
 
 
-def check(options: Mapping[str, object], language: object = None, task: object = "transcribe") -> None:
-    """Refuses options that cannot be honoured, and warns about those without effect.
+@dataclasses.dataclass(frozen=True)
+class Hints:
+    """What a caller tells of a recording.
+
+    Attributes:
+        language: Whisper's code of the language, for results; None where it is to be found out.
+        told: The same as the model is told it, by its own code; None for a model that takes none.
+        context: What the audio may be about; None for a model that takes none.
+    """
+
+    language: str | None = None
+    told: str | None = None
+    context: str | None = None
+
+
+def check(model: Model, options: Mapping[str, object], language: object = None, task: object = "transcribe") -> Hints:
+    """Takes what the model can be told, refuses what cannot be honoured, and warns about what has no effect.
 
     Raises:
-        UnsupportedOperationError: Another language or task is asked for, or another part of the audio.
+        UnsupportedOperationError: Another task is asked for, or another part of the audio; or another language than
+            English or Chinese, and the model takes none.
+        UsageError: The model takes languages, but not this one.
         TypeError: There is no such option.
     """
-    if language is not None and str(language).lower() not in LANGUAGES:
-        raise UnsupportedOperationError(f"language={language!r}: this model is for English ('en'), as its makers say")
-    if language is not None and LANGUAGES[str(language).lower()] != "en":
-        warn(f"language={language!r}: this model is for English, as its makers say; it writes what it hears")
+    if model.languages and language is not None and options.get("multilingual"):
+        warn(f"language={language!r} has no effect: with multilingual=True that of each segment is found out")
+        language = None
+    code, told = (None, None) if language is None else _language(model, str(language))
     if task != "transcribe":
         raise UnsupportedOperationError(f"task={task!r}: this model writes down what is said, in its language")
     for name, value in options.items():
         harmless, why = OPTIONS.get(name) or (None, "")
         if harmless is None:
             raise TypeError(f"transcribe() got an unexpected keyword argument {name!r}")
+        if model.takes_context and name in (*_HINTS, "carry_initial_prompt"):
+            continue
         value = tuple(value) if isinstance(value, (list, tuple)) else value
         if name == "temperature" and isinstance(value, tuple):
             value = value[0] if value else 0  # the others are for another try
@@ -169,6 +195,43 @@ def check(options: Mapping[str, object], language: object = None, task: object =
         if name in _REFUSED:
             raise UnsupportedOperationError(f"{name}={value!r}: {why}")
         warn(f"{name}={value!r} has no effect: {why}")
+    texts = [_text(name, options.get(name)) for name in _HINTS] if model.takes_context else []
+    return Hints(code, told, "\n".join(filter(None, texts)) or None)
+
+
+def _language(model: Model, wanted: str) -> tuple[str, str | None]:
+    """Whisper's code of a language, and the model's own, where it takes one."""
+    plain = wanted.strip().lower()
+    if model.languages:
+        told = by_any_name(model.languages).get(plain)
+        if told is None:
+            known = ", ".join(languages(model))
+            raise UsageError(f"language={wanted!r}: this model takes {known}, or their English names; or None")
+        return whisper_code(told), told
+    code = _SCRIPTS.get(plain)
+    if code is None:
+        raise UnsupportedOperationError(f"language={wanted!r}: this model is for English ('en'), as its makers say")
+    if code != "en":
+        warn(f"language={wanted!r}: this model is for English, as its makers say; it writes what it hears")
+    return code, None
+
+
+def _text(name: str, value: object) -> str:
+    """A prompt or hotwords as text; "" for none, or for tokens, which would be another vocabulary's."""
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a str, not {value!r}")
+    words = tuple(value)
+    if not all(isinstance(word, str) for word in words):
+        warn(f"{name}={words!r} has no effect: tokens are of Whisper's vocabulary, this model has another; pass text")
+        return ""
+    return ", ".join(words)
+
+
+def languages(model: Model) -> list[str]:
+    """Whisper's codes of the languages that a model takes; "en" for one that takes none."""
+    return sorted(map(whisper_code, model.languages)) or ["en"]
 
 
 def warn(message: str) -> None:
@@ -224,19 +287,22 @@ class Run:
         max_new_tokens: int | None = None,
         word_timestamps: bool = False,
         batch: int | None = None,
+        hints: Hints | None = None,
     ) -> None:
+        hints = hints or Hints()
         options: JobKeywords = {
             "sample_rate": audio.SAMPLE_RATE, "vad": vad, "silence": silence, "max_new_tokens": max_new_tokens,
-            "word_timestamps": word_timestamps,
+            "word_timestamps": word_timestamps, "language": hints.told, "context": hints.context,
         }  # fmt: skip
         if batch is not None:
             options["batch"] = batch
+        DecodingOptions.of(options)  # an error now, not when the first segment is asked for
         self._lock = threading.RLock()
-        self._told: list[str | None] = []  # the language, where the runtime tells it
+        self._names_language = bool(model.languages)
         self._first: Segment | None = None
         self._ahead: collections.deque[Segment] = collections.deque()
         # A generator that knew this object would keep it, and the session, until the garbage collector comes.
-        self._rest = _with_text(_decoded(model, samples, options, self._told))
+        self._rest = _with_text(_decoded(model, samples, options))
 
     def __iter__(self) -> Iterator[Segment]:
         return self
@@ -249,32 +315,82 @@ class Run:
             return segment
 
     def language(self) -> tuple[str | None, float]:
-        """The language of the first text, and how much of it is in its script; makes that text, if need be."""
+        """The language of the first text; makes that text, if need be.
+
+        Returns:
+            What the model says it is, and 1; or else "en" or "zh", and the share of words in its script. None and 0 for
+            no text, or for one that a model which names languages gave none.
+        """
         with self._lock:
             if self._first is None:
                 with contextlib.suppress(StopIteration):
                     self._ahead.appendleft(next(self))
-            if self._told and self._told[0] is not None:
-                return self._told[0], 1.0
-            return script("" if self._first is None else self._first.text)
+            if self._first is None:
+                return None, 0.0
+            if self._first.language is not None:
+                return whisper_code(self._first.language), 1.0
+            return (None, 0.0) if self._names_language else script(self._first.text)
 
 
 def _with_text(segments: Iterator[Segment]) -> Iterator[Segment]:
     for segment in segments:
         if segment.status != "ok":
-            warn(f"{segment.start:.2f}-{segment.end:.2f} s: {segment.status} {segment.error or ''}".rstrip())
+            _warn_of(segment)
         if segment.text:
             yield segment
 
 
-def _decoded(model: Model, samples: Samples, options: JobKeywords, told: list[str | None]) -> Iterator[Segment]:
-    """The segments of a recording; `told` gets its language, where the runtime tells it."""
-    if model.runtime == "crispasr":  # which gives all segments at once
+def _warn_of(segment: Segment) -> None:
+    warn(f"{segment.start:.2f}-{segment.end:.2f} s: {segment.status} {segment.error or ''}".rstrip())
+
+
+def _decoded(model: Model, samples: Samples, options: JobKeywords) -> Iterator[Segment]:
+    if model.runtime == "crispasr":  # which gives all segments at once, and one language for all
         transcript = model.transcribe(samples, **options)
-        told.append(transcript.language)
-        yield from transcript.segments
+        for segment in transcript.segments:
+            yield dataclasses.replace(segment, language=segment.language or transcript.language)
     else:
         yield from model.segments(samples, **options)
+
+
+def detect(model: Model, samples: Samples, *, vad: Vad, silence: float | None = None) -> dict[str, float]:
+    """The languages of a recording, as `shares` gives them. A model that names them is not asked for the whole text."""
+    if not model.languages:
+        return shares(model, Run(model, samples, vad=vad, silence=silence))
+    heard = list(
+        model.segments(
+            samples, sample_rate=audio.SAMPLE_RATE, vad=vad, silence=silence, max_new_tokens=_LANGUAGE_TOKENS
+        )
+    )
+    for segment in heard:
+        if segment.status == "failed":
+            _warn_of(segment)
+    return shares(model, heard)
+
+
+def shares(model: Model, segments: Iterable[Segment]) -> dict[str, float]:
+    """Languages of segments by Whisper's codes, the one with the most first, and how much of all is in each.
+
+    That is the share of the audio that the model says is in it; of the words in its script, for a model that names no
+    language. Empty where nothing is said.
+    """
+    segments = list(segments)
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment.language is not None:
+            code = whisper_code(segment.language)
+            seconds[code] = seconds.get(code, 0.0) + segment.end - segment.start
+    if seconds or model.languages:
+        total = sum(seconds.values())
+        return {code: seconds[code] / total for code in sorted(seconds, key=lambda code: -seconds[code])}
+    written, share = script(" ".join(segment.text for segment in segments))
+    return {} if written is None else {written: share, "en" if written == "zh" else "zh": 1 - share}
+
+
+def probabilities(model: Model, found: Mapping[str, float]) -> dict[str, float]:
+    """The shares of languages that were found, the one with the most first, and 0 for others that the model knows."""
+    others = languages(model) if model.languages else ["en", "zh"]
+    return {**found, **{code: 0.0 for code in others if code not in found}}
 
 
 def pad_or_trim(array: npt.ArrayLike, length: int, axis: int) -> npt.NDArray[Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pycrispasr.options import Precision
+    from pycrispasr.options import Precision, Vad
 
 _PRECISIONS: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _FRAME = FRAME / SAMPLE_RATE  # seconds of the detector's step: no shorter silence can be found
@@ -101,9 +101,11 @@ class TranscriptionInfo:
     """About a whole recording.
 
     Attributes:
-        language: What was asked for, else "en" or "zh" by the script of the first text, or None where there is none.
-            Reading it makes the first segment, if that is not done yet.
-        language_probability: 1 for a language that was asked for, else the share of the first text in its script.
+        language: Whisper's code of what was asked for; else of what the model says the first text is in; else, of a
+            model that names no language, "en" or "zh" by the script of that text. None where there is no text, or
+            no language was named. Reading it makes the first segment, if that is not done yet.
+        language_probability: 1 for a language that was asked for or that the model named, which it does with no
+            probability; the share of the first text's words in the script; 0 for None.
         duration: Seconds of audio.
         duration_after_vad: The same: what is left out is found on the way.
         all_language_probs: None.
@@ -211,13 +213,13 @@ class WhisperModel:
 
     @property
     def supported_languages(self) -> list[str]:
-        """English, as the model's makers say."""
-        return ["en"]
+        """Whisper's codes of what `language` can be; "en" for a model that takes none."""
+        return common.languages(self.model)
 
     @property
     def is_multilingual(self) -> bool:
-        """False."""
-        return False
+        """True where the model can be told a language."""
+        return bool(self.model.languages)
 
     def transcribe(  # noqa: D417  the others are in docs/drop-in.md
         self,
@@ -267,8 +269,13 @@ class WhisperModel:
 
         Args:
             audio: A path, a binary file object, or samples at 16 kHz.
-            language: "en" or None. "zh" is taken with a warning, other languages are refused.
+            language: One of `supported_languages`, or its English name; None: the model finds out, for each segment. A
+                model that takes no language also has "zh", with a warning.
             task: "transcribe".
+            initial_prompt: What the audio may be about, as text, for every segment; a model that takes no context has a
+                warning instead.
+            hotwords: Names and terms to expect: as `initial_prompt`, which they follow.
+            multilingual: True: the model finds out the language of each segment, whatever `language` says.
             word_timestamps: Give each segment its words and their times.
             vad_filter: Leave out what the voice activity detector takes for silence.
             vad_parameters: Of these `min_silence_duration_ms` counts: how long speech must pause for a cut.
@@ -281,7 +288,9 @@ class WhisperModel:
 
         Raises:
             AudioError: The audio cannot be read, or is too short.
-            UnsupportedOperationError: Another language or task is asked for, or a part of the audio.
+            UsageError: The model takes languages, but not this one; or a number is out of range.
+            UnsupportedOperationError: Another task is asked for, or a part of the audio; or another language, and the
+                model takes none.
             TypeError: There is no such option.
         """
         options = dict(
@@ -299,20 +308,22 @@ class WhisperModel:
             language_detection_segments=language_detection_segments,
             **more,
         )  # fmt: skip
-        common.check(options, language, task)
+        hints = common.check(self.model, options, language, task)
         samples = common.load(audio)
         vad_options = _vad_options(vad_parameters) if vad_filter else None
+        vad, silence = _detector(vad_options)
         run = common.Run(
             self.model,
             samples,
-            vad="off" if vad_options is None else "on",
-            silence=None if vad_options is None else max(_FRAME, vad_options.min_silence_duration_ms / 1000),
+            vad=vad,
+            silence=silence,
             max_new_tokens=max_new_tokens,
             word_timestamps=word_timestamps,
             batch=batch_size,
+            hints=hints,
         )
         info = TranscriptionInfo(
-            run.language if language is None else common.LANGUAGES[language.lower()],
+            run.language if hints.language is None else hints.language,
             len(samples) / SAMPLE_RATE,
             TranscriptionOptions(word_timestamps=word_timestamps, max_new_tokens=max_new_tokens, **options),
             vad_options,
@@ -328,7 +339,7 @@ class WhisperModel:
         language_detection_segments: int = 1,
         language_detection_threshold: float = 0.5,
     ) -> tuple[str, float, list[tuple[str, float]]]:
-        """The language by the script of what is heard: this model tells none itself.
+        """The language that is spoken: what the model says it is, or else by the script of what it writes.
 
         Args:
             audio: Samples at 16 kHz, shape `[n]`.
@@ -336,25 +347,24 @@ class WhisperModel:
             vad_filter: Leave out what the voice activity detector takes for silence.
             vad_parameters: As for `transcribe`.
             language_detection_segments: How many times 30 seconds are heard.
-            language_detection_threshold: Has no effect: there is one answer.
+            language_detection_threshold: Has no effect: a model names one language, with no probability.
 
         Returns:
-            "en" or "zh" ("en" where nothing is said), the share of the words in its script (0 where nothing is said),
-            and both shares.
+            Whisper's code of the language, the share of what was heard that is in it, and the shares of all languages,
+            the largest first. Shares are of the audio; of the words, by their script, where the model names no
+            language, and "en" and "zh" are all there is. Where nothing is said, the language is "en", and all are 0.
 
         Raises:
             UnsupportedOperationError: Only `features` are given.
         """
         if audio is None or features is not None:
             raise UnsupportedOperationError("features cannot be taken, since this model makes its own: pass audio")
-        common.check({"language_detection_threshold": language_detection_threshold})
+        common.check(self.model, {"language_detection_threshold": language_detection_threshold})
         samples = common.load(audio)[: round(language_detection_segments * CHUNK_SECONDS * SAMPLE_RATE)]
-        options = {"vad_filter": vad_filter, "vad_parameters": vad_parameters}
-        text = "".join(segment.text for segment in self.transcribe(samples, **options)[0])  # type: ignore[arg-type]
-        language, share = common.script(text)
-        language = language or "en"
-        other = "zh" if language == "en" else "en"
-        return language, share, [(language, share), (other, 1 - share if text else 0.0)]
+        vad, silence = _detector(_vad_options(vad_parameters) if vad_filter else None)
+        found = common.detect(self.model, samples, vad=vad, silence=silence)
+        every = list(common.probabilities(self.model, found).items())
+        return *(every[0] if found else ("en", 0.0)), every
 
 
 class BatchedInferencePipeline:
@@ -413,6 +423,9 @@ class BatchedInferencePipeline:
             audio: As there.
             language: As there.
             task: As there.
+            initial_prompt: As there.
+            hotwords: As there.
+            multilingual: As there.
             word_timestamps: As there.
             vad_filter: As there.
             vad_parameters: As there.
@@ -449,6 +462,11 @@ def _vad_options(parameters: Mapping[str, Any] | object | None) -> Transcription
             common.warn(f"vad_parameters: {name}={value!r} has no effect: the detector has its own")
     pause = given.get("min_silence_duration_ms", defaults["min_silence_duration_ms"])
     return TranscriptionOptions(min_silence_duration_ms=pause)
+
+
+def _detector(options: TranscriptionOptions | None) -> tuple[Vad, float | None]:
+    """Whether the detector says where segments end, and after how many seconds of silence."""
+    return ("off", None) if options is None else ("on", max(_FRAME, options.min_silence_duration_ms / 1000))
 
 
 def _segments(run: common.Run) -> Iterator[Segment]:

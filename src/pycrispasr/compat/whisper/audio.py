@@ -54,18 +54,25 @@ class Mel:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self._done: dict[tuple[Whisper, int | None], list[Segment]] = {}
+        self._done: dict[tuple[Whisper, int | None, common.Hints], list[Segment]] = {}
 
     def to(self, *_: object, **__: object) -> Mel:
         """Itself: it is made where it is needed."""
         return self
 
-    def heard(self, model: Whisper, sample_len: int | None = None) -> list[Segment]:
+    def heard(self, model: Whisper, sample_len: int | None = None, hints: common.Hints | None = None) -> list[Segment]:
         """What a model hears in it, found once."""
-        if (model, sample_len) not in self._done:
-            run = common.Run(model.model, self.samples, vad="auto", max_new_tokens=sample_len)
-            self._done[model, sample_len] = list(run)
-        return self._done[model, sample_len]
+        key = model, sample_len, hints or common.Hints()
+        if key not in self._done:
+            run = common.Run(model.model, self.samples, vad="auto", max_new_tokens=sample_len, hints=hints)
+            self._done[key] = list(run)
+        return self._done[key]
+
+    def languages(self, model: Whisper) -> dict[str, float]:
+        """The languages in it, as `common.shares` gives them; a model that names them does not make the whole text."""
+        if model.model.languages:
+            return common.detect(model.model, self.samples, vad="auto")
+        return common.shares(model.model, self.heard(model))
 
 
 def log_mel_spectrogram(audio: Any, n_mels: int = 80, padding: int = 0, device: object = None) -> Mel:  # noqa: ARG001

@@ -20,15 +20,17 @@ def detect_language(
     mel: Mel,
     tokenizer: object = None,  # noqa: ARG001
 ) -> tuple[None, dict[str, float]]:
-    """None, and the share of the text that is in each language's script: this model tells no probabilities."""
-    language, share = common.script(" ".join(segment.text for segment in mel.heard(model)))
-    other = {"en": "zh", "zh": "en"}
-    return None, {"en": 0.0, "zh": 0.0} if language is None else {language: share, other[language]: 1 - share}
+    """None, and how much of what is heard is in each language: models tell no probabilities.
+
+    Shares are of the audio, by what the model says its language is; of the words, by their script, where the model
+    names none, and "en" and "zh" are all there is. All are 0 where nothing is said.
+    """
+    return None, common.probabilities(model.model, mel.languages(model))
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodingOptions:
-    """Options for `decode`: those of `transcribe`."""
+    """Options for `decode`: those of `transcribe`. `prompt`, as text, is what `initial_prompt` is there."""
 
     task: str = "transcribe"
     language: str | None = None
@@ -81,16 +83,17 @@ def decode(model: Whisper, mel: Mel, options: DecodingOptions | None = None, **m
 
     Raises:
         AudioError: The audio is too short.
+        UsageError: As for `transcribe`.
         UnsupportedOperationError: As for `transcribe`.
     """
     wanted = dataclasses.asdict(dataclasses.replace(options or DecodingOptions(), **more))
     language, task, limit = wanted.pop("language"), wanted.pop("task"), wanted.pop("sample_len")
-    common.check(wanted, language, task)
-    segments = mel.heard(model, limit)
+    hints = common.check(model.model, wanted, language, task)
+    segments = mel.heard(model, limit, hints)
     text = ""
     for segment in segments:
         text += separator(text, segment.text) + segment.text
     tokens = tuple(token for segment in segments for token in segment.tokens)
-    found = common.script(text)[0] if language is None else common.LANGUAGES[language.lower()]
+    found = hints.language or next(iter(common.shares(model.model, segments)), None)
     end = segments[-1].end if segments else 0.0
     return DecodingResult(language=found, text=text, **common.numbers(Segment(0.0, end, text, tokens, "ok")))

@@ -30,7 +30,7 @@ class Whisper:
     Attributes:
         model: The `pycrispasr.Model`.
         device: The name of what it runs on.
-        is_multilingual: False: it is for English.
+        is_multilingual: True where it can be told a language.
         dims: Its sizes: `dims.n_mels` is the only one.
     """
 
@@ -38,7 +38,7 @@ class Whisper:
         self.model = common.open_model(name, device=device)
         is_ours = self.model.runtime == "pycrispasr"
         self.device = self.model.info.device if is_ours else device
-        self.is_multilingual = False
+        self.is_multilingual = bool(self.model.languages)
         self.dims = ModelDimensions(self.model.info.n_mels if is_ours else 80)
 
     def transcribe(self, audio: Any, **options: Any) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def transcribe(  # noqa: D417  the others are in docs/drop-in.md
         model: What `load_model` gave.
         audio: A path, or samples at 16 kHz.
         verbose: True prints segments as they are made.
-        language: "en" or None. "zh" is taken with a warning, other languages are refused.
+        initial_prompt: What the audio may be about, as text; a model that takes no context has a warning instead.
+        carry_initial_prompt: Either value: a context is that of every segment.
+        language: A code or an English name of Whisper's that the model takes; None: the model finds out, for each
+            segment. A model that takes none has "en" and, with a warning, "zh".
         task: "transcribe".
         word_timestamps: Give each segment its words and their times.
         sample_len: Where the text of 30 seconds is cut.
@@ -52,12 +55,15 @@ def transcribe(  # noqa: D417  the others are in docs/drop-in.md
 
     Returns:
         "text", "segments" (dictionaries with "id", "seek", "start", "end", "text", "tokens", "temperature",
-        "avg_logprob", "compression_ratio", "no_speech_prob" and, where asked for, "words") and "language": what was
-        asked for, else "en" or "zh" by the text's script, or None without text.
+        "avg_logprob", "compression_ratio", "no_speech_prob" and, where asked for, "words") and "language": Whisper's
+        code of what was asked for, else of the language in which the model says most of the audio is; of a model that
+        names none, "en" or "zh" by the text's script. None without text.
 
     Raises:
         AudioError: The audio cannot be read, or is too short.
-        UnsupportedOperationError: Another language or task is asked for, or a part of the audio.
+        UsageError: The model takes languages, but not this one.
+        UnsupportedOperationError: Another task is asked for, or a part of the audio; or another language, and the model
+            takes none.
         TypeError: There is no such option.
     """
     options = dict(
@@ -68,14 +74,20 @@ def transcribe(  # noqa: D417  the others are in docs/drop-in.md
         append_punctuations=append_punctuations, clip_timestamps=clip_timestamps,
         hallucination_silence_threshold=hallucination_silence_threshold, **decode_options,
     )  # fmt: skip
-    common.check(options, language, task)
+    hints = common.check(model.model, options, language, task)
     run = common.Run(
-        model.model, common.load(audio), vad="auto", max_new_tokens=sample_len, word_timestamps=word_timestamps
+        model.model,
+        common.load(audio),
+        vad="auto",
+        max_new_tokens=sample_len,
+        word_timestamps=word_timestamps,
+        hints=hints,
     )
-    found = run.language()[0] if language is None else common.LANGUAGES[language.lower()]
+    heard: list[Segment] = []
     segments: list[dict[str, Any]] = []
     text = ""
     for segment in run:
+        heard.append(segment)
         made = _segment(len(segments), segment, separator(text, segment.text))
         segments.append(made)
         text += made["text"]
@@ -84,7 +96,8 @@ def transcribe(  # noqa: D417  the others are in docs/drop-in.md
                 f"[{common.format_timestamp(segment.start)} --> {common.format_timestamp(segment.end)}] {segment.text}",
                 flush=True,
             )
-    return {"text": text, "segments": segments, "language": found}
+    language = hints.language or next(iter(common.shares(model.model, heard)), None)
+    return {"text": text, "segments": segments, "language": language}
 
 
 def _segment(number: int, segment: Segment, space: str) -> dict[str, Any]:
