@@ -161,8 +161,9 @@ def test_models_lists_names_and_what_else_is_cached(server: hub_server.Hub, nano
     before = hub.models()
     assert [model.name for model in before] == [
         "tiny", "moss-transcribe", "moss-transcribe:q8_0", "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b",
+        "moss-diarize",
     ]  # fmt: skip
-    assert [model.path is not None for model in before] == [True, *[False] * 5]
+    assert [model.path is not None for model in before] == [True, *[False] * (len(before) - 1)]
     nano = nano_path.read_bytes()
     server.add("org/nano", "q/nano.gguf", nano + bytes(64), (OLD,))
     server.add("org/nano", "q/nano.gguf", nano, (NEW,))
@@ -198,7 +199,8 @@ def test_a_damaged_cache_is_no_obstacle(server: hub_server.Hub, cache: Path, dam
         elif damage == "refs to nothing":
             shutil.rmtree(repo / "snapshots")
     expected = damage == "junk"
-    assert [model.path is not None for model in hub.models()] == [True, expected, *[False] * 4]
+    first, second, *rest = [model.path is not None for model in hub.models()]
+    assert (first, second, any(rest)) == (True, expected, False)
 
 
 def test_remove_leaves_the_other_files(server: hub_server.Hub, cache: Path) -> None:

@@ -189,7 +189,8 @@ class DecodingOptions(_Options):
 
     Attributes:
         max_new_tokens: The text of a segment is cut after so many tokens; its status is "truncated" then. None: 512,
-            which is more than anybody says in 30 seconds; a segment that reaches it is tried again in two parts.
+            which is more than anybody says in 30 seconds; a segment that reaches it is tried again in two parts. A model
+            that hears whole recordings has 12 for each second.
         batch: How many segments are decoded at once. More take more memory; beyond 4 they save little more time. The
             text does not depend on it.
         word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
