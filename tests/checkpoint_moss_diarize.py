@@ -1,4 +1,4 @@
-"""Checkpoints of MOSS-Transcribe-Diarize in both forms, made from model files: its makers', and the transformers one."""
+"""Checkpoints of MOSS-Transcribe-Diarize in both forms, made from model files: its makers' and the library's."""
 
 from __future__ import annotations
 

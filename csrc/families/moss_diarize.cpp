@@ -131,14 +131,17 @@ void load(Model & model) {
     projector.norm               = store.norm("adaptor.norm", decoder.hidden, true);
     projector.norm_eps           = decoder.norm_eps;
 
-    model.log_mel            = load_log_mel(store, sizes.key(""), tower.n_mels);
-    model.tokenizer          = load_tokenizer(store.file, decoder.vocab);
-    model.prompt             = make_prompt(store.file, sizes, model);
-    const char * const every = "time_marker_every_seconds";
-    model.markers            = TimeMarkers(
-        model.tokenizer, sizes.has(every) ? sizes.zero_or(every, 3600) : marker_seconds,
-        sizes.has("audio_tokens_per_second") ? double(sizes.number("audio_tokens_per_second")) : rows_per_second,
-        decoder.max_positions);
+    model.log_mel           = load_log_mel(store, sizes.key(""), tower.n_mels);
+    model.tokenizer         = load_tokenizer(store.file, decoder.vocab);
+    model.prompt            = make_prompt(store.file, sizes, model);
+    const char *const every = "time_marker_every_seconds", *const rate = "audio_tokens_per_second";
+    const double per_second = sizes.has(rate) ? double(sizes.number(rate)) : rows_per_second;
+    if (per_second > LogMel::sample_rate) {
+        throw Error(PCR_ERROR_FORMAT, format("the file's '%s' is %g: a second has no more than %d",
+                                             sizes.key(rate).c_str(), per_second, LogMel::sample_rate));
+    }
+    model.markers = TimeMarkers(model.tokenizer, sizes.has(every) ? sizes.zero_or(every, 3600) : marker_seconds,
+                                per_second, decoder.max_positions);
 }
 
 }  // namespace

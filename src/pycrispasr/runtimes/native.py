@@ -365,9 +365,14 @@ class NativeModel:
     def prompt(self, n_rows: int, *, language: str | None = None, context: str | None = None) -> list[int]:
         """The prompt around so many audio rows, whose places hold -1. For the others see `NativeSession.begin`."""
         params, held = _clip_params(language, context)
-        capacity = n_rows + 1024 + len((context or "").encode())
-        tokens, count = self._ffi.new("int32_t[]", capacity), self._ffi.new("size_t *")
-        self._check(self._lib.pcr_clip_prompt(self.pointer, params, n_rows, tokens, capacity, count))
+        count, room = self._ffi.new("size_t *"), n_rows + 1024 + len((context or "").encode())
+        while True:
+            tokens = self._ffi.new("int32_t[]", room)
+            status = self._lib.pcr_clip_prompt(self.pointer, params, n_rows, tokens, room, count)
+            if count[0] <= room:
+                break
+            room = count[0]  # with the times among the rows, say
+        self._check(status)
         del held
         return list(self._ffi.unpack(tokens, count[0]))
 
