@@ -660,8 +660,9 @@ pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames
         require(mel && rows && n_rows, "NULL");
         require(n_layers <= e.n_layers, "the encoder has fewer layers");
         require(n_frames > 0 && n_frames <= max_frames, "the number of frames is out of range");
-        *n_rows = e.rows(n_frames);
-        require_rows(*n_rows, max_frames, *n_rows * e.columns(n_layers), capacity);
+        const int64_t count = e.rows(n_frames);
+        require_rows(count, max_frames, count * e.columns(n_layers), capacity);
+        *n_rows = n_layers < 0 ? count : count * e.merge;
         s.encode(mel, n_frames, n_layers, rows);
         return PCR_OK;
     });

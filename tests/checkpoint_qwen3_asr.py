@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pycrispasr.models import gguf_file
 
 from .checkpoint import pytorch_name, write_json, write_shard
-from .reference.gguf_model import qwen_name
+from .reference.gguf_model import QWEN, shared_name
 
 Form = Literal["thinker", "hf"]
 
@@ -92,7 +92,7 @@ def config(metadata: Mapping[str, Any], form: Form, *, tied: bool) -> dict[str, 
 
 def source_name(name: str, form: Form) -> str:
     """A tensor's name in the checkpoint."""
-    shared = qwen_name(name)
+    shared = shared_name(QWEN, name)
     part, inside = shared.partition(".")[0], pytorch_name(shared)
     if inside.startswith("lm_head"):
         return f"thinker.{inside}" if form == "thinker" else inside

@@ -21,7 +21,7 @@ def rewrite(
 ) -> Path:
     """Writes `source` with other metadata values and other tensors; what is None is left out. A sound GGUF file.
 
-    Values that `source` does not have are added, as numbers.
+    Values that `source` does not have are added, as text or as numbers.
     """
     values, tensors = values or {}, tensors or {}
     reader = gguf.GGUFReader(source)
@@ -37,8 +37,9 @@ def rewrite(
                 kind = gguf.GGUFValueType.get_type(value) if isinstance(value, (str, float, bool)) else kind
             writer.add_key_value(key, value, kind, of if kind == gguf.GGUFValueType.ARRAY else None)
     for key in values.keys() - reader.fields.keys():
-        kind = gguf.GGUFValueType.FLOAT32 if isinstance(values[key], float) else gguf.GGUFValueType.UINT32
-        writer.add_key_value(key, values[key], kind)
+        value = values[key]
+        kind = gguf.GGUFValueType.get_type(value) if isinstance(value, (str, float)) else gguf.GGUFValueType.UINT32
+        writer.add_key_value(key, value, kind)
     for tensor in reader.tensors:
         if tensor.name not in tensors:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)

@@ -8,6 +8,9 @@
 #include "families/family.h"
 #include "families/parts.h"
 
+#include <algorithm>
+#include <string>
+
 namespace pcr {
 
 namespace {
@@ -40,6 +43,16 @@ const char * const prompt_after =
 
 // Stands between the instruction and the words that may occur, as its makers have it.
 const char * const hint = "热词提示：";
+// Stands for these words in a file's own "prompt_after_context".
+const char * const words = "{context}";
+
+size_t find_in(const std::string & text, const char * part, const std::string & key) {
+    const size_t place = text.find(part);
+    if (place == std::string::npos) {
+        throw Error(PCR_ERROR_FORMAT, "the file's '" + key + "' has no " + part + " in it: '" + text + "'");
+    }
+    return place;
+}
 
 std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & file, const Sizes & sizes,
                                                               Model & model) {
@@ -52,26 +65,27 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
     model.end_tokens          = {end, end_of_text};
     tokenizer.set_special({end, end_of_text, start, audio_start, audio_end});
 
-    const std::string before = file.string(sizes.key("prompt_before").c_str(), prompt_before);
-    const std::string after  = file.string(sizes.key("prompt_after").c_str(), prompt_after);
-    const size_t      close  = after.find("<|im_end|>");
-    if (close == std::string::npos) {
-        throw Error(PCR_ERROR_FORMAT,
-                    "the file's '" + sizes.key("prompt_after") + "' has no <|im_end|> in it: '" + after + "'");
-    }
-    // The text in front of it is the instruction, to which the hint is added.
-    const size_t last = after.rfind("|>", close), text = last == std::string::npos ? 0 : last + 2;
+    const std::string before   = file.string(sizes.key("prompt_before").c_str(), prompt_before);
+    const std::string after    = file.string(sizes.key("prompt_after").c_str(), prompt_after);
+    std::string       in_place = after;
+    in_place.insert(find_in(after, "<|im_end|>", sizes.key("prompt_after")), hint + std::string(words));
+    const std::string hinted_key = sizes.key("prompt_after_context");
+    const std::string hinted     = file.string(hinted_key.c_str(), in_place.c_str());
+
+    const size_t place = find_in(hinted, words, hinted_key), behind = place + std::char_traits<char>::length(words);
+    // The text between control tokens, which is tokenized in one piece.
+    const size_t last = hinted.rfind("|>", place), first = last == std::string::npos ? 0 : last + 2;
+    const size_t next = std::min(hinted.find("<|", behind), hinted.size());
     return [=, &tokenizer](const char * language, const char * context) {
         if (language) {
             throw Error(PCR_ERROR_UNSUPPORTED, "this model takes no language: it writes what it hears");
         }
-        std::string instruction = after.substr(text, close - text);
-        if (context) {
-            instruction += hint + std::string(context);
+        if (!context) {
+            return Prompt{controls.encode(before), controls.encode(after)};
         }
-        Prompt prompt{controls.encode(before), controls.encode(after.substr(0, text))};
-        for (const std::vector<int32_t> & tokens :
-             {tokenizer.encode(instruction), controls.encode(after.substr(close))}) {
+        Prompt            prompt{controls.encode(before), controls.encode(hinted.substr(0, first))};
+        const std::string text = hinted.substr(first, place - first) + context + hinted.substr(behind, next - behind);
+        for (const std::vector<int32_t> & tokens : {tokenizer.encode(text), controls.encode(hinted.substr(next))}) {
             prompt.after.insert(prompt.after.end(), tokens.begin(), tokens.end());
         }
         return prompt;
@@ -117,14 +131,17 @@ void load(Model & model) {
     projector.norm               = store.norm("adaptor.norm", decoder.hidden, true);
     projector.norm_eps           = decoder.norm_eps;
 
-    model.log_mel            = load_log_mel(store, sizes.key(""), tower.n_mels);
-    model.tokenizer          = load_tokenizer(store.file, decoder.vocab);
-    model.prompt             = make_prompt(store.file, sizes, model);
-    const char * const every = "time_marker_every_seconds";
-    model.markers            = TimeMarkers(
-        model.tokenizer, sizes.has(every) ? sizes.zero_or(every, 3600) : marker_seconds,
-        sizes.has("audio_tokens_per_second") ? double(sizes.number("audio_tokens_per_second")) : rows_per_second,
-        decoder.max_positions);
+    model.log_mel           = load_log_mel(store, sizes.key(""), tower.n_mels);
+    model.tokenizer         = load_tokenizer(store.file, decoder.vocab);
+    model.prompt            = make_prompt(store.file, sizes, model);
+    const char *const every = "time_marker_every_seconds", *const rate = "audio_tokens_per_second";
+    const double per_second = sizes.has(rate) ? double(sizes.number(rate)) : rows_per_second;
+    if (per_second > LogMel::sample_rate) {
+        throw Error(PCR_ERROR_FORMAT, format("the file's '%s' is %g: a second has no more than %d",
+                                             sizes.key(rate).c_str(), per_second, LogMel::sample_rate));
+    }
+    model.markers = TimeMarkers(model.tokenizer, sizes.has(every) ? sizes.zero_or(every, 3600) : marker_seconds,
+                                per_second, decoder.max_positions);
 }
 
 }  // namespace

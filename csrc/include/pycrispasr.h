@@ -389,8 +389,8 @@ PCR_API pcr_status pcr_log_mel(pcr_session * session, const float * samples, int
                                size_t capacity, int64_t * n_frames);
 
 /* Encoder rows of a whole clip's log-mel frames [n_frames][n_mels]. n_layers < 0: all of it, [rows][encoder_output].
- * n_layers >= 0: the rows after so many transformer layers, [rows][encoder_d_model]; 0 is the conv stem with
- * positions. */
+ * n_layers >= 0: the rows after so many transformer layers, [rows][encoder_d_model], of which several may be joined to
+ * one audio row behind them; 0 is the conv stem with positions. */
 PCR_API pcr_status pcr_encode(pcr_session * session, const float * mel, int64_t n_frames, int32_t n_layers,
                               float * rows, size_t capacity, int64_t * n_rows);
 

@@ -73,12 +73,13 @@ void Encoder::whisper_stem(const float * mel, float * rows) {
 
     ggml_tensor * x = input;  // [channels, time]
     for (int i = 0; i < 2; i++) {
-        const Conv &  conv    = w.conv[i];
-        ggml_tensor * signal  = ggml_cont(ctx, ggml_transpose(ctx, x));  // [time, channels]
-        ggml_tensor * patches = ggml_im2col(ctx, conv.weight, signal, i + 1, 0, 1, 0, 1, 0, /*is_2D =*/false,
-                                            GGML_TYPE_F32);  // [3 * channels, time]
-        Linear        kernel{ggml_reshape_2d(ctx, conv.weight, patches->ne[0], conv.weight->ne[2]), conv.bias};
-        Input         y{patches, Path::gemm};
+        const Conv &   conv    = w.conv[i];
+        ggml_tensor *  signal  = ggml_cont(ctx, ggml_transpose(ctx, x));  // [time, channels]
+        ggml_tensor *  patches = ggml_im2col(ctx, conv.weight, signal, i + 1, 0, 1, 0, 1, 0, /*is_2D =*/false,
+                                             GGML_TYPE_F32);  // [3 * channels, time]
+        const Linear & kernel =
+            graph.keep<Linear>(ggml_reshape_2d(ctx, conv.weight, patches->ne[0], conv.weight->ne[2]), conv.bias);
+        Input y{patches, Path::gemm};
         x = ops.linear(graph, y, kernel, Activation::gelu);  // [d_model, time]
     }
     x = ggml_add(ctx, x, w.positions);

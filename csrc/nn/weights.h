@@ -67,7 +67,7 @@ struct EncoderWeights {
         return n_frames / chunk_frames * chunk_rows + (tower == Tower::whisper ? rest > 0 : conv_rows(rest));
     }
     // Columns of a row that went through so many layers; negative: of an audio row.
-    int64_t columns(int32_t n_layers) const { return n_layers < 0 ? output_dim : int64_t(merge) * d_model; }
+    int64_t columns(int32_t depth) const { return depth < 0 ? output_dim : int64_t(merge) * d_model; }
     int64_t window_frames() const { return int64_t(chunk_frames) * window_chunks; }
     int64_t window_rows() const { return int64_t(chunk_rows) * window_chunks; }
     // Frames of the chunks of a clip that has so many.

@@ -1,8 +1,11 @@
-"""MOSS-Transcribe and Qwen3-ASR from samples to token ids, a function for each step, in the order in which data flows.
+"""Speech models from samples to token ids, a function for each step, in the order in which data flows.
+
+A model is put together of parts, of which `Parts` has those that differ: MOSS-Transcribe and Qwen3-ASR have the audio
+tower of Qwen3-Omni, MOSS-Transcribe-Diarize has Whisper's.
 
 Arrays are rows first; shapes stand in comments as [rows, columns] with
     n  samples at 16 kHz          T  mel frames, 100 a second        B, L  chunks and frames in each
-    A  audio rows, 13 a second    P  rows of the decoder             V     vocabulary
+    A  audio rows, 12 or 13 a s.  P  rows of the decoder             V     vocabulary
 The arithmetic is that of the transformers library (5.x), whose functions each step names; it runs in the float type of
 the model's weights, the log-mel in float64.
 """
@@ -10,12 +13,15 @@ the model's weights, the log-mel in float64.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .gguf_model import Model
+from .gguf_model import DIARIZE, MOSS, QWEN, Model
 
 N_FFT, HOP = 400, 160  # samples: 25 ms frames every 10 ms
 AUDIO = -1  # stands in the prompt where an audio row goes
@@ -51,8 +57,34 @@ def log_mel(samples: np.ndarray, n_mels: int, filters: np.ndarray | None = None)
 
 
 def heard(model: Model, samples: np.ndarray) -> np.ndarray:
-    """[n] -> [max(n, 8000)] for Qwen3-ASR, whose makers pad short clips with zeros (Qwen3ASRFeatureExtractor)."""
-    return np.pad(samples, (0, max(0, 8000 - len(samples)))) if model.is_qwen else samples
+    """[n] -> the samples with the silence that the makers pad them with."""
+    return PARTS[model.architecture].pad(model, samples)
+
+
+def half_a_second(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [max(n, 8000)]: Qwen3ASRFeatureExtractor."""
+    return np.pad(samples, (0, max(0, 8000 - len(samples))))
+
+
+def whole_windows(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [whole windows]: MossTranscribeDiarizeFeatureExtractor."""
+    return np.pad(samples, (0, -len(samples) % (window_frames(model) * HOP)))
+
+
+def listen(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [n_mels, T]: what the encoder reads."""
+    return PARTS[model.architecture].listen(model, heard(model, samples))
+
+
+def one_spectrogram(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [n_mels, T]"""
+    return log_mel(samples, model.hparams.enc_num_mel_bins, model.weights.get("audio.mel_filters"))
+
+
+def spectrogram_of_each_window(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[whole windows] -> [n_mels, T]: each window reflects at its own ends, and is raised to its own floor."""
+    windows = samples.reshape(-1, window_frames(model) * HOP)
+    return np.concatenate([one_spectrogram(model, window) for window in windows], axis=1)
 
 
 # ---- Encoder: Qwen3OmniMoeAudioEncoder -------------------------------------------------------------------------------
@@ -81,7 +113,7 @@ def conv_stem(model: Model, mel: np.ndarray) -> np.ndarray:
     """
     hp, chunk = model.hparams, 2 * model.hparams.enc_n_window
     pieces = [mel[:, start : start + chunk] for start in range(0, mel.shape[1], chunk)]
-    longest = chunk if model.is_qwen else max(piece.shape[1] for piece in pieces)
+    longest = chunk if model.architecture == QWEN else max(piece.shape[1] for piece in pieces)
     x = np.stack([np.pad(piece, ((0, 0), (0, longest - piece.shape[1]))) for piece in pieces])
     x = x[:, None].astype(model.dtype)  # [B, 1, n_mels, L]
     for i in (1, 2, 3):
@@ -89,6 +121,52 @@ def conv_stem(model: Model, mel: np.ndarray) -> np.ndarray:
     x = x.transpose(0, 3, 1, 2).reshape(len(pieces), x.shape[3], -1)  # [B, L', channels * F'], F' fastest
     x = linear(model, "enc.conv_out", x) + positions(x.shape[1], hp.enc_d_model, model.dtype)
     return np.concatenate([rows[: conv_length(piece.shape[1])] for rows, piece in zip(x, pieces, strict=True)])
+
+
+def omni_windows(model: Model, mel: np.ndarray) -> list[np.ndarray]:
+    """[n_mels, T] -> the rows of each attention window, [rows, d_model]."""
+    hp, x = model.hparams, conv_stem(model, mel)
+    chunk = 2 * hp.enc_n_window
+    window = conv_length(chunk) * (hp.enc_n_window_infer // chunk)  # rows that see each other: 104 in 8 s
+    return [x[start : start + window] for start in range(0, len(x), window)]
+
+
+def omni_head(model: Model, x: np.ndarray) -> np.ndarray:
+    """[A, d_model] -> [A, output_dim]"""
+    x = gelu(linear(model, "enc.proj1", layer_norm(model, "enc.ln_post", x)))
+    return linear(model, "enc.proj2", x)
+
+
+# ---- Encoder: MossTranscribeDiarizeAudioModel, which is Whisper's ----------------------------------------------------
+
+
+def window_frames(model: Model) -> int:
+    """Mel frames of a window: 3000."""
+    return 2 * model.hparams.enc_max_source_positions
+
+
+def whisper_windows(model: Model, mel: np.ndarray) -> list[np.ndarray]:
+    """[n_mels, whole windows] -> the rows of each, [1500, d_model], learned positions added."""
+    size = window_frames(model)
+    windows = [mel[:, start : start + size].astype(model.dtype) for start in range(0, mel.shape[1], size)]
+    for i, stride in ((1, 1), (2, 2)):
+        weight, bias = model[f"enc.conv{i}.weight"], model[f"enc.conv{i}.bias"]
+        windows = [gelu(conv1d(x, weight, bias, stride)) for x in windows]
+    return [x.T + model["enc.pos_embed.weight"] for x in windows]
+
+
+def whisper_head(model: Model, x: np.ndarray) -> np.ndarray:
+    """[4 A, d_model] -> [A, 4 d_model]: rows in succession are joined."""
+    return layer_norm(model, "enc.ln_post", x).reshape(-1, model.hparams.enc_merge * model.hparams.enc_d_model)
+
+
+def whisper_rows(model: Model, n_samples: int) -> int:
+    """Audio rows of a clip; what fills up its last window gives none."""
+    frames = -(-n_samples // HOP)
+    return -(-((frames - 1) // 2 + 1) // model.hparams.enc_merge)
+
+
+# ---- Encoder: what both towers have ----------------------------------------------------------------------------------
 
 
 def encoder_layer(model: Model, i: int, x: np.ndarray) -> np.ndarray:
@@ -105,32 +183,43 @@ def encoder_layer(model: Model, i: int, x: np.ndarray) -> np.ndarray:
 def encode(
     model: Model, mel: np.ndarray, n_layers: int | None = None, states: list[np.ndarray] | None = None
 ) -> np.ndarray:
-    """[n_mels, T] -> [A, output_dim]. With `n_layers`, the rows [A, d_model] after so many transformer layers.
+    """[n_mels, T] -> [A, output_dim]. With `n_layers`, the rows [rows, d_model] after so many transformer layers.
 
-    `states` takes the rows [A, d_model] after the conv stem, and after each layer.
+    `states` takes the rows after the conv stem, and after each layer.
     """
-    hp = model.hparams
-    x = conv_stem(model, mel)
-    chunk = 2 * hp.enc_n_window
-    window = conv_length(chunk) * (hp.enc_n_window_infer // chunk)  # rows that see each other: 104 in 8 s
-    windows = [x[start : start + window] for start in range(0, len(x), window)]
+    parts = PARTS[model.architecture]
+    windows = parts.windows(model, mel)
     states = [] if states is None else states
-    states.append(x)
-    for i in range(hp.enc_encoder_layers if n_layers is None else n_layers):
+    states.append(np.concatenate(windows))
+    for i in range(model.hparams.enc_encoder_layers if n_layers is None else n_layers):
         windows = [encoder_layer(model, i, rows) for rows in windows]
         states.append(np.concatenate(windows))
-    x = states[-1]
-    if n_layers is not None:
-        return x
-    x = gelu(linear(model, "enc.proj1", layer_norm(model, "enc.ln_post", x)))
-    return linear(model, "enc.proj2", x)
+    return states[-1] if n_layers is not None else parts.head(model, states[-1])
+
+
+# ---- Between the encoder and the decoder -----------------------------------------------------------------------------
 
 
 def adapt(model: Model, rows: np.ndarray) -> np.ndarray:
-    """[A, output_dim] -> [A, hidden]: the rows that stand in the prompt. Qwen3-ASR has no adapter."""
-    if model.is_qwen:
-        return rows
+    """[A, output_dim] -> [A, hidden]: the rows that stand in the prompt."""
+    return PARTS[model.architecture].adapt(model, rows)
+
+
+def gated_mlp(model: Model, rows: np.ndarray) -> np.ndarray:
+    """MOSS-Transcribe's adapter."""
     return linear(model, "adapter.down", silu(linear(model, "adapter.gate", rows)) * linear(model, "adapter.up", rows))
+
+
+def normed_mlp(model: Model, rows: np.ndarray) -> np.ndarray:
+    """MossTranscribeDiarizeMultiModalProjector, whose norm has the decoder's epsilon."""
+    inner = linear(model, "adapter.fc2", silu(linear(model, "adapter.fc1", rows)))
+    return layer_norm(model, "adapter.norm", inner, model.hparams.llm_rms_norm_eps)
+
+
+def audio_rows(model: Model, samples: np.ndarray) -> np.ndarray:
+    """[n] -> [A, hidden]: those that a clip has in its prompt."""
+    rows = adapt(model, encode(model, listen(model, samples)))
+    return rows[: PARTS[model.architecture].rows(model, len(samples))]
 
 
 # ---- Prompt and tokenizer --------------------------------------------------------------------------------------------
@@ -165,20 +254,52 @@ def detokenize(model: Model, ids: list[int]) -> bytes:
 
 def prompt_ids(model: Model, n_audio: int) -> list[int]:
     """[P]: the chat around the audio, `AUDIO` for each of its rows."""
-    hp = model.hparams
-    newline = tokenize(model, "\n")
-    if model.is_qwen:
-        system = [hp.start_token_id, *tokenize(model, "system"), *newline, model.tokens.index("<|im_end|>"), *newline]
-        return [*system, *_turns(model, n_audio)]
-    return _turns(model, n_audio)
+    before, after = PARTS[model.architecture].prompt(model)
+    return [*tokens_of(model, before), *audio_ids(model, n_audio), *tokens_of(model, after)]
 
 
-def _turns(model: Model, n_audio: int) -> list[int]:
+def tokens_of(model: Model, text: str) -> list[int]:
+    """Tokens of a text in which special ones stand by name; of others, lines are words."""
+    ids = []
+    for part in re.split(r"(<\|\w+\|>|\n)", text):
+        ids += [model.tokens.index(part)] if part in model.tokens else tokenize(model, part)
+    return ids
+
+
+def audio_ids(model: Model, n_audio: int) -> list[int]:
+    """[A and times]: every so many seconds the second stands among the rows, in digits (`replace_audio_token`)."""
+    every, per_second = model.hparams.enc_marker_seconds, model.hparams.enc_rows_per_second
+    ids: list[int] = []
+    for second in range(every, int(n_audio / per_second) + 1, every) if every else ():
+        ids += [AUDIO] * int(per_second * every) + tokenize(model, str(second))
+    return ids + [AUDIO] * (n_audio - ids.count(AUDIO))
+
+
+def moss_prompt(model: Model) -> tuple[str, str]:
+    """What stands before the audio's rows, and behind them."""
     hp = model.hparams
-    newline = tokenize(model, "\n")
-    user = [hp.start_token_id, *tokenize(model, "user"), *newline]
-    assistant = [hp.eos_token_id, *newline, hp.start_token_id, *tokenize(model, "assistant"), *newline]
-    return [*user, hp.audio_start_id, *[AUDIO] * n_audio, hp.audio_end_id, *assistant]
+    ids = (hp.start_token_id, hp.eos_token_id, hp.audio_start_id, hp.audio_end_id)
+    start, end, audio_start, audio_end = (model.tokens[i] for i in ids)
+    return f"{start}user\n{audio_start}", f"{audio_end}{end}\n{start}assistant\n"
+
+
+def qwen_prompt(model: Model) -> tuple[str, str]:
+    """The same with an empty context in front."""
+    before, after = moss_prompt(model)
+    return f"<|im_start|>system\n<|im_end|>\n{before}", after
+
+
+def diarize_prompt(model: Model) -> tuple[str, str]:
+    """The same with an instruction behind the audio, unless the file has its own."""
+    before, after = moss_prompt(model)
+    instructed = after.replace("<|im_end|>", f"\n{INSTRUCTION}<|im_end|>", 1)
+    return model.texts.get("prompt_before", before), model.texts.get("prompt_after", instructed)
+
+
+INSTRUCTION = (
+    "请将音频转写为文本，每一段需以起始时间戳和说话人编号（[S01]、[S02]、[S03]…）开头，正文为对应的语音内容，"
+    "并在段末标注结束时间戳，以清晰标明该段语音范围。"
+)
 
 
 def embed(model: Model, ids: list[int], audio: np.ndarray | None = None) -> np.ndarray:
@@ -262,8 +383,7 @@ def logits(model: Model, rows: np.ndarray) -> np.ndarray:
 
 def prompt_rows(model: Model, samples: np.ndarray) -> np.ndarray:
     """[n] -> [P, hidden]: all that comes before the first token."""
-    mel = log_mel(heard(model, samples), model.hparams.enc_num_mel_bins, model.weights.get("audio.mel_filters"))
-    audio = adapt(model, encode(model, mel))
+    audio = audio_rows(model, samples)
     return embed(model, prompt_ids(model, len(audio)), audio)
 
 
@@ -312,10 +432,19 @@ def conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return y.reshape(batch, len(weight), height, width)
 
 
-def layer_norm(model: Model, name: str, x: np.ndarray) -> np.ndarray:
-    """Each row to mean 0 and variance 1, then scale and shift."""
+def conv1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
+    """[in, L] -> [out, L'], kernel 3, padding 1; weight [out, in, 3]."""
+    length = (x.shape[1] - 1) // stride + 1
+    x = np.pad(x, ((0, 0), (1, 1)))
+    taps = weight.transpose(2, 0, 1).copy()  # [3, out, in]
+    return sum(taps[i] @ x[:, i : i + stride * (length - 1) + 1 : stride] for i in range(3)) + bias[:, None]
+
+
+def layer_norm(model: Model, name: str, x: np.ndarray, eps: float | None = None) -> np.ndarray:
+    """Each row to mean 0 and variance 1, then scale and shift; eps: the encoder's, or another."""
+    eps = model.hparams.enc_layer_norm_eps if eps is None else eps
     centred = x - x.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + x.dtype.type(model.hparams.enc_layer_norm_eps))
+    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
     return centred / scale * model[f"{name}.weight"] + model[f"{name}.bias"]
 
 
@@ -370,3 +499,33 @@ def erf(x: np.ndarray) -> np.ndarray:
     slope = 2 / math.sqrt(math.pi) * np.exp(-a * a)
     series = h * (1 - h * (a - h * ((2 * a * a - 1) / 3 - h * (2 * a**3 - 3 * a) / 6)))
     return np.copysign(_ERF[at] + slope * series, x).astype(x.dtype)
+
+
+# ---- The parts of each family ----------------------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """What a family has of the parts in which families differ."""
+
+    pad: Callable[[Model, np.ndarray], np.ndarray]
+    listen: Callable[[Model, np.ndarray], np.ndarray]
+    windows: Callable[[Model, np.ndarray], list[np.ndarray]]
+    head: Callable[[Model, np.ndarray], np.ndarray]
+    adapt: Callable[[Model, np.ndarray], np.ndarray]
+    rows: Callable[[Model, int], int | None]  # of a clip of so many samples; None: all that the encoder gives
+    prompt: Callable[[Model], tuple[str, str]]
+
+
+def as_it_is(_: Model, x: np.ndarray) -> np.ndarray:
+    """What a family does without."""
+    return x
+
+
+PARTS = {
+    MOSS: Parts(as_it_is, one_spectrogram, omni_windows, omni_head, gated_mlp, lambda *_: None, moss_prompt),
+    QWEN: Parts(half_a_second, one_spectrogram, omni_windows, omni_head, as_it_is, lambda *_: None, qwen_prompt),
+    DIARIZE: Parts(
+        whole_windows, spectrogram_of_each_window, whisper_windows, whisper_head, normed_mlp, whisper_rows,
+        diarize_prompt,
+    ),
+}  # fmt: skip

@@ -30,7 +30,9 @@ def chat_template(folder: Path) -> Callable[[Messages], str] | None:
     except ImportError:
         _logger.warning("the checkpoint's chat template is not read, since jinja2 is missing: pip install jinja2")
         return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
 
     def render(messages: Messages) -> str:
         try:

@@ -45,14 +45,15 @@ def tensor_type(name: str | None, shape: Sequence[int], file_type: str, *, all_m
     `name` is the shared one; None for a tensor that none of the families knows.
 
     Vectors are F32. Where the type is quantised, so are the decoder's matrices (`all_matrices`: every matrix) whose
-    rows are whole blocks; all the rest, convolutions among them, is F16.
+    rows are whole blocks; all the rest, convolutions and learned positions among them, is F16.
     """
     if len(shape) == 1 or is_table(name):
         return "F32"
     if file_type not in FLOAT_TYPES:
         inside = (name or "").removesuffix(".weight").split(".", 3)
         is_decoder = (name or "").startswith("llm.blk.") and inside[3] in _DECODER_MATRICES
-        whole_blocks = len(shape) == 2 and native.row_bytes(file_type, shape[-1]) > 0
+        is_matrix = len(shape) == 2 and name != "enc.pos_embed.weight"  # which is added
+        whole_blocks = is_matrix and native.row_bytes(file_type, shape[-1]) > 0
         if not (whole_blocks and (is_decoder or all_matrices)):
             return "F16"
     return file_type.upper()

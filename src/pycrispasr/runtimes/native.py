@@ -365,9 +365,14 @@ class NativeModel:
     def prompt(self, n_rows: int, *, language: str | None = None, context: str | None = None) -> list[int]:
         """The prompt around so many audio rows, whose places hold -1. For the others see `NativeSession.begin`."""
         params, held = _clip_params(language, context)
-        capacity = n_rows + 1024 + len((context or "").encode())
-        tokens, count = self._ffi.new("int32_t[]", capacity), self._ffi.new("size_t *")
-        self._check(self._lib.pcr_clip_prompt(self.pointer, params, n_rows, tokens, capacity, count))
+        count, room = self._ffi.new("size_t *"), n_rows + 1024 + len((context or "").encode())
+        while True:
+            tokens = self._ffi.new("int32_t[]", room)
+            status = self._lib.pcr_clip_prompt(self.pointer, params, n_rows, tokens, room, count)
+            if count[0] <= room:
+                break
+            room = count[0]  # with the times among the rows, say
+        self._check(status)
         del held
         return list(self._ffi.unpack(tokens, count[0]))
 
@@ -580,13 +585,15 @@ class NativeSession:
     def encode(self, mel: _Floats, n_layers: int = -1) -> _Floats:
         """Encoder rows `[rows, encoder_output]` of a log-mel `[n_frames, n_mels]`; see `pcr_encode` for n_layers."""
         info = self._model.info()
-        width = info["encoder_output" if n_layers < 0 else "encoder_d_model"]
-        rows, n_rows = np.empty((self._model.row_count(len(mel)), width), np.float32), self._ffi.new("int64_t *")
+        columns = info["encoder_output" if n_layers < 0 else "encoder_d_model"]
+        # Rows that are joined to one are no wider, taken together.
+        most = self._model.row_count(len(mel)) * max(info["encoder_output"], info["encoder_d_model"])
+        values, n_rows = np.empty(most, np.float32), self._ffi.new("int64_t *")
         status = self._lib.pcr_encode(
-            self._pointer, self._input(mel), len(mel), n_layers, self._output(rows), rows.size, n_rows
+            self._pointer, self._input(mel), len(mel), n_layers, self._output(values), values.size, n_rows
         )
         self._check(status)
-        return rows
+        return values[: n_rows[0] * columns].reshape(n_rows[0], columns)
 
     def adapt(self, rows: _Floats) -> _Floats:
         """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`."""

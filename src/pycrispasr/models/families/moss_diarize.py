@@ -163,6 +163,9 @@ def _sections(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | No
         "num_attention_heads": "encoder_attention_heads",
     }  # fmt: skip
     audio = {other[key]: value for key, value in audio.items() if key in other} | dict(audio)
+    joined, width = config.get("adaptor_input_dim"), audio.get("d_model")
+    if "audio_merge_size" not in config and isinstance(joined, int) and isinstance(width, int) and width > 0:
+        config = {**config, "audio_merge_size": joined // width}
     text = {"max_position_embeddings": _POSITIONS, **text}
     processor = dict(config.get("processor") or {})
     if not processor.get("enable_time_marker", True):
@@ -173,19 +176,27 @@ def _sections(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | No
 def _prompt(folder: Path) -> dict[str, str]:
     """The prompt in front of the audio and behind it, as the checkpoint's chat template makes it, where it has one.
 
-    The instruction stands in the template, or else in its makers' programs: then it is theirs.
+    The instruction stands in the template, or else in its makers' programs: then it is theirs. "{context}" stands for
+    the keywords, where the template takes them behind the audio.
     """
     template = chat_template(folder)
     if template is None:
         return {}
     audio = {"type": "audio", "audio": "audio"}
+    keywords = {"type": "keywords", "keywords": list(_KEYWORDS)}
     for content in ([audio], [audio, {"type": "text", "text": _INSTRUCTION}]):
         before, placeholder, after = template([{"role": "user", "content": content}]).partition("<|audio_pad|>")
         instruction, end, _ = after.partition("<|im_end|>")
         if placeholder and end and instruction.replace("<|audio_end|>", "").strip():
-            return {"prompt_before": before, "prompt_after": after}
+            found = {"prompt_before": before, "prompt_after": after}
+            hinted = template([{"role": "user", "content": [*content, keywords]}]).partition("<|audio_pad|>")[2]
+            above, first, rest = hinted.partition(_KEYWORDS[0])
+            _, second, below = rest.partition(_KEYWORDS[1])
+            return found | ({"prompt_after_context": f"{above}{{context}}{below}"} if first and second else {})
     return {}
 
+
+_KEYWORDS = ("\ue000", "\ue001")  # found again in what a template makes of them
 
 _INSTRUCTION = (
     "请将音频转写为文本，每一段需以起始时间戳和说话人编号（[S01]、[S02]、[S03]…）开头，正文为对应的语音内容，"
