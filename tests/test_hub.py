@@ -174,11 +174,11 @@ def test_models_lists_names_and_what_else_is_cached(server: hub_server.Hub, nano
     found = hub.models()
     assert found[1].path == hub.resolve("moss-transcribe")
     assert found[1].size == len(CONTENT)
-    assert [(model.name, model.revision, model.type, model.size) for model in found[6:]] == [
+    assert [(model.name, model.revision, model.type, model.size) for model in found[len(before) :]] == [
         ("org/nano:q/nano.gguf", None, "F32", len(nano)),
         ("org/nano:q/nano.gguf", OLD, "F32", len(nano) + 64),
     ]  # not the other file, which is no model
-    for model in found[6:]:
+    for model in found[len(before) :]:
         assert hub.resolve(model.name, revision=model.revision, local_files_only=True) == model.path
 
 

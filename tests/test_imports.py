@@ -55,9 +55,8 @@ MODULES = {
 METHODS = {
     "AsyncSession": "cancel close closed end events feed finish lost poll push reset text tokens",
     "Job": "cancel close closed partial progress segments stuck tokens",
-    "Model": "close closed info job languages longest runtime segments session stats stream takes_context tells_speakers "
-    "tokenize transcribe "
-    "transcribe_many",
+    "Model": "close closed info job languages longest runtime segments session stats stream takes_context "
+    "tells_speakers tokenize transcribe transcribe_many",
     "Session": "cancel close closed end events feed finish lost poll push reset text tokens",
     "Transcript": "complete duration language segments text timings to_audacity to_dict to_json to_srt to_tsv to_txt "
     "to_vtt warnings word_times",
