@@ -5,8 +5,9 @@
 //             <|im_start|>assistant\n, and for a given language behind it: language NAME <asr_text>
 //     text: language NAME <asr_text> TEXT; language None where nobody speaks. Where the language was given: TEXT.
 
+#include "families/qwen3_asr.h"
+
 #include "families/family.h"
-#include "families/parts.h"
 
 namespace pcr {
 
@@ -29,19 +30,10 @@ constexpr float   audio_norm_eps = 1e-5f;
 // Clips are padded to half a second, by their makers too.
 constexpr int64_t padded_samples = 8000;
 
-std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & file, const Sizes & sizes,
-                                                              Model & model) {
+std::function<Prompt(const char *, const char *)> make_prompt(const Sizes & sizes, Model & model) {
     Tokenizer & tokenizer = model.tokenizer;
-    // By the file's key; by its name in the vocabulary; or else, since converters may leave the names of control tokens
-    // out of a vocabulary, where the published one has it.
-    const auto special = [&](const char * key, const char * name, int32_t published) {
-        int32_t id =
-            key && sizes.has(key) ? file.token_id(sizes.key(key).c_str(), model.decoder.vocab) : tokenizer.named(name);
-        id = id < 0 ? published : id;
-        if (id >= tokenizer.size()) {
-            throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));
-        }
-        return id;
+    const auto  special   = [&](const char * key, const char * name, int32_t published) {
+        return qwen3_special(model, sizes, key, name, published);
     };
     const int32_t audio_start = special("audio_start_token_id", "<|audio_start|>", 151669);
     const int32_t audio_end   = special("audio_end_token_id", "<|audio_end|>", 151670);
@@ -87,8 +79,26 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
 }
 
 void load(Model & model) {
-    WeightStore & store = model.store;
-    const Sizes   sizes(store.file, std::string(qwen3_asr.architecture) + ".");
+    const Sizes sizes(model.store.file, std::string(qwen3_asr.architecture) + ".");
+    load_qwen3_parts(model, sizes, model.store.file.find("output.weight") != nullptr);
+    model.prompt = make_prompt(sizes, model);
+}
+
+}  // namespace
+
+int32_t qwen3_special(const Model & model, const Sizes & sizes, const char * key, const char * name,
+                      int32_t published) {
+    int32_t id = key && sizes.has(key) ? sizes.file.token_id(sizes.key(key).c_str(), model.decoder.vocab)
+                                       : model.tokenizer.named(name);
+    id         = id < 0 ? published : id;
+    if (id >= model.tokenizer.size()) {
+        throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));
+    }
+    return id;
+}
+
+void load_qwen3_parts(Model & model, const Sizes & sizes, bool own_head) {
+    WeightStore & store     = model.store;
     const auto    otherwise = [&](const char * name, int32_t max, int32_t value) {
         return sizes.has(name) ? sizes.at_most(name, max) : value;
     };
@@ -120,15 +130,12 @@ void load(Model & model) {
     decoder.max_positions = sizes.at_most("llm.max_pos", 1 << 24);
     decoder.rope_theta    = sizes.number("llm.rope_theta");
     decoder.norm_eps      = sizes.number("llm.rms_norm_eps");
-    decoder.tied          = !store.file.find("output.weight");
+    decoder.tied          = !own_head;
     model.decoder         = load_decoder(store, decoder, qwen3);
 
     model.log_mel   = load_log_mel(store, sizes.key(""), tower.n_mels);
     model.tokenizer = load_tokenizer(store.file, decoder.vocab);
-    model.prompt    = make_prompt(store.file, sizes, model);
 }
-
-}  // namespace
 
 const Family qwen3_asr = {"qwen3asr", load};
 

@@ -102,6 +102,8 @@ def tensor_shapes(sizes: Mapping[str, int | float | bool]) -> dict[str, tuple[in
     norm("llm.final_norm", hidden, bias=False)
     if not sizes["llm.tied_embeddings"]:
         linear("llm.lm_head", m["llm.vocab_size"], hidden, bias=False)
+    if bins := m.get("align.bins"):
+        linear("align.classifier", bins, hidden, bias=bool(m.get("align.bias")))
     return shapes
 
 

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any, Literal
 
 from pycrispasr.results import formats
-from pycrispasr.results.segment import Segment, without_nan
+from pycrispasr.results.segment import Segment, Word, without_nan
+
+WordTimes = Literal["calibrated", "approximate", "aligner"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,9 +50,11 @@ class Transcript:
             tell it. See `Segment.language`.
         complete: True when every segment's status is "ok", and no audio was lost on the way.
         timings: Where the time went.
-        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.
-        word_times: How good the times of words and tokens are: "calibrated" where it is known which heads of the model
-            tell them, "approximate" where the most likely ones were taken, None where no times were asked for.
+        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short; and why a
+            segment has no word times.
+        word_times: Where the times of words and tokens are from: "aligner" for a model that is made to tell them;
+            "calibrated" where it is known which heads of the model that wrote the text tell them, "approximate" where
+            the most likely ones were taken. None where no times were asked for.
     """
 
     text: str
@@ -60,7 +64,12 @@ class Transcript:
     complete: bool
     timings: Timings
     warnings: tuple[str, ...] = ()
-    word_times: Literal["calibrated", "approximate"] | None = None
+    word_times: WordTimes | None = None
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words of all segments, in order, as far as they have times."""
+        return tuple(word for segment in self.segments for word in segment.words or ())
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""

@@ -151,6 +151,7 @@ class Family:
         in_checkpoint: The names that a tensor may have in a checkpoint, the likeliest first.
         languages: What `language` can be: English names, as the model writes them, by code. None: it takes none.
         takes_context: It can be told what the audio is about.
+        without_language: What happens where no language is told.
         reader: Makes what reads its text, given the code of the language that was asked for.
     """
 
@@ -172,6 +173,7 @@ class Family:
     named: tuple[str, ...] = ()
     languages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     takes_context: bool = False
+    without_language: str = "it finds out by itself"
     reader: Callable[[str | None], Reader] = PlainReader
 
     def stored(self, name: str) -> str:
@@ -202,5 +204,5 @@ class Family:
                 return code
         raise UnsupportedOperationError(
             f"language={wanted!r}: {self.name} takes {', '.join(sorted(self.languages))}, or their English names; "
-            "leave it out, and it finds out by itself"
+            f"leave it out, and {self.without_language}"
         )
