@@ -541,7 +541,7 @@ std::vector<Choice> Session::align(int32_t sequence, const float * samples, int6
     if (seconds > reach) {
         throw Error(PCR_ERROR_AUDIO,
                     format("%.1f s of audio are too long to be aligned in one pass: this model's times "
-                           "end at %.0f s; align it in parts",
+                           "end at %.1f s; align it in parts",
                            seconds, reach));
     }
     begin(sequence, defaults);

@@ -160,8 +160,8 @@ class Model:
 
     Args:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
-            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "tiny" (the small model in this package), the
-            path of a GGUF file, or "org/repo:file.gguf" of the hub.
+            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "qwen3-aligner" (for `align`), "tiny" (the small
+            model in this package), the path of a GGUF file, or "org/repo:file.gguf" of the hub.
         **options: See `LoadingOptions`.
 
     Raises:
@@ -420,7 +420,8 @@ class Model:
         check_names("align", options, AlignKeywords)
         aligner = self._forced_aligner()
         code = None if language is None or self._family is None else self._family.language(language)
-        forced_alignment.check_language(code)
+        if isinstance(text, str | Transcript):
+            forced_alignment.check_language(code)
         samples = load(audio, **options)
         if isinstance(text, Transcript):
             return forced_alignment.align_transcript(aligner, samples, text, code)

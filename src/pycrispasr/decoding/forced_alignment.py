@@ -75,12 +75,8 @@ def split(text: str, language: str | None = None) -> list[Unit]:
         UnsupportedOperationError: It is Japanese, and `nagisa` is not installed.
     """
     if language == _JAPANESE:
-        cores = _japanese(text)
-    elif language == _KOREAN:
-        cores = _cores(text, alone=lambda _: False)
-    else:
-        cores = _cores(text, alone=_is_ideograph)
-    return _with_marks(text, list(cores))
+        return _with_marks(text, _japanese(text))
+    return _with_marks(text, list(_cores(text, alone=_is_ideograph if language != _KOREAN else lambda _: False)))
 
 
 def check_language(language: str | None) -> None:
@@ -242,14 +238,14 @@ def timed(
         ]
         owners += [place] * count
     sure = [span.probability for span in spans] if not tokens else [1.0] * len(spans)
-    found, at, now = [], 0, begin
+    found, at, now, last = [], 0, begin, spans[-1].end if spans else begin
     for token in tokens:
         count = len("".join(token.text.split()))
         mine = edges[at : at + count]
         start, end = (mine[0][0], mine[-1][1]) if mine else (now, now)
         for place in set(owners[at : at + max(count, 1)]):  # one without text begins a character of the next one
             sure[place] = min(sure[place], token.probability)
-        found.append(dataclasses.replace(token, start=round(start, 3), end=round(end, 3)))
+        found.append(dataclasses.replace(token, start=min(round(start, 3), last), end=min(round(end, 3), last)))
         at, now = at + count, end
     words = (
         Word(unit.text, span.start, span.end, probability)
@@ -277,18 +273,37 @@ def _cores(text: str, *, alone: Callable[[str], bool]) -> Iterator[_Core]:
             begun, end, letters = place if begun is None else begun, place + 1, letters + character
 
 
-def _japanese(text: str) -> Iterator[_Core]:
-    """As `nagisa` finds them. It compares what looks alike (NFKC), which can make characters more or fewer."""
-    place = 0
+def _japanese(text: str) -> list[_Core]:
+    """As `nagisa` finds them, which looks at characters in their plain form (NFKC)."""
+    owners: list[tuple[int, int]] = []  # for each plain character, where what it stands for begins and ends
+    for begin, end in _plain_forms(text):
+        owners += [(begin, end)] * len("".join(unicodedata.normalize("NFKC", text[begin:end]).split()))
+    cores: list[_Core] = []
+    at = 0
     for word in _nagisa().tagging(text).words:
-        bare = "".join(word.split())
-        while place < len(text) and text[place].isspace():
-            place += 1
-        begun = place
-        while place < len(text) and len("".join(unicodedata.normalize("NFKC", text[begun:place]).split())) < len(bare):
-            place += 1
-        if begun < place and (letters := spoken(word)):
-            yield begun, place, letters
+        mine = owners[at : at + len("".join(word.split()))]
+        at += len(mine)
+        if not mine or not (letters := spoken(word)):
+            continue
+        begin, end = mine[0][0], mine[-1][1]
+        if cores and begin < cores[-1][1]:  # one character of the text, such as a ligature, is in two words
+            begin = cores[-1][1]
+            if begin >= end:
+                cores[-1] = (*cores[-1][:2], cores[-1][2] + letters)
+                continue
+        cores.append((begin, end, letters))
+    return cores
+
+
+def _plain_forms(text: str) -> Iterator[tuple[int, int]]:
+    """Where characters begin and end that have a plain form (NFKC) of their own: marks go with what they stand on."""
+    begin = 0
+    for place in range(1, len(text) + 1):
+        rest = text[place : place + 1]
+        alone = len(unicodedata.normalize("NFKC", text[begin:place])) + len(unicodedata.normalize("NFKC", rest))
+        if not rest or len(unicodedata.normalize("NFKC", text[begin : place + 1])) >= alone:
+            yield begin, place
+            begin = place
 
 
 def _nagisa() -> Any:
