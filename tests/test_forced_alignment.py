@@ -172,7 +172,7 @@ def test_tokens_have_times_in_order_inside_their_words(text: str, times: list[in
 )
 def test_the_runtime_s_bins_are_the_reference_s(path: Path, seconds: float, kernels: str) -> None:
     reference = gguf_model.load(path)
-    opened = native.NativeModel(path, "cpu", "f32" if kernels != "operations" else "auto", kernels)
+    opened = native.NativeModel(path, "cpu", "f32" if kernels == "auto" else "auto", kernels)
     session = native.NativeSession(opened, threads=1)
     samples = make_tones(seconds, seed=int(seconds))
     for text in ("one", TEXT, TEXT * 12):  # of less and of more tokens than are worked on at once
@@ -181,7 +181,8 @@ def test_the_runtime_s_bins_are_the_reference_s(path: Path, seconds: float, kern
         places = session.align(samples, [token for word in tokens for token in [*word, -1, -1]])
         assert [place for place, _ in places] == scores.argmax(axis=1).tolist()
         shares = np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
-        np.testing.assert_allclose([sure for _, sure in places], 1 / shares, rtol=1e-3)
+        # ggml's products round to F16.
+        np.testing.assert_allclose([sure for _, sure in places], 1 / shares, rtol=1e-3 if kernels == "auto" else 0.03)
 
 
 def test_places_can_stand_anywhere_and_what_follows_does_not_matter(path: Path) -> None:
