@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
 import json
 import types
@@ -107,6 +108,21 @@ def test_japanese_without_nagisa_is_an_error_that_names_it_and_a_list_of_words_n
     aligned = model.align(SOUND, ["今日", "は", "良い。"], sample_rate=16000, language="ja")
     assert (aligned.text, aligned.language) == ("今日は良い。", "ja")
     assert [word.text for word in aligned.words] == ["今日", "は", "良い。"]
+
+
+def test_a_transcription_that_will_need_nagisa_says_so_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, model: Model, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(importlib.import_module("sys").modules, "nagisa", None)
+    generate(tmp_path / "qwen.gguf", preset="qwen3-asr-nano", type="f32")
+    with Model(tmp_path / "qwen.gguf", threads=1) as qwen:
+        for language in ("ja", "ko"):
+            options = {"word_timestamps": "aligner", "aligner": model, "language": language, "max_new_tokens": 4}
+            if language == "ja":
+                with pytest.raises(UnsupportedOperationError, match="pip install nagisa"):
+                    qwen.job([], **options)
+            else:
+                assert qwen.transcribe(SOUND, sample_rate=16000, **options).words
 
 
 # Times
@@ -373,6 +389,16 @@ def test_errors_name_the_way_out(model: Model) -> None:
         pytest.raises(UnsupportedOperationError, match="'tiny' writes what it hears"),
     ):
         tiny.align(SOUND, "one", sample_rate=16000)
+
+
+def test_threads_that_share_an_aligner_get_what_one_gets(model: Model) -> None:
+    texts = [f"{TEXT} {'one two ' * i}" for i in range(6)]
+    wanted = [model.align(SOUND, text, sample_rate=16000).segments for text in texts]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda text: model.align(SOUND, text, sample_rate=16000).segments, texts)
+        assert list(found) == wanted
+    assert model.stats().audio_seconds >= 12 * 6
+    assert model.stats().memory_bytes > model.info.weight_bytes
 
 
 def test_a_transcript_of_another_recording_is_refused(model: Model) -> None:
