@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import importlib
 import json
 import types
@@ -382,6 +383,8 @@ def test_errors_name_the_way_out(model: Model) -> None:
         model.transcribe(SOUND, sample_rate=16000)
     with pytest.raises(UnsupportedOperationError, match="writes no text"):
         model.session()
+    with pytest.raises(TypeError, match="text must be a str, a list of str or a Transcript"):
+        model.align(SOUND, ["one", 2], sample_rate=16000)  # type: ignore[list-item]
     with pytest.raises(TypeError, match="unexpected keyword argument 'vad'"):
         model.align(SOUND, "one", vad="on")  # type: ignore[call-arg]
     with (
@@ -399,6 +402,21 @@ def test_threads_that_share_an_aligner_get_what_one_gets(model: Model) -> None:
         assert list(found) == wanted
     assert model.stats().audio_seconds >= 12 * 6
     assert model.stats().memory_bytes > model.info.weight_bytes
+
+
+def test_segments_of_a_transcript_that_cannot_be_aligned_are_told_of(tmp_path: Path) -> None:
+    generate(tmp_path / "short.gguf", preset="qwen3-aligner-nano", type="f32", hyperparameters={"align.bins": 50})
+    with Model("tiny", threads=1) as tiny, Model(tmp_path / "short.gguf", threads=1) as short:
+        plain = tiny.transcribe(SAMPLES / "long.wav", vad="on")
+        lengths = [segment.end - segment.start for segment in plain.segments]
+        assert min(lengths) <= 4 < max(lengths)
+        aligned = short.align(SAMPLES / "long.wav", plain)
+        assert [segment.words is not None for segment in aligned.segments] == [length <= 4 for length in lengths]
+        assert aligned.text == plain.text
+        assert len(aligned.warnings) == sum(length > 4 for length in lengths)
+        longest = dataclasses.replace(plain, segments=(plain.segments[lengths.index(max(lengths))],))
+        with pytest.raises(AudioError, match="align it in parts"):
+            short.align(SAMPLES / "long.wav", longest)
 
 
 def test_a_transcript_of_another_recording_is_refused(model: Model) -> None:

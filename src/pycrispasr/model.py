@@ -407,10 +407,12 @@ class Model:
             **options: See `ReadingOptions`.
 
         Returns:
-            The text as a transcript whose `words` have times; or the given one, with those of its words and tokens.
+            The text as a transcript whose `words` have times; or the given one, with those of its words and tokens. Its
+            segments that cannot be aligned have none, and `warnings` say why.
 
         Raises:
-            AudioError: The audio cannot be read or understood; or audio and text are too long for one pass.
+            AudioError: The audio cannot be read or understood; or audio and text are too long for one pass; or no
+                segment of a transcript can be aligned, or one ends behind the recording.
             UsageError: The text has no words.
             UnsupportedOperationError: The model is no aligner, or does not know the language; or the text is Japanese,
                 and the package `nagisa`, which finds its words, is not installed.
@@ -418,6 +420,8 @@ class Model:
             OutOfMemoryError: An allocation failed.
         """
         check_names("align", options, AlignKeywords)
+        if not isinstance(text, str | Transcript) and not all(isinstance(word, str) for word in text):
+            raise TypeError(f"text must be a str, a list of str or a Transcript, not {text!r:.40}")
         aligner = self._forced_aligner()
         code = None if language is None or self._family is None else self._family.language(language)
         if isinstance(text, str | Transcript):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pycrispasr import audio
 from pycrispasr.decoding.engine import Engine, Request
-from pycrispasr.decoding.forced_alignment import ForcedAligner
+from pycrispasr.decoding.forced_alignment import ForcedAligner, no_times
 from pycrispasr.decoding.reader import PlainReader, Reader
 from pycrispasr.decoding.recording import Recording, Task
 from pycrispasr.decoding.word_times import Aligner
@@ -318,7 +318,7 @@ def _aligned(
     try:
         return aligner.align(tokens, text, samples, first, language)
     except (*_FAILURES, UnsupportedOperationError) as error:
-        recording.warnings.append(f"the segment at {first / audio.SAMPLE_RATE:.1f} s has no word times: {error}")
+        recording.warnings.append(no_times(first / audio.SAMPLE_RATE, error))
         return tuple(tokens), None
 
 

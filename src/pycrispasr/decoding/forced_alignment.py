@@ -400,11 +400,15 @@ def align_transcript(
         transcript: Whose segments say where in it their text was said.
         language: Code of the text's language; None: as each segment tells it.
 
+    Returns:
+        Segments that cannot be aligned have no words, and `warnings` say why.
+
     Raises:
         UnsupportedOperationError: It is Japanese, and `nagisa` is not installed.
-        AudioError: A segment lies outside the recording, or is too long for one pass.
+        AudioError: A segment lies outside the recording, or none can be aligned.
     """
-    segments = []
+    segments: list[Segment] = []
+    failures: list[str] = []
     for segment in transcript.segments:
         first, end = (round(seconds * SAMPLE_RATE) for seconds in (segment.start, segment.end))
         if end > len(samples) + _SLACK:
@@ -412,8 +416,21 @@ def align_transcript(
                 f"a segment ends at {segment.end:.2f} s, and the recording at {len(samples) / SAMPLE_RATE:.2f} s: "
                 "the transcript is one of another recording"
             )
-        tokens, words = aligner.align(
-            segment.tokens, segment.text, samples[first:end], first, language or segment.language
-        )
+        tokens, words = segment.tokens, None
+        try:
+            tokens, words = aligner.align(
+                segment.tokens, segment.text, samples[first:end], first, language or segment.language
+            )
+        except AudioError as error:
+            failures.append(no_times(segment.start, error))
+            if len(failures) == len(transcript.segments):
+                raise
         segments.append(dataclasses.replace(segment, tokens=tokens, words=words))
-    return dataclasses.replace(transcript, segments=tuple(segments), word_times="aligner")
+    return dataclasses.replace(
+        transcript, segments=tuple(segments), warnings=(*transcript.warnings, *failures), word_times="aligner"
+    )
+
+
+def no_times(start: float, reason: Exception) -> str:
+    """A sentence about a segment that cannot be aligned."""
+    return f"the segment at {start:.1f} s has no word times: {reason}"
