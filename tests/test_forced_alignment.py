@@ -476,6 +476,23 @@ def test_the_command_writes_subtitles_of_a_known_text(path: Path, tmp_path: Path
     assert (again.returncode, "already there" in again.stderr) == (1, True)
 
 
+def test_the_command_takes_a_transcript_whose_texts_were_corrected(path: Path, tmp_path: Path) -> None:
+    done = run("transcribe", "-m", "tiny", "-f", "json", SAMPLES / "digits.wav")
+    content = json.loads(done.stdout)
+    content["segments"][0]["text"] = "four, oh seven"
+    (tmp_path / "known.json").write_text(json.dumps(content), encoding="utf-8")
+    done = run("align", SAMPLES / "digits.wav", tmp_path / "known.json", "-m", path, "-f", "json")
+    assert done.returncode == 0, done.stderr
+    aligned = Transcript.from_json(done.stdout)
+    assert aligned.text == aligned.segments[0].text == "four, oh seven"
+    assert [word.text for word in aligned.words] == ["four,", "oh", "seven"]
+    assert aligned.segments[0].end == content["segments"][0]["end"]
+    assert [token.start for token in aligned.segments[0].tokens] == [None] * 8  # they say something else
+    (tmp_path / "known.json").write_text("{}", encoding="utf-8")
+    done = run("align", SAMPLES / "digits.wav", tmp_path / "known.json", "-m", path)
+    assert (done.returncode, "is not the JSON of a transcript" in done.stderr) == (2, True)
+
+
 def test_the_command_says_what_is_wrong(path: Path, tmp_path: Path) -> None:
     (tmp_path / "said.txt").write_text("seven", encoding="utf-8")
     for arguments, status, message in (

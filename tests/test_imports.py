@@ -59,8 +59,8 @@ METHODS = {
     "Model": "align close closed info job languages runtime segments session stats stream takes_context tokenize "
     "transcribe transcribe_many",
     "Session": "cancel close closed end events feed finish lost poll push reset text tokens",
-    "Transcript": "complete duration language segments text timings to_audacity to_dict to_json to_srt to_tsv to_txt "
-    "to_vtt warnings word_times words",
+    "Transcript": "complete duration from_json language segments text timings to_audacity to_dict to_json to_srt "
+    "to_tsv to_txt to_vtt warnings word_times words",
 }
 FUNCTIONS = """
     abi_version adapt backend_get clip_params_default clip_prompt convert_rows decode decode_step device_count

@@ -24,13 +24,18 @@ from pycrispasr.cli.transcribe import Format, complaints
 from pycrispasr.model import Model
 from pycrispasr.models import hub
 from pycrispasr.results import files, formats
+from pycrispasr.results.transcript import Transcript
 
 
 @app.command(rich_help_panel=TRANSCRIBE)
 def align(
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help='A file or a web address; "-" is standard input.')],
     text: Annotated[
-        str, typer.Argument(metavar="TEXT", help='A text file of what is said in it, a subtitle a line; "-": stdin.')
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            help='What is said in it: a text file, a subtitle a line, "-" for stdin; or a transcript, .json.',
+        ),
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="An aligner: a name, a GGUF file or a Hugging Face repository.")
@@ -65,6 +70,7 @@ def align(
     if recording == text == "-":
         raise typer.BadParameter("standard input is the recording already: name a file", param_hint="TEXT")
     said = _read(text)
+    known = Transcript.from_json(said) if text.casefold().endswith(".json") else said
     stem = None if folder is None else files.stems([recording], folder)[0]
     if stem is not None:
         files.pending(stem, wanted, overwrite=overwrite)
@@ -72,7 +78,7 @@ def align(
         model, device=device, threads=threads, precision=precision.value, mmap=mmap, runtime="pycrispasr"
     ) as opened:
         source = standard_input() if recording == "-" else recording
-        aligned = opened.align(source, said, language=language, channel=channel, track=track)
+        aligned = opened.align(source, known, language=language, channel=channel, track=track)
     for sentence in complaints(recording, aligned):
         tell(f"pycrispasr: {sentence}")
     if stem is None:

@@ -194,8 +194,8 @@ class ForcedAligner:
         """The tokens of a segment with their times, and the words that they make.
 
         Args:
-            tokens: All that were given; none where they are not known.
-            text: What they say.
+            tokens: All that were given; none where they are not known. Those of another text are left as they are.
+            text: What was said.
             samples: The segment, mono at 16 kHz, `[n]`.
             first: Where it begins, in samples from the beginning of the audio.
             language: Code of the text's language, as far as it is known.
@@ -212,6 +212,8 @@ class ForcedAligner:
             return min(round(begin + seconds, 3), stop)
 
         moved = [Span(absolute(span.start), absolute(span.end), span.probability) for span in spans]
+        if "".join("".join(token.text for token in tokens).split()) != "".join(text.split()):
+            return tuple(tokens), timed((), units, moved, begin)[1]
         return timed(tokens, units, moved, begin)
 
 
@@ -427,7 +429,11 @@ def align_transcript(
                 raise
         segments.append(dataclasses.replace(segment, tokens=tokens, words=words))
     return dataclasses.replace(
-        transcript, segments=tuple(segments), warnings=(*transcript.warnings, *failures), word_times="aligner"
+        transcript,
+        text=functools.reduce(join, (segment.text for segment in segments), ""),
+        segments=tuple(segments),
+        warnings=(*transcript.warnings, *failures),
+        word_times="aligner",
     )
 
 
