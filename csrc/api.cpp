@@ -32,7 +32,7 @@ struct pcr_session {
 
 namespace {
 
-constexpr int32_t abi_version = 10;
+constexpr int32_t abi_version = 11;
 
 constexpr char no_heads[] = "the session was made without params.heads";
 
@@ -372,6 +372,8 @@ pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info) {
         info->weight_bytes            = m.store.weight_bytes;
         info->kv_bytes_per_token      = static_cast<uint64_t>(2 * d.kv_dim() * d.n_layers) * sizeof(float);
         info->parameters              = m.store.parameters;
+        info->align_bins              = m.alignment.bins;
+        info->align_bin_ms            = m.alignment.bin_ms;
         return PCR_OK;
     });
 }
@@ -580,6 +582,30 @@ pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, in
         require(sequences && tokens, "NULL");
         require_sequences(s, sequences, count);
         return s.next(sequences, count, tokens);
+    });
+}
+
+pcr_status pcr_session_align(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples,
+                             const int32_t * tokens, size_t n_tokens, pcr_place * places, size_t capacity,
+                             size_t * n_places) {
+    return at_work(session, [&](pcr::Session & s) {
+        require_sequences(s, &sequence, 1);
+        require(n_samples >= 0 && (samples || n_samples == 0), "no samples, or a negative number of them");
+        require((tokens || n_tokens == 0) && (places || capacity == 0) && n_places, "NULL");
+        require(n_tokens < static_cast<size_t>(max_frames), "the number of tokens is out of range");
+        size_t count = 0;
+        for (size_t i = 0; i < n_tokens; i++) {
+            require(tokens[i] >= -1 && tokens[i] < s.model.decoder.vocab, "a token is outside the vocabulary");
+            count += tokens[i] < 0;
+        }
+        *n_places = count;
+        require(count <= capacity, "there is too little room for the places");
+        const std::vector<pcr::Choice> found =
+            s.align(sequence, samples, n_samples, tokens, static_cast<int64_t>(n_tokens));
+        for (size_t i = 0; i < found.size(); i++) {
+            places[i] = {sizeof(pcr_place), found[i].token, found[i].probability};
+        }
+        return PCR_OK;
     });
 }
 

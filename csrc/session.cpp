@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include "device/cores.h"
+#include "ops/ops_ggml.h"
 
 #include <algorithm>
 #include <chrono>
@@ -54,6 +55,25 @@ void require_listening(const Clip & clip, const char * otherwise) {
     }
     if (clip.state != Clip::State::listening) {
         throw Error(PCR_ERROR_ARGUMENT, otherwise);
+    }
+}
+
+// The first of the largest scores, and its softmax.
+Choice most_probable(const float * scores, size_t count) {
+    const float * const best = std::max_element(scores, scores + count);
+    double              sum  = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        sum += std::exp(double(scores[i]) - double(*best));
+    }
+    if (!std::isfinite(*best) || !std::isfinite(sum)) {
+        throw not_finite();
+    }
+    return {static_cast<int32_t>(best - scores), static_cast<float>(1.0 / sum)};
+}
+
+void require_text(const Model & model) {
+    if (model.alignment.bins > 0) {
+        throw Error(PCR_ERROR_UNSUPPORTED, "this model writes no text: it tells when the words of one were said");
     }
 }
 
@@ -160,6 +180,7 @@ void Session::feed(int32_t sequence, const float * samples, int64_t n_samples) {
 
 void Session::end(int32_t sequence, int64_t n_samples) {
     Clip & clip = at(sequence);
+    require_text(model);
     require_listening(clip, "the audio had ended already: reset the session first");
     compute.throw_if_cancelled();
     const int64_t fed = clip.n_samples();
@@ -328,7 +349,8 @@ void Session::append_windows(int32_t sequence, int64_t end, Choice * first) {
         const int64_t block_end  = std::min(k + windows_at_once, end);
         const bool    close      = first && block_end == end;
         const int64_t row        = k * window_rows;
-        const int64_t end_row    = close ? clip.done.n_rows : block_end * window_rows;
+        const int64_t held       = static_cast<int64_t>(clip.rows.size()) / hidden;
+        const int64_t end_row    = close ? clip.done.n_rows : std::min(block_end * window_rows, held);
         const int64_t first_mark = markers_before(clip, row) + 1;
         const int64_t last_mark  = close ? marks.count(end_row) : markers_before(clip, end_row);
         block.clear();
@@ -412,6 +434,7 @@ void Session::follow_draft(int32_t sequence) {
 
 void Session::begin_hypothesis(int32_t sequence) {
     Clip & clip = at(sequence);
+    require_text(model);
     require_listening(clip, "the audio has ended: its text is what the tokens say");
     compute.throw_if_cancelled();
     const bool is_audible = clip.n_samples() >= model.min_samples();
@@ -562,6 +585,98 @@ pcr_status Session::next(const int32_t * sequences, int32_t count, pcr_token * t
         any = any || taken > 0;
     }
     return any ? PCR_OK : PCR_END;
+}
+
+std::vector<Choice> Session::align(int32_t sequence, const float * samples, int64_t n_samples, const int32_t * tokens,
+                                   int64_t count) {
+    const Alignment & alignment = model.alignment;
+    if (alignment.bins == 0) {
+        throw Error(PCR_ERROR_UNSUPPORTED, "this model writes what it hears, and tells no times of another text");
+    }
+    compute.throw_if_cancelled();
+    check_samples(samples, n_samples);
+    check_length(n_samples, model.min_samples());
+    const double seconds = double(n_samples) / LogMel::sample_rate;
+    const double reach   = double(alignment.bins) * alignment.bin_ms * 1e-3;
+    if (seconds > reach) {
+        throw Error(PCR_ERROR_AUDIO,
+                    format("%.1f s of audio are too long to be aligned in one pass: this model's times "
+                           "end at %.1f s; align it in parts",
+                           seconds, reach));
+    }
+    begin(sequence, defaults);
+    Clip & clip = at(sequence);
+    check_room(clip.prompt, n_samples);
+    const int64_t n_audio = clip.prompt.size() + model.encoder.rows(model.frame_count(n_samples));
+    if (n_audio + count > model.decoder.max_positions) {
+        throw Error(
+            PCR_ERROR_AUDIO,
+            format("a text of %lld tokens and places is too long for one pass: beside %.1f s of audio this model "
+                   "has room for %lld; align it in parts",
+                   static_cast<long long>(count), seconds,
+                   static_cast<long long>(model.decoder.max_positions - n_audio)));
+    }
+    std::vector<int32_t> closing = clip.prompt.after;
+    closing.insert(closing.end(), tokens, tokens + count);
+    std::vector<Choice> bins;
+    or_fail(&sequence, 1, [&] {
+        decoder.reserve(sequence, n_audio + count);
+        clip.samples.assign(samples, samples + n_samples);
+        extend_frames(clip, true);
+        const EncoderWeights & w         = model.encoder;
+        const int64_t          n_windows = (clip.n_frames(w.n_mels) - 1) / w.window_frames() + 1;
+        clip.done.n_frames               = clip.n_frames(w.n_mels);
+        clip.done.n_rows                 = w.rows(clip.done.n_frames);
+        clip.done.n_prompt_tokens        = n_audio + count;
+        clip.rows.resize(static_cast<size_t>(clip.done.n_rows * model.decoder.hidden));
+        for (int64_t first = 0; first < n_windows; first += windows_at_once) {
+            const int64_t end = std::min(n_windows, first + windows_at_once);
+            encode_windows(clip, first, end);
+            append_windows(sequence, end, nullptr);
+        }
+        classify_places(sequence, std::move(closing), bins);
+    });
+    clip.text.done = true;
+    clip.state     = Clip::State::decoding;
+    return bins;
+}
+
+// Appends a text to the cache, some of it at a time, and classifies its places, which are -1.
+void Session::classify_places(int32_t sequence, std::vector<int32_t> tokens, std::vector<Choice> & bins) {
+    constexpr size_t at_once = 256;
+
+    Clip &             clip   = at(sequence);
+    const Alignment &  a      = model.alignment;
+    const size_t       hidden = static_cast<size_t>(model.decoder.hidden);
+    const Stopwatch    watch(clip.done.prefill);
+    std::vector<float> rows, scores;
+    for (size_t first = 0; first < tokens.size(); first += at_once) {
+        const size_t        count = std::min(at_once, tokens.size() - first);
+        int32_t * const     some  = tokens.data() + first;
+        std::vector<size_t> places;
+        for (size_t i = 0; i < count; i++) {
+            if (some[i] < 0) {
+                some[i] = a.place;
+                places.push_back(i);
+            }
+        }
+        block.resize(count * hidden);
+        rows.resize(count * hidden);
+        decoder.embed(some, static_cast<int64_t>(count), block.data());
+        decoder.append_all(sequence, block.data(), static_cast<int64_t>(count), rows.data());
+        if (places.empty()) {
+            continue;
+        }
+        for (size_t i = 0; i < places.size(); i++) {
+            std::copy_n(rows.data() + places[i] * hidden, hidden, block.data() + i * hidden);
+        }
+        const size_t n_bins = static_cast<size_t>(a.bins);
+        scores.resize(places.size() * n_bins);
+        decoder.apply(a.classifier, block.data(), static_cast<int64_t>(places.size()), scores.data());
+        for (size_t i = 0; i < places.size(); i++) {
+            bins.push_back(most_probable(scores.data() + i * n_bins, n_bins));
+        }
+    }
 }
 
 void Session::forget() {

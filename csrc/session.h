@@ -38,6 +38,11 @@ public:
     // What the captured heads attended to: [steps][heads][audio rows]. It stands until the next call.
     const float * attention(int32_t sequence, int64_t * n_steps);
 
+    // When the words of a text were said: for each place among its tokens, which is -1 there, the best bin of time and its
+    // probability. The sequence's clip is that audio and that text then; it has no tokens to take.
+    std::vector<Choice> align(int32_t sequence, const float * samples, int64_t n_samples, const int32_t * tokens,
+                              int64_t count);
+
     // The stages on their own. They forget what was fed.
     int64_t log_mel(const float * samples, int64_t n_samples, float * mel);  // normalized, [frames][n_mels]
     void    encode(const float * mel, int64_t n_frames, int32_t n_layers, float * rows);
@@ -80,6 +85,7 @@ private:
     bool             accept_token(Clip & clip, const Choice & choice) const;
     void             follow_draft(int32_t sequence);
     void             decode_step(const int32_t * sequences, int32_t count);
+    void             classify_places(int32_t sequence, std::vector<int32_t> tokens, std::vector<Choice> & bins);
     void             forget();
 
     Workspace                 audio_workspace;

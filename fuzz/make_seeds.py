@@ -51,6 +51,12 @@ def models(folder: Path) -> None:
     random_model.generate(folder / "short_windows.gguf", hyperparameters=short, type="f16", mel_tables=False)
     untied = SMALLEST | {"llm.tied_embeddings": False, "llm.num_layers": 2, "enc.n_window": 8, "enc.n_window_infer": 32}
     random_model.generate(folder / "untied.gguf", hyperparameters=untied, type="f16", mel_tables=False)
+    aligner = {key: size for key, size in SMALLEST.items() if key != "adapter.hidden_size"} | {"align.bins": 20}
+    for bias in (0, 1):
+        random_model.generate(
+            folder / f"aligner_{bias}.gguf", preset="qwen3-aligner-nano", type="f16", mel_tables=False,
+            hyperparameters=aligner | {"align.bias": bias},
+        )  # fmt: skip
 
 
 def texts(folder: Path) -> None:

@@ -54,13 +54,28 @@ void hear(pcr_model * model) {
     }();
     pcr_session_params params;
     pcr_session_params_default(&params);
-    params.threads        = 1;
-    params.max_new_tokens = 4;
-    pcr_session * session = nullptr;
-    const int32_t first   = 0;
-    const auto    ok      = [&](pcr_status status) { return succeeded(status, pcr_session_error(session)); };
-    if (ok(pcr_session_new(model, &params, &session)) &&
-        ok(pcr_session_feed(session, first, second.data(), static_cast<int64_t>(second.size()))) &&
+    params.threads         = 1;
+    params.max_new_tokens  = 4;
+    pcr_session *  session = nullptr;
+    const int32_t  first   = 0;
+    const auto     ok      = [&](pcr_status status) { return succeeded(status, pcr_session_error(session)); };
+    pcr_model_info info{};
+    info.size             = sizeof(info);
+    const bool has_opened = pcr_model_get_info(model, &info) == PCR_OK && ok(pcr_session_new(model, &params, &session));
+    if (has_opened && info.align_bins > 0) {
+        const int32_t text[]    = {-1, 0, -1, info.llm_vocab - 1, -1};
+        pcr_place     places[3] = {};
+        size_t        count     = 0;
+        if (ok(pcr_session_align(session, first, second.data(), static_cast<int64_t>(second.size()), text, 5, places, 3,
+                                 &count))) {
+            CHECK(count == 3);
+            for (const pcr_place & place : places) {
+                CHECK(place.bin >= 0 && place.bin < info.align_bins);
+                CHECK(place.probability >= 0 && place.probability <= 1);
+            }
+        }
+    }
+    if (has_opened && ok(pcr_session_feed(session, first, second.data(), static_cast<int64_t>(second.size()))) &&
         ok(pcr_session_end(session, first, -1))) {
         pcr_status status = PCR_OK;
         for (int i = 0; i < 5 && status == PCR_OK; i++) {

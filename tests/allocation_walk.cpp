@@ -1,7 +1,7 @@
 // Has each allocation of each function of the library fail, one after the other: none may end the process, every failure
 // is PCR_ERROR_MEMORY (or the function did without), and what comes after it is as if nothing had happened.
 //
-//     allocation_walk LIBRARY MODEL.gguf auto|operations single|onward [STEP]
+//     allocation_walk LIBRARY MODEL.gguf ALIGNER.gguf auto|operations single|onward [STEP]
 //
 // single: that allocation fails; onward: all that follow it too, until the function returns. STEP: only every STEP-th.
 // Prints a line for each function. Another status than 0: something is wrong, and printed.
@@ -257,16 +257,17 @@ pcr_status transcribe(pcr_session * session, const std::vector<float> & samples,
 }  // namespace
 
 int main(int argc, char ** argv) {
-    if (argc < 5) {
-        std::fprintf(stderr, "usage: allocation_walk LIBRARY MODEL.gguf auto|operations single|onward [STEP]\n");
+    if (argc < 6) {
+        std::fprintf(stderr,
+                     "usage: allocation_walk LIBRARY MODEL.gguf ALIGNER.gguf auto|operations single|onward [STEP]\n");
         return 2;
     }
-    onward = std::strcmp(argv[4], "onward") == 0;
-    step   = argc > 5 ? std::atol(argv[5]) : 1;
+    onward = std::strcmp(argv[5], "onward") == 0;
+    step   = argc > 6 ? std::atol(argv[6]) : 1;
     static Library loaded(argv[1]);
     library                   = &loaded;
     const char *       path   = argv[2];
-    const bool         on_cpu = std::strcmp(argv[3], "operations") != 0;
+    const bool         on_cpu = std::strcmp(argv[4], "operations") != 0;
     std::vector<float> samples(16000 * (on_cpu ? 9 : 2));
     for (size_t i = 0; i < samples.size(); i++) {
         samples[i] = 0.1f * std::sin(0.05f * static_cast<float>(i)) * std::sin(0.0003f * static_cast<float>(i));
@@ -346,7 +347,7 @@ int main(int argc, char ** argv) {
     // ---- A model
     pcr_model_params params;
     CALL(pcr_model_params_default)(&params);
-    params.kernels    = argv[3];
+    params.kernels    = argv[4];
     pcr_model * model = nullptr;
     for (const int32_t map : {1, 0}) {
         params.map = map;
@@ -484,6 +485,27 @@ int main(int argc, char ** argv) {
                 return status == PCR_END ? CALL(pcr_importance)(session, 0, &name, &energies, &columns, &n) : status;
             },
             none);
+    }
+    // A model that aligns.
+    {
+        pcr_model *      other   = nullptr;
+        pcr_session *    aligner = nullptr;
+        pcr_model_params fitting;
+        CALL(pcr_model_params_default)(&fitting);
+        fitting.kernels = argv[4];
+        if (CALL(pcr_model_load)(argv[3], &fitting, &other) != PCR_OK ||
+            CALL(pcr_session_new)(other, nullptr, &aligner) != PCR_OK) {
+            complain("the aligner does not open");
+        }
+        const int32_t words[] = {40, -1, -1, 41, 42, -1, -1};
+        pcr_place     places[4];
+        size_t        n_places = 0;
+        walk(
+            "pcr_session_align", [&] { CALL(pcr_session_reset)(aligner); },
+            [&] { return CALL(pcr_session_align)(aligner, 0, samples.data(), 20000, words, 7, places, 4, &n_places); },
+            none);
+        CALL(pcr_session_free)(aligner);
+        CALL(pcr_model_free)(other);
     }
     // What gives no status.
     walk(

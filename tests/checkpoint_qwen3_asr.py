@@ -1,4 +1,4 @@
-"""Checkpoints of Qwen3-ASR in both forms, made from model files: its makers', and the transformers library's own."""
+"""Checkpoints of Qwen3-ASR and its aligner in both forms, made from model files: its makers', and transformers'."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_checkpoint(folder: Path, model: Path, form: Form) -> None:
     own_head = any(tensor.name == "output.weight" for tensor in tensors)
     write_json(folder / "config.json", config(metadata, form, tied=not own_head))
     tokens = dict(enumerate(metadata["tokenizer.ggml.tokens"]))
-    special = [id_ for id_, token in tokens.items() if token.startswith("<|") or token == "<asr_text>"]
+    special = [id_ for id_, token in tokens.items() if token.startswith("<|") or token in ("<asr_text>", "<timestamp>")]
     vocab = {token: id_ for id_, token in tokens.items() if id_ not in special}
     merges = metadata["tokenizer.ggml.merges"]
     if form == "hf":
@@ -35,7 +35,12 @@ def write_checkpoint(folder: Path, model: Path, form: Form) -> None:
         decoder = {str(id_): {"content": tokens[id_], "special": True} for id_ in special}
         write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
     weights = [tensor for tensor in tensors if not tensor.name.startswith("audio.mel_")]
-    write_shard(folder / "model.safetensors", model, weights, lambda name: source_name(name, form))
+    write_shard(
+        folder / "model.safetensors",
+        model,
+        weights,
+        lambda name: source_name(name, form, aligner="classify_num" in metadata),
+    )
 
 
 def config(metadata: Mapping[str, Any], form: Form, *, tied: bool) -> dict[str, Any]:
@@ -62,11 +67,16 @@ def config(metadata: Mapping[str, Any], form: Form, *, tied: bool) -> dict[str, 
         "max_position_embeddings": metadata["llm.max_pos"],
         "rms_norm_eps": metadata["llm.rms_norm_eps"],
     }
+    aligner = "classify_num" in metadata
+    times = {"timestamp_token_id": metadata["timestamp_token_id"]} if aligner else {}
     if form == "hf":
+        labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(metadata["classify_num"])}} if aligner else {}
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": metadata["llm.rope_theta"]}
         return {
-            "architectures": ["Qwen3ASRForConditionalGeneration"],
+            "architectures": [f"Qwen3ASRFor{'TokenClassification' if aligner else 'ConditionalGeneration'}"],
             "model_type": "qwen3_asr",
+            **times,
+            **labels,
             "audio_config": {"model_type": "qwen3_asr_encoder", "max_position_embeddings": 13, **audio},
             "text_config": {"model_type": "qwen3", "tie_word_embeddings": False, **text},
             "audio_token_id": metadata["audio_pad_token_id"],
@@ -87,14 +97,19 @@ def config(metadata: Mapping[str, Any], form: Form, *, tied: bool) -> dict[str, 
         "audio_start_token_id": metadata["audio_start_token_id"],
         "audio_end_token_id": metadata["audio_end_token_id"],
     }
-    return {"model_type": "qwen3_asr", "thinker_config": thinker}
+    if aligner:
+        thinker |= {"model_type": "qwen3_forced_aligner", "classify_num": metadata["classify_num"]}
+        times["timestamp_segment_time"] = metadata["timestamp_segment_time"]
+    return {"model_type": "qwen3_asr", "thinker_config": thinker, **times}
 
 
-def source_name(name: str, form: Form) -> str:
+def source_name(name: str, form: Form, *, aligner: bool) -> str:
     """A tensor's name in the checkpoint."""
     shared = shared_name(QWEN, name)
     part, inside = shared.partition(".")[0], pytorch_name(shared)
     if inside.startswith("lm_head"):
+        if aligner and form == "hf":
+            return inside.replace("lm_head", "score")
         return f"thinker.{inside}" if form == "thinker" else inside
     if form == "thinker":
         return f"thinker.{'audio_tower' if part == 'enc' else 'model'}.{inside}"

@@ -13,6 +13,7 @@ from build_cdefs import declarations
 from elftools.elf.elffile import ELFFile
 
 from pycrispasr import Backend, Device, InstallationError, Model, ModelInfo, backends
+from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import native
 
 from .sounds import make_tones
@@ -40,8 +41,10 @@ def test_a_missing_library_is_told_at_load(monkeypatch: pytest.MonkeyPatch, tmp_
         native.library.__wrapped__()
 
 
-def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
+def test_structs_have_the_same_size_on_both_sides(nano: Model, tmp_path: Path) -> None:
     ffi, lib = native.library()
+    generate(tmp_path / "aligner.gguf", preset="qwen3-aligner-nano", type="f32")
+    aligner, sound = native.NativeSession(native.NativeModel(tmp_path / "aligner.gguf")), make_tones(1)
     model = nano._opened()
     opened = native.NativeSession(model)
     opened.feed(make_tones(1))
@@ -54,6 +57,9 @@ def test_structs_have_the_same_size_on_both_sides(nano: Model) -> None:
         "pcr_backend_info": lambda struct: lib.pcr_backend_get(0, struct),
         "pcr_model_info": lambda struct: lib.pcr_model_get_info(model.pointer, struct),
         "pcr_token": lambda struct: lib.pcr_session_next(opened._pointer, [0], 1, struct),
+        "pcr_place": lambda struct: lib.pcr_session_align(
+            aligner._pointer, 0, aligner._input(sound), len(sound), [-1], 1, struct, 1, ffi.new("size_t *")
+        ),
         "pcr_result": lambda struct: lib.pcr_session_result(opened._pointer, 0, struct),
     }
     for name, stamp in stamps.items():

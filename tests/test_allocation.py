@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import native
 
 ROOT = Path(__file__).parent.parent
@@ -53,11 +54,13 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_no_failed_allocation_ends_the_process(
-    kernels: str, failing: str, step: int, walker: Path, nano_path: Path
+    kernels: str, failing: str, step: int, walker: Path, nano_path: Path, tmp_path: Path
 ) -> None:
     """single: one allocation fails, and the next succeeds again; onward: memory has run out."""
+    aligner = tmp_path / "aligner.gguf"
+    generate(aligner, preset="qwen3-aligner-nano", type="f32")
     done = subprocess.run(
-        [walker, native.library_path(), nano_path, kernels, failing, str(step)], capture_output=True, text=True
+        [walker, native.library_path(), nano_path, aligner, kernels, failing, str(step)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2000:]
     assert "pcr_model_load" in done.stdout

@@ -17,10 +17,11 @@ import soundfile
 
 import pycrispasr
 from pycrispasr import Model
+from pycrispasr.decoding import forced_alignment
 from pycrispasr.models import hub
 from pycrispasr.models.random_model import generate
 from pycrispasr.results import formats
-from pycrispasr.runtimes import crispasr
+from pycrispasr.runtimes import crispasr, native
 
 from . import whisper_file
 from .sounds import make_tones
@@ -107,6 +108,46 @@ def test_a_whisper_model_gives_segments_tokens_times_and_probabilities(whisper_p
         for token in segment.tokens:
             assert token.start is None or 0 <= token.start <= token.end <= 35
     assert transcript.timings.total > 0
+
+
+@needs_library
+def test_an_aligner_gives_its_words_times(whisper_path: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "aligner.gguf", preset="qwen3-aligner-nano", type="f32")
+    sound = make_tones(35, seed=3)
+    with Model(whisper_path, threads=1) as model, Model(tmp_path / "aligner.gguf", threads=1) as aligner:
+        with pytest.raises(pycrispasr.UnsupportedOperationError, match="word_timestamps='aligner'"):
+            model.transcribe(sound, sample_rate=16000, word_timestamps=True)
+        transcript = model.transcribe(sound, sample_rate=16000, word_timestamps="aligner", aligner=aligner)
+    assert transcript.text
+    assert transcript.word_times == "aligner"
+    for segment in transcript.segments:
+        assert segment.words is not None
+        assert "".join("".join(word.text.split()) for word in segment.words) == "".join(segment.text.split())
+        for word in segment.words:
+            assert segment.start - 0.001 <= word.start <= word.end <= segment.end + 0.001
+
+
+@needs_library
+def test_it_aligns_a_word_by_our_file_as_ours_does(tmp_path: Path) -> None:
+    path = tmp_path / "qwen3-forced-aligner.gguf"  # the library knows an aligner by its file's name
+    sizes = {"llm.vocab_size": 151936, "llm.hidden_size": 64, "enc.output_dim": 64, "align.bins": 5000}
+    generate(path, preset="qwen3-aligner-small", type="f32", hyperparameters=sizes)
+    sounds = [make_tones(7.5, seed=seed) for seed in range(3)]
+    np.save(tmp_path / "sounds.npy", sounds)
+    program = (
+        "import sys, numpy, crispasr; path, sounds = sys.argv[1:]\n"
+        "for sound in numpy.load(sounds):\n"
+        "    [word] = crispasr.align_words(path, 'hello', sound)\n"
+        "    print(round(word.start / 0.08), round(word.end / 0.08))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path, tmp_path / "sounds.npy"], capture_output=True, text=True, check=True
+    )
+    theirs = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    model = native.NativeModel(path, "cpu", "f32")
+    session = native.NativeSession(model)
+    ours = [[place for place, _ in session.align(sound, [*model.tokenize(b"hello"), -1, -1])] for sound in sounds]
+    assert theirs == [tuple(forced_alignment.mended(places)) for places in ours]
 
 
 @needs_library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import io
@@ -382,3 +383,39 @@ def test_the_schema_describes_every_field() -> None:
     assert set(schema["$defs"]["segment"]["properties"]["status"]["enum"]) == {
         "ok", "truncated", "looped", "failed", "cancelled"
     }  # fmt: skip
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_transcript_comes_back_from_json_and_damage_is_a_usage_error(data: st.DataObject) -> None:
+    words = (Word("a", 0.1, 0.2, 0.5), Word("b", 0.2, 0.3, 0.25))
+    tokens = (Token(3, "a", 0.5, 0.1, 0.2), Token(4, " b", 0.25))
+    segments = (
+        Segment(0.0, 1.5, "a b", tokens, "ok", words, language="en"),
+        Segment(2.0, 3.0, "", (), "failed", None, "broken"),
+    )
+    transcript = Transcript("a b", segments, 3.0, "en", False, Timings(encoder=0.5, tokens=2), ("clipped",), "aligner")
+    assert Transcript.from_json(transcript.to_json()) == transcript
+    assert Transcript.from_json(transcript.to_json(indent=1)) == transcript
+    content = json.loads(transcript.to_json())
+    place: object = content
+    path = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+    for step in path:
+        holder, keys = place, list(place) if isinstance(place, dict) else list(range(len(place)))  # type: ignore
+        key = keys[step % len(keys)]
+        place = holder[key]  # type: ignore[index]
+        if not isinstance(place, dict | list) or not place:
+            break
+    holder[key] = data.draw(JSON)  # type: ignore[index]
+    for damaged in (json.dumps(content), data.draw(st.text()), json.dumps(data.draw(JSON))):
+        with contextlib.suppress(UsageError):
+            assert isinstance(Transcript.from_json(damaged).to_srt(), str)
+    with pytest.raises(UsageError, match=r"not the JSON of a transcript.*KeyError"):
+        Transcript.from_json("{}")

@@ -161,7 +161,7 @@ def test_models_lists_names_and_what_else_is_cached(server: hub_server.Hub, nano
     before = hub.models()
     assert [model.name for model in before] == [
         "tiny", "moss-transcribe", "moss-transcribe:q8_0", "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b",
-        "moss-diarize",
+        "moss-diarize", "qwen3-aligner",
     ]  # fmt: skip
     assert [model.path is not None for model in before] == [True, *[False] * (len(before) - 1)]
     nano = nano_path.read_bytes()

@@ -34,6 +34,7 @@ LAYERS = [
 ]
 TYPES_ONLY = {  # type hints that point up
     ("errors", "results.transcript"),  # of `CancelledError.partial`
+    ("options", "model"),  # of `DecodingOptions.aligner`
     ("results.formats", "results.transcript"),
     ("results.cues", "results.transcript"),
     *((f"compat.whisper.{module}", "compat.whisper.model") for module in ("audio", "decoding", "transcribe")),
@@ -55,18 +56,18 @@ MODULES = {
 METHODS = {
     "AsyncSession": "cancel close closed end events feed finish lost poll push reset text tokens",
     "Job": "cancel close closed partial progress segments stuck tokens",
-    "Model": "close closed info job languages longest runtime segments session stats stream takes_context "
+    "Model": "align close closed info job languages longest runtime segments session stats stream takes_context "
     "tells_speakers tokenize transcribe transcribe_many",
     "Session": "cancel close closed end events feed finish lost poll push reset text tokens",
-    "Transcript": "complete duration language segments text timings to_audacity to_dict to_json to_srt to_tsv to_txt "
-    "to_vtt warnings word_times",
+    "Transcript": "complete duration from_json language segments text timings to_audacity to_dict to_json to_srt "
+    "to_tsv to_txt to_vtt warnings word_times words",
 }
 FUNCTIONS = """
     abi_version adapt backend_get clip_params_default clip_prompt convert_rows decode decode_step device_count
     device_get embed encode frame_count ggml_version importance kernels_name log_mel model_error model_free
     model_get_info model_load model_params_default product product_kernels prompt row_bytes row_count session_advance
-    session_attention session_begin session_begin_hypothesis session_cancel session_end session_end_hypothesis
-    session_error session_feed
+    session_align session_attention session_begin session_begin_hypothesis session_cancel session_end
+    session_end_hypothesis session_error session_feed
     session_free session_memory session_new session_next session_params_default session_reset session_result session_run
     session_take session_wake set_log_level take_log token_bytes tokenize usable_cores usable_cores_of version
 """

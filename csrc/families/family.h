@@ -11,9 +11,12 @@ namespace pcr {
 struct Family {
     const char * architecture;     // "general.architecture" of its files
     void (*load)(Model & model);   // fills in the model's parts from its file
+
+    // Of families with one architecture the first counts that says yes. None: it takes all of its files.
+    bool (*holds)(const GgufFile & file) = nullptr;
 };
 
-extern const Family moss_transcribe, moss_diarize, qwen3_asr;
+extern const Family moss_transcribe, moss_diarize, qwen3_aligner, qwen3_asr;
 
 // The family of a file. An Error(PCR_ERROR_UNSUPPORTED) that names the architecture and those that there are.
 const Family & family_of(const GgufFile & file, const std::string & path);

@@ -204,6 +204,11 @@ int32_t ControlTokens::find(const char * name, int32_t published) {
     return add(name, id < 0 ? published : id);
 }
 
+int32_t ControlTokens::find(const char * name, int32_t published, const Sizes & sizes, const char * key) {
+    return sizes.has(key) ? add(name, sizes.file.token_id(sizes.key(key).c_str(), tokenizer.size()))
+                          : find(name, published);
+}
+
 int32_t ControlTokens::add(const char * name, int32_t id) {
     if (id >= tokenizer.size()) {
         throw Error(PCR_ERROR_FORMAT, format("the vocabulary has no token %s", name));

@@ -85,13 +85,15 @@ public:
     // Looks one up: by its name in the vocabulary, or else, since converters may leave the names of control tokens out of
     // a vocabulary, where the published one has it.
     int32_t find(const char * name, int32_t published);
-    // One whose id the file tells.
-    int32_t add(const char * name, int32_t id);
+    // The same, unless the file has a key for it.
+    int32_t find(const char * name, int32_t published, const Sizes & sizes, const char * key);
 
     // Tokens of a text in which those that were looked up stand by name.
     std::vector<int32_t> encode(const std::string & text) const;
 
 private:
+    int32_t add(const char * name, int32_t id);
+
     const Tokenizer &                            tokenizer;
     std::vector<std::pair<std::string, int32_t>> known;
 };

@@ -5,8 +5,9 @@
 //             <|im_start|>assistant\n, and for a given language behind it: language NAME <asr_text>
 //     text: language NAME <asr_text> TEXT; language None where nobody speaks. Where the language was given: TEXT.
 
+#include "families/qwen3_asr.h"
+
 #include "families/family.h"
-#include "families/parts.h"
 
 namespace pcr {
 
@@ -29,13 +30,11 @@ constexpr float   audio_norm_eps = 1e-5f;
 // Clips are padded to half a second, by their makers too.
 constexpr int64_t padded_samples = 8000;
 
-std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & file, const Sizes & sizes,
-                                                              Model & model) {
+std::function<Prompt(const char *, const char *)> make_prompt(const Sizes & sizes, Model & model) {
     Tokenizer &   tokenizer = model.tokenizer;
     ControlTokens controls(tokenizer);
     const auto    special = [&](const char * key, const char * name, int32_t published) {
-        return sizes.has(key) ? controls.add(name, file.token_id(sizes.key(key).c_str(), model.decoder.vocab))
-                              : controls.find(name, published);
+        return controls.find(name, published, sizes, key);
     };
     const int32_t end         = special("eos_token_id", "<|im_end|>", 151645);
     const int32_t audio_start = special("audio_start_token_id", "<|audio_start|>", 151669);
@@ -69,8 +68,15 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
 }
 
 void load(Model & model) {
-    WeightStore & store = model.store;
-    const Sizes   sizes(store.file, std::string(qwen3_asr.architecture) + ".");
+    const Sizes sizes(model.store.file, std::string(qwen3_asr.architecture) + ".");
+    load_qwen3_parts(model, sizes, model.store.file.find("output.weight") != nullptr);
+    model.prompt = make_prompt(sizes, model);
+}
+
+}  // namespace
+
+void load_qwen3_parts(Model & model, const Sizes & sizes, bool own_head) {
+    WeightStore & store     = model.store;
     const auto    otherwise = [&](const char * name, int32_t max, int32_t value) {
         return sizes.has(name) ? sizes.at_most(name, max) : value;
     };
@@ -102,15 +108,12 @@ void load(Model & model) {
     decoder.max_positions = sizes.at_most("llm.max_pos", 1 << 24);
     decoder.rope_theta    = sizes.number("llm.rope_theta");
     decoder.norm_eps      = sizes.number("llm.rms_norm_eps");
-    decoder.tied          = !store.file.find("output.weight");
+    decoder.tied          = !own_head;
     model.decoder         = load_decoder(store, decoder, qwen3);
 
     model.log_mel   = load_log_mel(store, sizes.key(""), tower.n_mels);
     model.tokenizer = load_tokenizer(store.file, decoder.vocab);
-    model.prompt    = make_prompt(store.file, sizes, model);
 }
-
-}  // namespace
 
 const Family qwen3_asr = {"qwen3asr", load};
 

@@ -215,6 +215,9 @@ typedef struct pcr_model_info {
     uint64_t kv_bytes_per_token;
     /* Number of weights. */
     uint64_t parameters;
+    /* Bins of time that pcr_session_align() tells, and milliseconds of each; 0: the model aligns no text. */
+    int32_t align_bins;
+    int32_t align_bin_ms;
 } pcr_model_info;
 
 PCR_API pcr_status pcr_model_get_info(const pcr_model * model, pcr_model_info * info);
@@ -330,6 +333,24 @@ PCR_API pcr_status pcr_session_take(pcr_session * session, int32_t sequence, pcr
  * tokens given so far stand, and only pcr_session_reset() goes on. */
 PCR_API pcr_status pcr_session_next(pcr_session * session, const int32_t * sequences, int32_t count,
                                     pcr_token * tokens);
+
+typedef struct pcr_place {
+    size_t size;
+    /* Of time, from 0: the place lies at bin * pcr_model_info.align_bin_ms. */
+    int32_t bin;
+    /* Softmax of the classifier at this bin, 0 to 1. */
+    float probability;
+} pcr_place;
+
+/* When the words of a known text were said, by a model that tells that (pcr_model_info.align_bins), and writes no text of
+ * its own: PCR_ERROR_UNSUPPORTED for others, and from pcr_session_end() for this one. The clip of the sequence is forgotten.
+ * samples: all of the audio, mono at 16 kHz. tokens: those of the text, and -1 at each place whose time is asked for; the
+ * model was trained with two behind each word, where it begins and where it ends. places: in the order of the text, not
+ * always in that of time. *n_places: their number, also where that is more than capacity, which is PCR_ERROR_ARGUMENT and
+ * no work is done. PCR_ERROR_AUDIO when audio and text are too long for one pass. */
+PCR_API pcr_status pcr_session_align(pcr_session * session, int32_t sequence, const float * samples, int64_t n_samples,
+                                     const int32_t * tokens, size_t n_tokens, pcr_place * places, size_t capacity,
+                                     size_t * n_places);
 
 /* Makes the pcr_session_run() that is running, or else the next one, return after a token of each clip. Any thread. */
 PCR_API void pcr_session_wake(pcr_session * session);

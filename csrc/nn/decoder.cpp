@@ -57,10 +57,18 @@ void Decoder::embed(const int32_t * tokens, int64_t count, float * out) {
 }
 
 void Decoder::logits(const float * rows, int64_t count, float * out) {
+    product(weights.head, Path::gemv, rows, count, out);
+}
+
+void Decoder::apply(const Linear & other, const float * rows, int64_t count, float * out) {
+    product(other, Path::gemm, rows, count, out);
+}
+
+void Decoder::product(const Linear & head, Path path, const float * rows, int64_t count, float * out) {
     Graph         graph("head", 16);
     ggml_tensor * input = graph.input(GGML_TYPE_F32, weights.hidden, count);
-    Input         x{input, Path::gemv};
-    ggml_tensor * y = ops.linear(graph, x, weights.head);  // [vocab, count]
+    Input         x{input, path};
+    ggml_tensor * y = ops.linear(graph, x, head);  // [outputs, count]
     graph.output(y);
     prefill_workspace.place(graph);
     set(input, rows);
@@ -194,6 +202,19 @@ void Decoder::append(int32_t sequence, const float * rows, int64_t n_rows, int32
     prefill_workspace.run(pass.graph);
     cache.extend(sequence, n_rows);
     read(pass, out);
+}
+
+void Decoder::append_all(int32_t sequence, const float * rows, int64_t n_rows, float * out) {
+    plan(&sequence, /*one_each =*/false, n_rows);
+    Pass pass("prefill", prefill_workspace.max_nodes());
+    build(pass, /*from_tokens =*/false, -1, Want::rows);
+    prefill_workspace.place(pass.graph);
+    set(pass.rows, rows);
+    fill(pass);
+    captures.assign(static_cast<size_t>(n_rows), {});
+    prefill_workspace.run(pass.graph);
+    cache.extend(sequence, n_rows);
+    get(pass.out, out);
 }
 
 void Decoder::append_tokens(int32_t sequence, const int32_t * tokens, int64_t count, const Output & out,

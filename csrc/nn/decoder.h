@@ -40,6 +40,9 @@ public:
     void append(int32_t sequence, const float * rows, int64_t n_rows, int32_t n_layers, const Output & out,
                 const AttentionCapture & capture = {});
 
+    // As append(), with all rows of the last layer: out [n_rows][hidden], behind the final norm.
+    void append_all(int32_t sequence, const float * rows, int64_t n_rows, float * out);
+
     // Appends count tokens to one sequence. The output is that behind each: to the last bit what step() gives for one
     // after the other, where the products are batch_invariant(Path::gemv). capture: where the first token's attention
     // goes; that of the others follows it.
@@ -53,7 +56,12 @@ public:
     // The head: rows [count][hidden] as an output has them -> logits [count][vocab].
     void logits(const float * rows, int64_t count, float * out);
 
+    // Another head: rows, as they come out, [count][hidden] -> [count][its outputs].
+    void apply(const Linear & other, const float * rows, int64_t count, float * out);
+
 private:
+    void product(const Linear & head, Path path, const float * rows, int64_t count, float * out);
+
     enum class Want { nothing, last_row, last_choice, rows, choices };
 
     struct Pass {  // a graph with the tensors to fill and to read

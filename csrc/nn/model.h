@@ -53,6 +53,15 @@ private:
     std::vector<int64_t> ends;  // [k - 1]: where marker k's tokens end
 };
 
+// What tells when the words of a text were said, in models that write none themselves: at each place a classifier of the
+// decoder's last rows chooses one of `bins` bins of time. No bins: the model has no such thing.
+struct Alignment {
+    Linear  classifier;       // [hidden, bins]
+    int32_t bins   = 0;
+    int32_t bin_ms = 0;
+    int32_t place  = -1;      // the token that stands at each place
+};
+
 // A model on the device that a name means. Where "auto" tries a device that does not start, or has too little memory, the
 // next one follows, with a warning in the log.
 std::unique_ptr<Model> load_model(const std::string & path, bool map, const std::string & device,
@@ -102,6 +111,7 @@ public:
     EncoderWeights   encoder;
     ProjectorWeights projector;
     DecoderWeights   decoder;
+    Alignment        alignment;
     Tokenizer        tokenizer;
     TimeMarkers      markers;
     std::vector<int32_t> end_tokens;  // each of which ends a text; the first is told

@@ -7,15 +7,16 @@ import functools
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pycrispasr.audio import CHUNK_SECONDS, Audio
-from pycrispasr.decoding import word_times
+from pycrispasr.audio import CHUNK_SECONDS, Audio, load
+from pycrispasr.decoding import forced_alignment, word_times
 from pycrispasr.decoding.conversation import Conversation
 from pycrispasr.decoding.decoder import CrispasrDecoder, Decoder, EngineDecoder
 from pycrispasr.decoding.engine import Engine, EngineStats
+from pycrispasr.decoding.forced_alignment import ForcedAligner
 from pycrispasr.decoding.job import Job, Progress
 from pycrispasr.decoding.recording import Recording
 from pycrispasr.decoding.scheduler import Scheduler
@@ -29,8 +30,9 @@ from pycrispasr.errors import (
 from pycrispasr.live.driver import Driver
 from pycrispasr.live.session import Session
 from pycrispasr.models import foreign, hub
-from pycrispasr.models.families import FAMILIES, Family
+from pycrispasr.models.families import ALIGNER, FAMILIES, Family
 from pycrispasr.options import (
+    AlignKeywords,
     DecodingOptions,
     JobKeywords,
     LoadingKeywords,
@@ -130,6 +132,8 @@ class ModelInfo:
         weight_bytes: Size of the tensors in use.
         kv_bytes_per_token: Memory that the decoder keeps for each token of prompt and text.
         parameters: Number of weights.
+        align_bins: Bins of time that a model for `Model.align` tells apart; 0 for one that writes what it hears.
+        align_bin_ms: Milliseconds of each.
     """
 
     architecture: str
@@ -156,6 +160,8 @@ class ModelInfo:
     weight_bytes: int
     kv_bytes_per_token: int
     parameters: int
+    align_bins: int
+    align_bin_ms: int
 
 
 @takes(LoadingKeywords)
@@ -167,8 +173,8 @@ class Model:
 
     Args:
         name: "moss-transcribe" (fetched from the Hugging Face hub at its first use), "moss-transcribe:q8_0",
-            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "tiny" (the small model in this package), the
-            path of a GGUF file, or "org/repo:file.gguf" of the hub.
+            "moss-transcribe:f16", "qwen3-asr:0.6b", "qwen3-asr:1.7b", "qwen3-aligner" (for `align`), "tiny" (the small
+            model in this package), the path of a GGUF file, or "org/repo:file.gguf" of the hub.
         **options: See `LoadingOptions`.
 
     Raises:
@@ -191,6 +197,7 @@ class Model:
         self._longest = CHUNK_SECONDS
         self._family: Family | None = None
         self._engines: dict[int, Engine] = {}  # by process
+        self._aligners: dict[str, Model] = {}  # by name
         self._name = os.fsdecode(name)
         check_names("Model", options, LoadingKeywords)
         self._options = LoadingOptions.of(options)
@@ -199,7 +206,7 @@ class Model:
         if isinstance(opened, native.NativeModel):
             self._native = opened
             self._info = ModelInfo(**opened.info())
-            self._family = FAMILIES[self._info.architecture]
+            self._family = ALIGNER if self._info.align_bins else FAMILIES[self._info.architecture]
             if self._family.conversation:
                 self._longest = _longest(self._info, self._options.sequences or 1)
         else:
@@ -394,6 +401,53 @@ class Model:
             )
         )
 
+    @takes(AlignKeywords)
+    def align(
+        self,
+        audio: Audio,
+        text: str | Sequence[str] | Transcript,
+        *,
+        language: str | None = None,
+        **options: Unpack[AlignKeywords],
+    ) -> Transcript:
+        """Tells when each word of a known text was said, with a model that is made for that ("qwen3-aligner").
+
+        Audio and text are read in one pass, so that a long recording needs the segments of a `Transcript`, of whatever
+        model: each of these is aligned by itself. Its makers have trained the published model with up to five minutes.
+
+        Args:
+            audio: As for `transcribe`.
+            text: What is said in the recording. Each line becomes a segment of the result. Or its words, for writing
+                whose words cannot be told by spaces. Or a transcript of this recording.
+            language: One of `languages` or its English name; None: as the transcript tells it, or else the text is
+                taken for one in which spaces divide words, and each Chinese character is a word.
+            **options: See `ReadingOptions`.
+
+        Returns:
+            The text as a transcript whose `words` have times; or the given one, with those of its words and tokens. Its
+            segments that cannot be aligned have none, and `warnings` say why.
+
+        Raises:
+            AudioError: The audio cannot be read or understood; or audio and text are too long for one pass; or no
+                segment of a transcript can be aligned, or one ends behind the recording.
+            UsageError: The text has no words.
+            UnsupportedOperationError: The model is no aligner, or does not know the language; or the text is Japanese,
+                and the package `nagisa`, which finds its words, is not installed.
+            ClosedError: The model is closed.
+            OutOfMemoryError: An allocation failed.
+        """
+        check_names("align", options, AlignKeywords)
+        if not isinstance(text, str | Transcript) and not all(isinstance(word, str) for word in text):
+            raise TypeError(f"text must be a str, a list of str or a Transcript, not {text!r:.40}")
+        aligner = self._forced_aligner()
+        code = None if language is None or self._family is None else self._family.language(language)
+        if isinstance(text, str | Transcript):
+            forced_alignment.check_language(code)
+        samples = load(audio, **options)
+        if isinstance(text, Transcript):
+            return forced_alignment.align_transcript(aligner, samples, text, code)
+        return forced_alignment.align_text(aligner, samples, text, code)
+
     def stats(self) -> EngineStats:
         """What the model's engine does, for all who use the model together. Any thread; it does no work.
 
@@ -466,6 +520,8 @@ class Model:
         """Gives the model's memory back, as soon as its last session is closed too. Closing twice is allowed."""
         self._native = None
         self._engines.clear()
+        while self._aligners:
+            self._aligners.popitem()[1].close()
         second, self._crispasr = self._crispasr, None
         if second is not None:
             second.close()
@@ -537,16 +593,53 @@ class Model:
         model = self._crispasr
         if model is None:
             return self._engine_decoder(options)
-        if options.word_timestamps:
-            raise _unsupported("word_timestamps of ours")
+        if options.word_timestamps and not options.by_aligner:
+            raise UnsupportedOperationError(
+                "CrispASR's library, which runs this model, gives no word_timestamps of ours: "
+                "word_timestamps='aligner' takes them from a model of their own"
+            )
         if options.language is not None or options.context_text is not None:
             raise _unsupported("choice of language or context")
         if options.speakers is not None:
             raise _unsupported("speakers")
-        return CrispasrDecoder(model, options.token_limit)
+        return CrispasrDecoder(model, options.token_limit, self._aligner(options) if options.by_aligner else None)
+
+    def _aligner(self, options: DecodingOptions) -> ForcedAligner:
+        """What gives times to words, opened if need be."""
+        chosen = hub.ALIGNER if options.aligner is None else options.aligner
+        if not isinstance(chosen, Model):
+            name, own = os.fsdecode(chosen), self._options
+            if name not in self._aligners:
+                made = Model(
+                    chosen,
+                    device=own.device,
+                    threads=own.threads,
+                    precision=own.precision,
+                    local_files_only=own.local_files_only,
+                    mmap=own.mmap,
+                )
+                self._aligners.setdefault(name, made)
+            chosen = self._aligners[name]
+        return chosen._forced_aligner()
+
+    def _forced_aligner(self) -> ForcedAligner:
+        """This model as one that tells when words were said."""
+        model, info = self._opened(), self.info
+        if not info.align_bins:
+            raise UnsupportedOperationError(
+                f"{self._name!r} writes what it hears, and does not tell when a known text was said: use an aligner, "
+                f"such as {hub.ALIGNER!r}"
+            )
+        return ForcedAligner(self._engine(model), model, info.align_bin_ms)
 
     def _engine_decoder(self, options: DecodingOptions, *, live: bool = False) -> EngineDecoder:
-        model, aligner = self._opened(), None
+        model = self._opened()
+        aligner: word_times.Aligner | ForcedAligner | None = None
+        if self.info.align_bins:
+            raise UnsupportedOperationError(
+                f"{self._name!r} writes no text, it tells when a known one was said: see Model.align; use a model that "
+                "transcribes, such as 'qwen3-asr:0.6b'"
+            )
         family = FAMILIES[self.info.architecture]
         language = None if options.language is None else family.language(options.language)
         context = options.context_text
@@ -565,7 +658,10 @@ class Model:
             )
         engine = self._engine(model)
         session = engine.opened()
-        if options.word_timestamps:
+        if options.by_aligner:
+            forced_alignment.check_language(language)
+            aligner = self._aligner(options)
+        elif options.word_timestamps:
             heads, kind = word_times.heads_of(self._path, self.info.llm_layers, self.info.llm_heads)
             if not session.heads:
                 raise UnsupportedOperationError(f"word_timestamps cannot be on the device {self.info.device!r}")
@@ -631,6 +727,8 @@ def _token_limit(options: DecodingOptions, conversation: bool, seconds: float) -
 def _open_session(model: native.NativeModel, path: Path, options: LoadingOptions) -> native.NativeSession:
     """The session of a model's engine, with the heads that word times are read from where the device can do that."""
     info = model.info()
+    if info["align_bins"]:
+        return native.NativeSession(model, threads=options.threads or 0)
     sequences = options.sequences or _sequences(info)
     make = functools.partial(native.NativeSession, model, threads=options.threads or 0, sequences=sequences)
     try:

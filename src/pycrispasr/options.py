@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from pycrispasr.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from pycrispasr.model import Model
 
 Vad = Literal["auto", "on", "off"]
 Runtime = Literal["auto", "pycrispasr", "crispasr"]
@@ -189,11 +192,15 @@ class DecodingOptions(_Options):
 
     Attributes:
         max_new_tokens: The text of a segment is cut after so many tokens; its status is "truncated" then. None: 512,
-            which is more than anybody says in 30 seconds; a segment that reaches it is tried again in two parts. A model
-            that hears whole recordings has 12 for each second.
+            which is more than anybody says in 30 seconds; a segment that reaches it is tried again in two parts. For
+            a model that hears whole recordings 12 for each second.
         batch: How many segments are decoded at once. More take more memory; beyond 4 they save little more time. The
             text does not depend on it.
-        word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`.
+        word_timestamps: Tell when each word was said: `Segment.words`, and `Token.start` and `Token.end`. True: from
+            what the model itself attended to. "aligner": from a model that is made to tell times, which hears each
+            segment once more, and takes the text of any model.
+        aligner: The model for "aligner", or for True instead of the model itself: what `Model` takes, or one that is
+            open. None: "qwen3-aligner". It is opened at the first use, on the same device, and closed with the model.
         language: The language that is spoken, one of `Model.languages` or its English name. None: the model finds out,
             for each segment. Not every model takes one.
         context: What the audio may be about: names, terms, or any text, or a list of these. Not every model takes it.
@@ -203,7 +210,8 @@ class DecodingOptions(_Options):
 
     max_new_tokens: int | None = None
     batch: int = BATCH
-    word_timestamps: bool = False
+    word_timestamps: bool | Literal["aligner"] = False
+    aligner: str | os.PathLike[str] | Model | None = None
     language: str | None = None
     context: str | Sequence[str] | None = None
     speakers: Sequence[str] | None = None
@@ -213,6 +221,10 @@ class DecodingOptions(_Options):
             if isinstance(self.speakers, str) or not all(isinstance(name, str) for name in self.speakers):
                 raise TypeError(f"speakers must be a list of str, not {self.speakers!r}")
             object.__setattr__(self, "speakers", tuple(self.speakers))
+        if self.word_timestamps not in (True, False, "aligner"):
+            raise UsageError(f"word_timestamps cannot be {self.word_timestamps!r}: choose True, False or 'aligner'")
+        if self.aligner is not None and not self.word_timestamps:
+            raise UsageError(f"aligner={self.aligner!r} is for word times: pass word_timestamps='aligner' too")
         if self.language is not None and not isinstance(self.language, str):
             raise TypeError(f"language must be a str, not {self.language!r}")
         if self.context is not None:
@@ -224,6 +236,11 @@ class DecodingOptions(_Options):
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
         check_count("batch", self.batch)
+
+    @property
+    def by_aligner(self) -> bool:
+        """Words get their times from a model of its own."""
+        return self.word_timestamps == "aligner" or self.aligner is not None
 
     @property
     def context_text(self) -> str | None:
@@ -290,8 +307,19 @@ class DecodingKeywords(TextKeywords, total=False):
     """Those of `DecodingOptions`."""
 
     batch: int
-    word_timestamps: bool
+    word_timestamps: bool | Literal["aligner"]
+    aligner: str | os.PathLike[str] | Model | None
     speakers: Sequence[str] | None
+
+
+class AlignKeywords(TypedDict, total=False):
+    """Those of `ReadingOptions` that `Model.align` takes."""
+
+    sample_rate: float | None
+    channel: int | None
+    track: int | None
+    allow: Allow
+    limits: Limits
 
 
 class StreamKeywords(ReadingKeywords, TextKeywords, total=False):

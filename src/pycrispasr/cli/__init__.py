@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pycrispasr import __version__
-from pycrispasr.cli import files, live, machine, models, serve, transcribe  # noqa: F401 - each adds its commands
+from pycrispasr.cli import align, files, live, machine, models, serve, transcribe  # noqa: F401 - each adds its commands
 from pycrispasr.cli.common import app, complain, log_to_stderr, obeying_signals
 from pycrispasr.errors import PycrispasrError, UsageError
 from pycrispasr.runtimes import native

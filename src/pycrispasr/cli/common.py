@@ -29,7 +29,7 @@ MAKE, MEASURE = "Make and shrink models", "Look at models and measure"
 """The groups of commands, in the order of use."""
 
 _ORDER = (
-    "transcribe", "live", "models", "serve",
+    "transcribe", "live", "align", "models", "serve",
     "convert", "quantize", "imatrix", "align-heads",
     "info", "devices", "bench", "diff",
 )  # fmt: skip

@@ -103,6 +103,12 @@ def transcribe(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out recordings whose files are there.")] = False,
     word_timestamps: Annotated[bool, typer.Option("--word-timestamps", help="Tell when each word was said.")] = False,
+    aligner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help=f"Have this model tell when each word was said: {hub.ALIGNER}, a GGUF file, ..."
+        ),
+    ] = None,
     vad: Annotated[
         Hearing,
         typer.Option(help="on: only speech is heard; off: all; auto: all but silence in more than 30 s."),
@@ -208,8 +214,9 @@ def transcribe(
         )  # fmt: skip
         options: JobKeywords = {
             "channel": channel, "track": track, "vad": vad.value, "silence": silence,
-            "max_new_tokens": max_new_tokens, "word_timestamps": word_timestamps, "limits": limits,
-            "language": language, "context": expected, "speakers": speakers,
+            "max_new_tokens": max_new_tokens, "limits": limits, "language": language, "context": expected,
+            "word_timestamps": word_timestamps if aligner is None else "aligner", "aligner": aligner,
+            "speakers": speakers,
         }  # fmt: skip
         if batch is not None:
             options["batch"] = batch

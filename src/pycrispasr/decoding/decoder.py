@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 from pycrispasr import audio
 from pycrispasr.audio import CHUNK_SECONDS
 from pycrispasr.decoding.engine import Engine, Request
+from pycrispasr.decoding.forced_alignment import ForcedAligner, no_times
 from pycrispasr.decoding.reader import PlainReader, Reader
 from pycrispasr.decoding.recording import Recording, Task
 from pycrispasr.decoding.word_times import Aligner
-from pycrispasr.errors import AudioError, ClosedError, DeviceError, InternalError, OutOfMemoryError
-from pycrispasr.results.segment import Status
+from pycrispasr.errors import (
+    AudioError,
+    ClosedError,
+    DeviceError,
+    InternalError,
+    OutOfMemoryError,
+    UnsupportedOperationError,
+)
+from pycrispasr.results.segment import Segment, Status, Token, Word
 from pycrispasr.runtimes import native
 from pycrispasr.runtimes.crispasr import CrispasrModel
 from pycrispasr.runtimes.crispasr_process import IsolatedCrispasrModel
@@ -66,7 +75,7 @@ class EngineDecoder:
         token_limit: Tokens at which the text of so many seconds is cut.
         live: For somebody who is speaking.
         retried: The statuses of tasks that are tried again in two parts.
-        aligner: Gives times to words, if that is wanted.
+        aligner: Gives times to words, if that is wanted: from the decoder's attention, or by a model of its own.
         language: The English name of the language that is spoken. None: the model finds out.
         context: What the audio may be about, or None.
         reader: Makes what reads a segment's text.
@@ -83,7 +92,7 @@ class EngineDecoder:
         token_limit: Callable[[float], int],
         live: bool = False,
         retried: Container[Status] = ("looped",),
-        aligner: Aligner | None = None,
+        aligner: Aligner | ForcedAligner | None = None,
         language: str | None = None,
         context: str | None = None,
         reader: Callable[[], Reader] = PlainReader,
@@ -224,6 +233,11 @@ class EngineDecoder:
                 if request.result is not None and request.result["ended"]:
                     task.end_text()
                 self._align(request, recording, task)
+                if isinstance(self._aligner, ForcedAligner) and task.samples is not None:
+                    tokens, task.words = _aligned(
+                        self._aligner, recording, task.tokens, task.text, task.samples, task.start, task.reader.language
+                    )
+                    task.tokens[:] = tokens
                 recording.complete(task, request.result or {}, self._retried)
             elif isinstance(failure, _FAILURES):
                 recording.fail(task, failure)
@@ -260,7 +274,7 @@ class EngineDecoder:
         self._check()
         return Request(
             max_new_tokens=self._token_limit(seconds),
-            attention=self._aligner is not None,
+            attention=isinstance(self._aligner, Aligner),
             language=self._language,
             context=self._context,
             live=self._live,
@@ -285,12 +299,30 @@ class EngineDecoder:
             task.add(token, probability, self._model.token_bytes(token))
 
     def _align(self, request: Request, recording: Recording, task: Task) -> None:
-        """Times for the words of a task as far as it is decoded, if they are wanted."""
-        if self._aligner is not None and task.samples is not None and request.attention is not None:
+        """Times for the words of a task as far as it is decoded, if they are wanted and its attention tells them."""
+        if isinstance(self._aligner, Aligner) and task.samples is not None and request.attention is not None:
             recording.word_times = self._aligner.kind
             attention = request.attention[task.steps]
             tokens, task.words = self._aligner.align(task.tokens, task.text, attention, task.samples, task.start)
             task.tokens[:] = tokens
+
+
+def _aligned(
+    aligner: ForcedAligner,
+    recording: Recording,
+    tokens: Sequence[Token],
+    text: str,
+    samples: audio.Samples,
+    first: int,
+    language: str | None,
+) -> tuple[tuple[Token, ...], tuple[Word, ...] | None]:
+    """As `ForcedAligner.align`; where that fails, the recording is told, and there are no times."""
+    recording.word_times = "aligner"
+    try:
+        return aligner.align(tokens, text, samples, first, language)
+    except (*_FAILURES, UnsupportedOperationError) as error:
+        recording.warnings.append(no_times(first / audio.SAMPLE_RATE, error))
+        return tuple(tokens), None
 
 
 class CrispasrDecoder:
@@ -299,9 +331,16 @@ class CrispasrDecoder:
     Args:
         model: Is open.
         max_new_tokens: For models that heed it.
+        aligner: Gives times to words, if that is wanted.
     """
 
-    def __init__(self, model: CrispasrModel | IsolatedCrispasrModel, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: CrispasrModel | IsolatedCrispasrModel,
+        max_new_tokens: int,
+        aligner: ForcedAligner | None = None,
+    ) -> None:
+        self._aligner = aligner
         self.interruptible = model.interruptible
         self._model, self._max_new_tokens = model, max_new_tokens
         self.every_token = False
@@ -338,9 +377,19 @@ class CrispasrDecoder:
             task.may_split = False  # trying again would cost another process, and hardly help
             recording.fail(task, error)
         else:
-            recording.complete_with_parts(task, parts)
+            recording.complete_with_parts(task, [self._with_words(recording, samples, part) for part in parts])
         self._running = None
         return True
+
+    def _with_words(self, recording: Recording, samples: audio.Samples, part: Segment) -> Segment:
+        """A segment with the times of its words, if they are wanted: seconds from the beginning of these samples."""
+        if self._aligner is None:
+            return part
+        first, end = (int(min(seconds * audio.SAMPLE_RATE, len(samples))) for seconds in (part.start, part.end))
+        tokens, words = _aligned(
+            self._aligner, recording, part.tokens, part.text, samples[first:end], first, recording.language
+        )
+        return dataclasses.replace(part, tokens=tokens, words=words)
 
     def running_of(self, _: Recording) -> list[tuple[Task, dict[str, Any]]]:
         """None: a task has no text before it is done."""

@@ -224,6 +224,21 @@ class Engine:
         if session is not None and running and all(one.cancelled for one in running):
             session.cancel()  # nobody else's work is lost; a newcomer's is begun again
 
+    def align(self, samples: audio.Samples, tokens: list[int]) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+        """The bins of time at the places of a text, and the library's result, of a model that tells them.
+
+        One text is worked on at a time.
+
+        Args:
+            samples: All of the audio, mono at 16 kHz, `[n]`.
+            tokens: Of the text; -1 for a place.
+
+        Raises:
+            PycrispasrError: What the work fails of.
+            ClosedError: The interpreter is ending.
+        """
+        return self.ask(functools.partial(Engine._align, samples=samples, tokens=tokens))
+
     def stats(self, weight_bytes: int) -> EngineStats:
         """What it does.
 
@@ -289,6 +304,17 @@ class Engine:
             reply.set_result(function(self))
         except Exception as error:  # noqa: BLE001  it is the caller's
             reply.set_exception(error)
+
+    def _align(self, samples: audio.Samples, tokens: list[int]) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+        session = self._opened()
+        try:
+            places = session.align(samples, tokens)
+        except native.Cancelled:
+            raise ClosedError("nothing can be aligned any more: the program is ending") from None
+        finally:
+            self._memory = session.memory
+        self._count(0, len(samples) / audio.SAMPLE_RATE)
+        return places, session.result()
 
     def _opened(self) -> native.NativeSession:
         if self.session is None:

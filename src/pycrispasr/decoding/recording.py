@@ -13,11 +13,10 @@ from typing import Any
 from pycrispasr import audio
 from pycrispasr.decoding.conversation import Conversation, Utterance
 from pycrispasr.decoding.reader import Piece, PlainReader, Reader
-from pycrispasr.decoding.word_times import Kind
 from pycrispasr.errors import AudioError, PycrispasrError
 from pycrispasr.options import ReadingOptions
 from pycrispasr.results.segment import Segment, Status, Token, Word
-from pycrispasr.results.transcript import Timings, Transcript
+from pycrispasr.results.transcript import Timings, Transcript, WordTimes
 from pycrispasr.segmentation.parts import PartsSegmenter
 from pycrispasr.segmentation.segmenter import AudioSegment, Segmenter, quietest
 from pycrispasr.text import join, separator
@@ -218,7 +217,8 @@ class Recording:
         self.text = ""  # of the finals
         self.lost = 0.0  # seconds that were lost on the way here
         self.language: str | None = None
-        self.word_times: Kind | None = None
+        self.word_times: WordTimes | None = None
+        self.warnings: list[str] = []  # beside those of its reader
         self.failure: PycrispasrError | None = None  # of all of it
         self.conversation = conversation
         self._reader = reader
@@ -412,6 +412,7 @@ class Recording:
             complete=running is None and not self.lost and all(segment.status == "ok" for segment in segments),
             warnings=(
                 *(self._reader.warnings if self._reader else ()),
+                *self.warnings,
                 *(self.conversation.warnings if self.conversation else ()),
             ),
             timings=Timings(
@@ -466,6 +467,14 @@ def _moved(segment: Segment, start: float, end: float, before: str) -> Segment:
         if text := token.text.lstrip():
             tokens[place] = dataclasses.replace(token, text=separator(before, text) + text)
             break
+    words = segment.words and tuple(
+        dataclasses.replace(word, start=min(start + word.start, end), end=min(start + word.end, end))
+        for word in segment.words
+    )
     return dataclasses.replace(
-        segment, start=min(start + segment.start, end), end=min(start + segment.end, end), tokens=tuple(tokens)
+        segment,
+        start=min(start + segment.start, end),
+        end=min(start + segment.end, end),
+        tokens=tuple(tokens),
+        words=words,
     )

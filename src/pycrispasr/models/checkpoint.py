@@ -12,7 +12,7 @@ import numpy as np
 
 from pycrispasr.errors import ModelFormatError, ModelNotFoundError, PycrispasrError, UnsupportedModelError
 from pycrispasr.models.download import stays_inside
-from pycrispasr.models.families import FAMILIES, FLOAT_SIZES, Family, Sizes
+from pycrispasr.models.families import CHECKPOINTS, FLOAT_SIZES, Family, Sizes
 
 _logger = logging.getLogger("pycrispasr")
 
@@ -29,7 +29,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         ModelFormatError: It describes none.
     """
     name = config.get("model_type")
-    for family in FAMILIES.values():
+    for family in CHECKPOINTS:
         if family.sections(config) is not None:
             if name not in (family.architecture, family.model_type):
                 _logger.warning(
@@ -37,7 +37,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
                     name, family.model_type, family.name,
                 )  # fmt: skip
             return family
-    names = " or ".join(family.name for family in FAMILIES.values())
+    names = " or ".join(sorted(family.name for family in CHECKPOINTS))
     missing = next(part for part in ("audio_config", "language_config") if not isinstance(config.get(part), Mapping))
     raise ModelFormatError(
         f"config.json has no {missing!r} (its model_type is {name!r}): only checkpoints of {names} can be converted; "

@@ -33,6 +33,9 @@ from pycrispasr.models.families import FAMILIES
 DEFAULT = "moss-transcribe"
 """The model that is used where none is named."""
 
+ALIGNER = "qwen3-aligner"
+"""The model that tells when words were said, where none is named."""
+
 _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 

@@ -11,7 +11,7 @@ another clip gives other tokens, and the likeliest token leads clearly. Presets:
     2b     the published model's shapes: gigabytes
 
 and for other families, like these: qwen3-asr-nano, -small, -vocab, -0.6b and -1.7b; moss-diarize-nano, -small, -vocab
-and -0.9b. Those with a number of weights have the published shapes.
+and -0.9b; qwen3-aligner-nano, -small and -0.6b. Those with a number of weights have the published shapes.
 
 A quantised matrix is made of random blocks, not quantised, so the largest file takes seconds.
 """
@@ -26,7 +26,7 @@ from math import prod
 import gguf
 import numpy as np
 
-from pycrispasr.models.families import FAMILIES, Family, Sizes
+from pycrispasr.models.families import ALIGNER, FAMILIES, Family, Sizes
 from pycrispasr.models.gguf_file import Tensor, from_array
 from pycrispasr.models.layout import TYPES, mel_filters, mel_window, tensor_type, write_gguf
 
@@ -114,6 +114,14 @@ _QWEN_17B = _without_adapter(
         "llm.max_position_embeddings": 65536,
     }
 )  # fmt: skip
+_QWEN_ALIGNER = _QWEN_17B | {
+    key: size for key, size in _QWEN_06B.items() if key[:4] == "llm." or key[4:] == "output_dim"
+}
+
+
+def _aligner(sizes: Sizes, bins: int) -> Sizes:
+    """Sizes of a model with a classifier of so many bins of time."""
+    return sizes | {"align.bins": bins, "align.bin_ms": 80, "align.bias": 0}
 
 
 def _with_whisper(sizes: Sizes, **others: int) -> Sizes:
@@ -133,8 +141,9 @@ _DIARIZE_09B = _with_whisper(
         "llm.max_position_embeddings": 131072,
     }
 )  # fmt: skip
-_MOSS, _QWEN, _DIARIZE = "moss_transcribe", "qwen3asr", "moss_transcribe_diarize"
-_PRESETS: dict[str, tuple[str, Sizes]] = {
+_MOSS, _QWEN = FAMILIES["moss_transcribe"], FAMILIES["qwen3asr"]
+_DIARIZE = FAMILIES["moss_transcribe_diarize"]
+_PRESETS: dict[str, tuple[Family, Sizes]] = {
     "nano": (_MOSS, _NANO),
     "small": (_MOSS, _SMALL),
     "vocab": (_MOSS, _VOCAB),
@@ -148,6 +157,9 @@ _PRESETS: dict[str, tuple[str, Sizes]] = {
     "moss-diarize-small": (_DIARIZE, _with_whisper(_SMALL)),
     "moss-diarize-vocab": (_DIARIZE, _with_whisper(_VOCAB)),
     "moss-diarize-0.9b": (_DIARIZE, _DIARIZE_09B),
+    "qwen3-aligner-nano": (ALIGNER, _aligner(_without_adapter(_NANO), 400)),
+    "qwen3-aligner-small": (ALIGNER, _aligner(_without_adapter(_SMALL), 400)),
+    "qwen3-aligner-0.6b": (ALIGNER, _aligner(_QWEN_ALIGNER, 5000)),
 }
 PRESETS: dict[str, Sizes] = {name: sizes for name, (_, sizes) in _PRESETS.items()}
 
@@ -157,6 +169,7 @@ _GAINS = {
     "enc.conv": 2.0,
     "llm.embed": 4.0,  # the spread of a step's logits
     "llm.lm_head": 4.0,
+    "align.classifier": 4.0,
     ".attn.v": 2.0,  # the decoder's layers must drown a token's own embedding, else it would follow itself for ever
     ".ffn.down": 6.0,
 }
@@ -191,6 +204,7 @@ _PUBLISHED_SPECIALS = {
     "<|audio_end|>": 151670,
     "<|audio_pad|>": 151676,
     "<asr_text>": 151704,
+    "<timestamp>": 151705,
 }
 
 
@@ -211,8 +225,7 @@ def generate(
     `mel_tables` the file has no `audio.*` tensors.
     """
     given = dict(hyperparameters or {})
-    architecture, sizes = _PRESETS[preset]
-    family = FAMILIES[architecture]
+    family, sizes = _PRESETS[preset]
     sizes = sizes | given
     tokens, merges, specials = make_tokenizer(family, int(sizes["llm.vocab_size"]))
     sizes |= specials | {key: value for key, value in given.items() if key in specials}

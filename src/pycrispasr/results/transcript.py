@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import json
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from pycrispasr.errors import UsageError
 from pycrispasr.results import formats
-from pycrispasr.results.segment import Segment, without_nan
+from pycrispasr.results.segment import Segment, Status, Token, Word, without_nan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
+
+WordTimes = Literal["calibrated", "approximate", "aligner"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,9 +58,11 @@ class Transcript:
             tell it. See `Segment.language`.
         complete: True when every segment's status is "ok", and no audio was lost on the way.
         timings: Where the time went.
-        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short.
-        word_times: How good the times of words and tokens are: "calibrated" where it is known which heads of the model
-            tell them, "approximate" where the most likely ones were taken, None where no times were asked for.
+        warnings: What was odd about the audio, in sentences: clipping, a constant offset, a file cut short; and why a
+            segment has no word times.
+        word_times: Where the times of words and tokens are from: "aligner" for a model that is made to tell them;
+            "calibrated" where it is known which heads of the model that wrote the text tell them, "approximate" where
+            the most likely ones were taken. None where no times were asked for.
     """
 
     text: str
@@ -60,7 +72,12 @@ class Transcript:
     complete: bool
     timings: Timings
     warnings: tuple[str, ...] = ()
-    word_times: Literal["calibrated", "approximate"] | None = None
+    word_times: WordTimes | None = None
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words of all segments, in order, as far as they have times."""
+        return tuple(word for segment in self.segments for word in segment.words or ())
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers, ready for `json.dumps`; None for NaN."""
@@ -115,3 +132,88 @@ class Transcript:
             indent: Spaces for each level, or None for one line.
         """
         return formats.to_json(self, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A transcript out of what `to_json` made of it, or out of a file of `pycrispasr transcribe -f json`.
+
+        Fields that it does not know are left out, and so is the recording's name.
+
+        Args:
+            text: One JSON object.
+
+        Raises:
+            UsageError: It is none, or not that of a transcript.
+        """
+        try:
+            content = json.loads(text)
+            segments = tuple(map(_segment, content["segments"]))
+            return cls(
+                text=_is(str, content["text"]),
+                segments=segments,
+                duration=_seconds(content["duration"]),
+                language=_text(content["language"]),
+                complete=_is(bool, content["complete"]),
+                timings=_timings(content["timings"]),
+                warnings=tuple(_is(str, warning) for warning in content["warnings"]),
+                word_times=None if content["word_times"] is None else _one_of(WordTimes, content["word_times"]),
+            )
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise UsageError(
+                f"this is not the JSON of a transcript ({error!r:.80}): pass what `to_json` or `-f json` wrote"
+            ) from None
+
+
+def _segment(content: Any) -> Segment:
+    return Segment(
+        start=_seconds(content["start"]),
+        end=_seconds(content["end"], not_before=content["start"]),
+        text=_is(str, content["text"]),
+        tokens=tuple(map(_token, content["tokens"])),
+        status=_one_of(Status, content["status"]),
+        words=None if content["words"] is None else tuple(map(_word, content["words"])),
+        error=_text(content["error"]),
+        language=_text(content["language"]),
+    )
+
+
+def _timings(content: Any) -> Timings:
+    found = {field.name: _seconds(content[field.name]) for field in dataclasses.fields(Timings)}
+    prompt_tokens, tokens = int(found.pop("prompt_tokens")), int(found.pop("tokens"))
+    return Timings(prompt_tokens=prompt_tokens, tokens=tokens, **found)
+
+
+def _token(content: Any) -> Token:
+    start, end = (None if content[name] is None else _seconds(content[name]) for name in ("start", "end"))
+    return Token(_is(int, content["id"]), _is(str, content["text"]), _probability(content), start, end)
+
+
+def _word(content: Any) -> Word:
+    start = _seconds(content["start"])
+    return Word(_is(str, content["text"]), start, _seconds(content["end"], not_before=start), _probability(content))
+
+
+def _probability(content: Any) -> float:
+    return math.nan if content["probability"] is None else _seconds(content["probability"])
+
+
+def _seconds(value: Any, not_before: float = 0.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not not_before <= value < math.inf:
+        raise ValueError(value)
+    return float(value)
+
+
+def _is(kind: type[_T], value: Any) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(value)
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else _is(str, value)
+
+
+def _one_of(choices: Any, value: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(value)
+    return value

@@ -23,7 +23,7 @@ from pycrispasr import errors
 from pycrispasr.options import MAX_NEW_TOKENS
 from pycrispasr.text import printable
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 """The `pcr_abi_version` this module is written for."""
 
 TRACE = os.environ.get("PYCRISPASR_TRACE", "0") not in ("", "0")
@@ -525,6 +525,22 @@ class NativeSession:
         tokens = self._ffi.new("pcr_token[]", len(sequences))
         self._check(self._lib.pcr_session_next(self._pointer, sequences, len(sequences), tokens))
         return [(token.id, token.probability) if token.id >= 0 else None for token in tokens]
+
+    def align(self, samples: _Floats, tokens: Sequence[int], sequence: int = 0) -> list[tuple[int, float]]:
+        """The bin of time, and its probability, of each place among tokens: see `pcr_session_align`.
+
+        Args:
+            samples: All of the audio, mono at 16 kHz, `[n]`.
+            tokens: Of the text; -1 for a place.
+            sequence: Where. Its clip is forgotten.
+        """
+        ids, count = self._ffi.new("int32_t[]", tokens), self._ffi.new("size_t *")
+        places = self._ffi.new("pcr_place[]", sum(token < 0 for token in tokens))
+        status = self._lib.pcr_session_align(
+            self._pointer, sequence, self._input(samples), len(samples), ids, len(ids), places, len(places), count
+        )
+        self._check(status)
+        return [(place.bin, place.probability) for place in places]
 
     def wake(self) -> None:
         """Makes the `run` that is going on, or else the next one, return soon. Any thread."""

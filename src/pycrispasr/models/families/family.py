@@ -39,6 +39,7 @@ class Family:
         in_checkpoint: The names that a tensor may have in a checkpoint, the likeliest first.
         languages: What `language` can be: English names, as the model writes them, by code. None: it takes none.
         takes_context: It can be told what the audio is about.
+        without_language: What happens where no language is told.
         reader: Makes what reads its text, given the code of the language that was asked for.
         conversation: It tells who spoke when, and numbers speakers within what it hears in one go: a whole recording,
             if that can be.
@@ -65,6 +66,7 @@ class Family:
     texts: Callable[[Path], Mapping[str, str]] = lambda _: {}
     languages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     takes_context: bool = False
+    without_language: str = "it finds out by itself"
     reader: Callable[[str | None], Reader] = PlainReader
     conversation: bool = False
 
@@ -115,5 +117,5 @@ class Family:
                 return code
         raise UnsupportedOperationError(
             f"language={wanted!r}: {self.name} takes {', '.join(sorted(self.languages))}, or their English names; "
-            "leave it out, and it finds out by itself"
+            f"leave it out, and {self.without_language}"
         )

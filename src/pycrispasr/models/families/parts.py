@@ -218,6 +218,16 @@ QWEN3 = Part(
 """The decoder."""
 
 
+def _bins_shapes(m: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    shapes = _Shapes()
+    shapes.linear("align.classifier", m["align.bins"], m["llm.hidden_size"], bias=bool(m["align.bias"]))
+    return shapes
+
+
+TIME_BINS = Part("align", {"classifier": "score"}, _bins_shapes)
+"""A classifier of time bins, on top of the decoder."""
+
+
 def omni_tower_config(section: str) -> dict[str, ConfigKey]:
     """Where `config.json` has the sizes of Qwen3-Omni's audio tower, with that tower's own defaults."""
     return {
