@@ -33,7 +33,7 @@ FILES = {
     "qwen3-asr q4_k": ("qwen3_asr", "qwen3-asr-vocab", "q4_k", QWEN, 2),
     "moss-diarize f16": ("moss_diarize", "moss-diarize-vocab", "f16", {}, 2),
     "moss-diarize q8_0": ("moss_diarize", "moss-diarize-vocab", "q8_0", {}, 2),
-    "moss-diarize q4_k": ("moss_diarize", "moss-diarize-vocab", "q4_k", {}, 2),
+    "moss-diarize q4_k": ("moss_diarize", "moss-diarize-vocab", "q4_k", {}, 3),
 }
 
 
