@@ -14,7 +14,7 @@ from pycrispasr.lab import diff
 from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import crispasr
 
-from . import checkpoint_qwen3_asr, gguf_edit
+from . import checkpoint_moss_diarize, checkpoint_qwen3_asr, gguf_edit
 from .checkpoint import write_checkpoint
 from .sounds import make_tones
 
@@ -67,11 +67,17 @@ def test_a_changed_matrix_shows_in_its_own_stage(model: Path, tmp_path: Path, te
 
 @needs_crispasr
 @pytest.mark.parametrize(
-    ("kind", "seed"), [("q4_k", 4), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("f16", 2), ("q8_0", 1)))]
+    ("preset", "kind", "seed"),
+    [
+        ("vocab", "q4_k", 4),
+        pytest.param("vocab", "f16", 2, marks=pytest.mark.slow),
+        pytest.param("vocab", "q8_0", 1, marks=pytest.mark.slow),
+        pytest.param("moss-diarize-vocab", "f16", 3, marks=pytest.mark.slow),
+    ],
 )
-def test_every_stage_passes_against_crispasr(kind: str, seed: int, tmp_path: Path) -> None:
+def test_every_stage_passes_against_crispasr(preset: str, kind: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    generate(path, preset="vocab", type=kind, seed=seed)
+    generate(path, preset=preset, type=kind, seed=seed)
     stages = diff.diff(path, make_tones(9, seed=91), "crispasr", precision="f32", sample_rate=16000, max_new_tokens=20)
     assert len(stages) >= 6
     assert names_that_differ(stages) == []
@@ -84,19 +90,20 @@ def test_a_small_vocabulary_is_an_error_and_not_the_end_of_the_process(model: Pa
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("form", ["moss", "thinker", "hf"])
+@pytest.mark.parametrize("form", ["moss", "thinker", "hf", "diarize-makers", "diarize-hf"])
 def test_every_stage_passes_against_pytorch(form: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    path = tmp_path / "model.gguf"
-    generate(path, preset="small" if form == "moss" else "qwen3-asr-small", type="bf16", all_matrices=True, seed=3)
+    path, checkpoint = tmp_path / "model.gguf", tmp_path / "checkpoint"
+    preset = {"moss": "small", "thinker": "qwen3-asr-small", "hf": "qwen3-asr-small"}.get(form, "moss-diarize-small")
+    generate(path, preset=preset, type="bf16", all_matrices=True, seed=3)
     if form == "moss":
-        write_checkpoint(tmp_path / "checkpoint", path)
+        write_checkpoint(checkpoint, path)
+    elif form.startswith("diarize-"):
+        checkpoint_moss_diarize.write_checkpoint(checkpoint, path, "hf" if form.endswith("hf") else "makers")
     else:
-        checkpoint_qwen3_asr.write_checkpoint(tmp_path / "checkpoint", path, "hf" if form == "hf" else "thinker")
-    stages = diff.diff(
-        path, make_tones(9), "reference", checkpoint=tmp_path / "checkpoint", sample_rate=16000, max_new_tokens=1
-    )
+        checkpoint_qwen3_asr.write_checkpoint(checkpoint, path, "hf" if form == "hf" else "thinker")
+    stages = diff.diff(path, make_tones(9), "reference", checkpoint=checkpoint, sample_rate=16000, max_new_tokens=1)
     assert len(stages) == 11
     assert names_that_differ(stages) == []
 

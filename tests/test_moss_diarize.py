@@ -408,3 +408,4 @@ def test_info_and_bench_take_such_a_file(path: Path, tmp_path: Path) -> None:
     assert "moss_transcribe_diarize" in told.stdout
     timed = run("bench", path, tmp_path / "sound.wav", "--runs", 1)
     assert (timed.returncode, timed.stderr) == (0, "")
+    assert "2 s of audio: 25 audio rows" in timed.stdout

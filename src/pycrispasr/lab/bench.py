@@ -125,9 +125,6 @@ class Ours(Side):
         mel = session.log_mel(samples)
         rows = session.encode(mel)
         adapted = session.adapt(rows)
-        self.prompt = self.model.prompt(len(adapted))
-        embeddings = place_rows(self.prompt, adapted, session.embed)
-        self.n_rows = len(rows)
         # Prefill and single tokens as they are in a transcription: a token is chosen, not only multiplied.
         decoding = native.NativeSession(self.model, threads=threads, max_new_tokens=2**20)
 
@@ -149,6 +146,9 @@ class Ours(Side):
             return _time(lambda: session.decode_step([0], [0]))
 
         prefill()
+        self.n_rows = int(decoding.result()["n_rows"])
+        self.prompt = self.model.prompt(self.n_rows)
+        embeddings = place_rows(self.prompt, adapted[: self.n_rows], session.embed)
         self.log_mel = lambda: session.log_mel(samples)
         self.encoder = lambda: session.encode(mel)
         self.adapter = lambda: session.adapt(rows)
@@ -165,8 +165,9 @@ class Crispasr(Side):
         check_vocabulary(path)
         model = native.NativeModel(path)
         stages = Stages(path, FAMILIES[model.info()["architecture"]].crispasr, threads)
-        mel = stages.log_mel(samples)
-        rows = stages.encode(mel)
+        # Where its encoder takes samples, their spectrogram is in the encoder's time, too.
+        sound = samples if stages.encodes_samples else stages.log_mel(samples)
+        rows = stages.encode(sound)
         adapted = stages.adapt(rows)
         prompt = model.prompt(len(adapted))
         embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
@@ -179,7 +180,7 @@ class Crispasr(Side):
 
         stages.start(len(prompt) + tokens + 8)
         self.log_mel = lambda: stages.log_mel(samples)
-        self.encoder = lambda: stages.encode(mel)
+        self.encoder = lambda: stages.encode(sound)
         self.adapter = lambda: stages.adapt(rows)
         self.prefill = lambda: stages.logits(embeddings, 0)
         self.token = next_token

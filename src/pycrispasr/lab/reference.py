@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pycrispasr.lab.stages import Chain, Floats, place_rows, shown_layers
 from pycrispasr.models import hub
 from pycrispasr.models.checkpoint import find_family, find_tensor, read_json, read_safetensors
 from pycrispasr.models.families import Family
+from pycrispasr.models.families.parts import GATED_MLP, NORMED_MLP, WHISPER_TOWER
 from pycrispasr.runtimes import native
 
 
@@ -85,31 +86,83 @@ class _Checkpoint:
 
 def _listen(source: _Checkpoint, samples: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Log-mel `[frames, n_mels]`, and the rows of the encoder's first layer, the encoder and the adapter."""
-    from transformers import WhisperFeatureExtractor
+    listen = _listen_with_whisper if source.family.part("enc") is WHISPER_TOWER else _listen_with_omni
+    mel, first, rows = listen(source, samples)
+    return mel, first, rows.numpy(), _projector(source)(source, rows).numpy()
+
+
+def _listen_with_omni(source: _Checkpoint, samples: Floats) -> tuple[Floats, Floats, Any]:
     from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
     torch = source.torch
     sizes = Qwen3OmniMoeAudioEncoderConfig(**_only(source.sections["audio_config"]))
     sizes._attn_implementation = "sdpa"
-    extractor: Any = WhisperFeatureExtractor
-    found = extractor(feature_size=sizes.num_mel_bins)(
-        samples, sampling_rate=16000, padding="do_not_pad", truncation=False, return_tensors="np"
-    )
-    mel = np.ascontiguousarray(found["input_features"][0].T, np.float32)[: len(samples) // 160]
-
+    mel = _log_mel(samples, sizes.num_mel_bins)
     encoder = source.load(Qwen3OmniMoeAudioEncoder(sizes), "enc")
-    hidden: list[Any] = []
-    encoder.layers[0].register_forward_hook(
-        lambda _module, _args, out: hidden.append(out[0] if isinstance(out, tuple) else out)
-    )
+    hidden = _outputs(encoder.layers[0])
     features = torch.from_numpy(np.ascontiguousarray(mel.T))
     out = encoder(features, feature_lens=torch.tensor([len(mel)])).last_hidden_state
-    adapted = out
-    if "adapter.hidden_size" in source.family.config:
-        gate, up, down = (source.tensor(f"adapter.{name}.weight") for name in ("gate", "up", "down"))
-        adapted = (torch.nn.functional.silu(out @ gate.T) * (out @ up.T)) @ down.T
-    return mel, hidden[0].numpy(), out.numpy(), adapted.numpy()
+    return mel, hidden[0].numpy(), out
+
+
+def _listen_with_whisper(source: _Checkpoint, samples: Floats) -> tuple[Floats, Floats, Any]:
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    section = source.sections["audio_config"]
+    keys = [place.key for place in source.family.config.values() if place.section == "audio_config"]
+    sizes = WhisperConfig(**{key: section[key] for key in keys if key in section})
+    sizes._attn_implementation = "sdpa"
+    window = 2 * sizes.max_source_positions * 160
+    padded = np.pad(samples, (0, -len(samples) % window)).reshape(-1, window)
+    mel = np.stack([_log_mel(one, sizes.num_mel_bins) for one in padded])
+    encoder = source.load(WhisperEncoder(sizes), "enc")
+    hidden = _outputs(encoder.layers[0])
+    out = encoder(source.torch.from_numpy(mel.transpose(0, 2, 1).copy())).last_hidden_state
+    _, key, default = source.family.config["enc.merge"]
+    merge = int(source.sections[""].get(key, default))
+    rows = out.reshape(-1, merge * sizes.d_model)[: -(-len(samples) // (320 * merge))]
+    return mel.reshape(-1, sizes.num_mel_bins), hidden[0].reshape(-1, sizes.d_model).numpy(), rows
+
+
+def _log_mel(samples: Floats, n_mels: int) -> Floats:
+    from transformers import WhisperFeatureExtractor
+
+    extractor: Any = WhisperFeatureExtractor
+    found = extractor(feature_size=n_mels)(
+        samples, sampling_rate=16000, padding="do_not_pad", truncation=False, return_tensors="np"
+    )
+    return np.ascontiguousarray(found["input_features"][0].T, np.float32)[: len(samples) // 160]
+
+
+def _outputs(layer: Any) -> list[Any]:
+    """Takes what a layer gives from now on."""
+    found: list[Any] = []
+    layer.register_forward_hook(lambda _module, _args, out: found.append(out[0] if isinstance(out, tuple) else out))
+    return found
+
+
+def _gated_mlp(source: _Checkpoint, rows: Any) -> Any:
+    gate, up, down = (source.tensor(f"adapter.{name}.weight") for name in ("gate", "up", "down"))
+    return (source.torch.nn.functional.silu(rows @ gate.T) * (rows @ up.T)) @ down.T
+
+
+def _normed_mlp(source: _Checkpoint, rows: Any) -> Any:
+    functions = source.torch.nn.functional
+    (fc1, fc1_bias), (fc2, fc2_bias), (scale, shift) = (
+        [source.tensor(f"adapter.{name}.{kind}") for kind in ("weight", "bias")] for name in ("fc1", "fc2", "norm")
+    )
+    section, key, default = source.family.config["llm.rms_norm_eps"]
+    inner = functions.linear(functions.silu(functions.linear(rows, fc1, fc1_bias)), fc2, fc2_bias)
+    return functions.layer_norm(inner, scale.shape, scale, shift, float(source.sections[section].get(key, default)))
+
+
+def _projector(source: _Checkpoint) -> Callable[[_Checkpoint, Any], Any]:
+    for part, project in ((GATED_MLP, _gated_mlp), (NORMED_MLP, _normed_mlp)):
+        if part in source.family.parts:
+            return project
+    return lambda _, rows: rows
 
 
 def _write(

@@ -38,7 +38,7 @@ class Chain:
         looped: They stop where one phrase came again and again.
     """
 
-    log_mel: Floats
+    log_mel: Floats | None
     encoder_first: Floats | None
     encoder: Floats
     adapter: Floats
@@ -66,13 +66,15 @@ def native_chain(
     session = native.NativeSession(model, max_new_tokens=max_new_tokens)
     info = model.info()
     mel = session.log_mel(samples)
-    mel_in = given.log_mel if given else mel
-    rows = session.encode(mel_in)
+    tokens = [token for token, _ in session.decode_clip(samples)]
+    looped, n_rows = bool(session.result()["looped"]), session.result()["n_rows"]
+    mel_in = mel if given is None or given.log_mel is None else given.log_mel
+    rows = session.encode(mel_in)[:n_rows]  # what fills up a last window gives none
     audio_rows = session.adapt(given.encoder if given else rows)
     prompt = model.prompt(len(audio_rows))
     embeddings = place_rows(prompt, given.adapter if given else audio_rows, session.embed)
     decoder_in = given.embeddings if given and given.embeddings.shape == embeddings.shape else embeddings
-    chain = Chain(
+    return Chain(
         log_mel=mel,
         encoder_first=session.encode(mel_in, 1),
         encoder=rows,
@@ -81,11 +83,9 @@ def native_chain(
         embeddings=embeddings,
         layers={n: session.decode(decoder_in, n_layers=n)[None] for n in shown_layers(info["llm_layers"])},
         logits=session.decode(decoder_in)[None],
-        tokens=[],
+        tokens=tokens,
+        looped=looped,
     )
-    chain.tokens = [token for token, _ in session.decode_clip(samples)]
-    chain.looped = bool(session.result()["looped"])
-    return chain
 
 
 def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain:
@@ -104,8 +104,8 @@ def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain
     model = native.NativeModel(path, "cpu")
     info = model.info()
     with Stages(path, FAMILIES[info["architecture"]].crispasr) as stages:
-        mel = stages.log_mel(samples)
-        rows = stages.encode(mel)
+        mel = None if stages.encodes_samples else stages.log_mel(samples)
+        rows = stages.encode(samples if mel is None else mel)
         adapted = stages.adapt(rows)
         prompt = model.prompt(len(adapted))
         embeddings = place_rows(prompt, adapted, lambda ids: stages.embed(ids, adapted.shape[1]))
@@ -114,7 +114,7 @@ def crispasr_chain(path: Path, samples: Floats, *, max_new_tokens: int) -> Chain
         tokens = stages.transcribe(samples, max_new_tokens)
         if tokens is None:
             tokens = stages.greedy(embeddings, info["eos_token"], max_new_tokens)
-    return Chain(mel, None, rows, adapted, prompt, embeddings, {}, logits, tokens)
+    return Chain(mel, None, rows.reshape(-1, info["encoder_output"]), adapted, prompt, embeddings, {}, logits, tokens)
 
 
 def shown_layers(count: int) -> list[int]:

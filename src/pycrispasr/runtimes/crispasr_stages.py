@@ -31,15 +31,22 @@ _OF_EVERY_FAMILY = """
 void *FAMILY_init_from_file(const char *path, params params);
 void FAMILY_free(void *context);
 float *FAMILY_compute_mel(void *context, const float *samples, int n, int *n_mels, int *frames);
-float *FAMILY_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
 float *FAMILY_embed_tokens(void *context, const int *ids, int n);
 bool FAMILY_kv_init(void *context, int rows);
 void FAMILY_kv_reset(void *context);
 float *FAMILY_run_llm_kv(void *context, const float *rows, int n, int n_past, int *count, int *vocab);
 """
+_ENCODER = """
+float *FAMILY_run_encoder(void *context, const float *mel, int n_mels, int frames, int *rows, int *columns);
+"""
+_ENCODER_OF_SAMPLES = """
+float *FAMILY_run_encoder(void *context, const float *samples, int n, int *rows, int *columns);
+"""
+_WITH_ENCODERS_OF_SAMPLES = ("moss_diarize",)
 # What only some have, by their names: a family without an adapter, say.
 _OF_SOME = {
     "run_adapter": "float *FAMILY_run_adapter(void *context, const float *rows, int n, int columns, int *, int *);",
+    "run_adaptor": "float *FAMILY_run_adaptor(void *context, const float *rows, int n, int columns, int *, int *);",
     "build_prompt": "int FAMILY_build_prompt(void *context, int n_audio, int *ids, int capacity);",
     "set_max_new_tokens": "void FAMILY_set_max_new_tokens(void *context, int limit);",
     "transcribe_cb": "char *FAMILY_transcribe_cb(void *context, const float *samples, int n, on_token, void *user);",
@@ -55,7 +62,8 @@ def _library(family: str) -> tuple[Any, Any, Any]:
     if path is None:
         raise InstallationError(crispasr.MISSING)
     ffi = cffi.FFI()
-    ffi.cdef(_DECLARATIONS + "".join((_OF_EVERY_FAMILY, *_OF_SOME.values())).replace("FAMILY", family))
+    encoder = _ENCODER_OF_SAMPLES if family in _WITH_ENCODERS_OF_SAMPLES else _ENCODER
+    ffi.cdef(_DECLARATIONS + "".join((_OF_EVERY_FAMILY, encoder, *_OF_SOME.values())).replace("FAMILY", family))
     return ffi, ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0)), ffi.dlopen(None)
 
 
@@ -99,19 +107,31 @@ class Stages:
         data = self._function("compute_mel")(self._context, self._floats(samples), len(samples), n_mels, frames)
         return np.ascontiguousarray(self._take(data, n_mels[0], frames[0]).T)
 
-    def encode(self, mel: Samples) -> Samples:
-        """Encoder rows `[rows, encoder_output]` of a log-mel `[frames, n_mels]`."""
+    @property
+    def encodes_samples(self) -> bool:
+        """True where its encoder takes samples, and pads them by itself: then `log_mel` is not what it encodes."""
+        return self._family in _WITH_ENCODERS_OF_SAMPLES
+
+    def encode(self, sound: Samples) -> Samples:
+        """Encoder rows of a log-mel `[frames, n_mels]`, or of samples `[n]` where it `encodes_samples`.
+
+        `[rows, encoder_output]`, or rows of a part of that width, of which several in succession make one.
+        """
         rows, columns = self._ints(2)
-        frames, n_mels = mel.shape
-        data = self._function("run_encoder")(self._context, self._floats(mel.T), n_mels, frames, rows, columns)
+        if self.encodes_samples:
+            data = self._function("run_encoder")(self._context, self._floats(sound), len(sound), rows, columns)
+        else:
+            frames, n_mels = sound.shape
+            data = self._function("run_encoder")(self._context, self._floats(sound.T), n_mels, frames, rows, columns)
         return self._take(data, rows[0], columns[0])
 
     def adapt(self, rows: Samples) -> Samples:
-        """Adapter rows `[rows, llm_hidden]` of encoder rows `[rows, encoder_output]`; these, where there is none."""
-        if not self._has("run_adapter"):
+        """Adapter rows `[rows, llm_hidden]` of what `encode` gave; these, where there is no adapter."""
+        name = next((name for name in ("run_adapter", "run_adaptor") if self._has(name)), None)
+        if name is None:
             return rows
         count, columns = self._ints(2)
-        data = self._function("run_adapter")(self._context, self._floats(rows), *rows.shape, count, columns)
+        data = self._function(name)(self._context, self._floats(rows), *rows.shape, count, columns)
         return self._take(data, count[0], columns[0])
 
     def prompt(self, n_audio: int) -> list[int] | None:
