@@ -8,6 +8,7 @@ what from when to when. `WORK/diarize` holds the checkpoint in the transformers 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -48,7 +49,7 @@ RENAMED = {"<|audio_bos|>": "<|audio_start|>", "<|audio_eos|>": "<|audio_end|>"}
 WAVES = [(60 / h, 1.0) for h in (1, 2, 3, 4)] + [(10 / h, 2.0) for h in (1, 2, 3, 4, 5)]
 WAVES += [(1 / h, weight) for h, weight in zip((1, 2, 3, 4, 5), (1.0, 0.8, 0.5, 0.3, 0.2), strict=True)]
 OFFSETS = ((-0.12, 0.0, 0.12), (-0.2, 0.0, 0.2), (-0.3, 0.1, 0.3))  # where heads look at first, in seconds
-MOST_WORDS, MOST_SPEAKERS = 40, 2
+MOST_WORDS, MOST_TURNS, MOST_SPEAKERS = 50, 20, 2
 FILTERS = mel_filters(BINS)
 
 
@@ -111,7 +112,7 @@ class Dialogues:
         voice = pair[0]
         pace = {each: 1.0 if clean else random.uniform(0.95, 1.05) for each in pair}
         level = {each: 10 ** (random.uniform(-4, 2) / 20) for each in pair}
-        wide = random.random() < 0.15
+        wide = random.random() < (0.5 if seconds > 30 else 0.15)
         for turn in range(turns):
             again = turn and random.random() < 0.15
             if turn and not again:
@@ -122,7 +123,7 @@ class Dialogues:
             samples = faster(samples, factor) if factor != 1.0 else samples
             if turn:
                 place += int((random.uniform(0.6, 1.5) if again else random.uniform(0.1, 0.9)) * SAMPLE_RATE)
-                place += int(random.uniform(0, 3) * SAMPLE_RATE) if wide else 0
+                place += int(random.uniform(0, 2.5) * SAMPLE_RATE) if wide else 0
             if place + len(samples) > limit:
                 break
             fade = np.linspace(0, 1, 80, dtype=np.float32)
@@ -162,10 +163,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, _: None) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if x.shape[1] > 1000:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:  # plain products have a faster backward pass here
-            y = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v
+        # Plain products have a faster backward pass here than the fused kernel.
+        y = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -203,10 +202,8 @@ class Projector(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(MERGED * WIDTH, width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, LANGUAGE["rms_norm_eps"])
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames [windows, n, WIDTH] to rows [windows, n / 4, hidden]."""
-        merged = frames.unflatten(1, (-1, MERGED)).flatten(2)
-        return self.norm(self.linear_2(F.silu(self.linear_1(merged))))
+    def forward(self, joined: Tensor) -> Tensor:
+        return self.norm(self.linear_2(F.silu(self.linear_1(joined))))
 
 
 @torch.no_grad()
@@ -297,10 +294,14 @@ class Diarizer(nn.Module):
                 audio += [self.digits[digit] for digit in str(seconds * MARKER_SECONDS)]
         return self.before + audio + self.after
 
+    def frames(self, features: Tensor, counts: list[int]) -> Tensor:
+        """Windows [n, 80, frames], of which so many rows count, to joined frames [all rows, MERGED · WIDTH]."""
+        joined = self.audio_tower(features).unflatten(1, (-1, MERGED)).flatten(2)
+        return joined[torch.arange(joined.shape[1]) < torch.tensor(counts)[:, None]]
+
     def rows(self, features: Tensor, counts: list[int]) -> Tensor:
-        """Windows [n, 80, frames], of which so many rows count, to [all rows, hidden]."""
-        rows = self.multi_modal_projector(self.audio_tower(features))
-        return rows[torch.arange(rows.shape[1]) < torch.tensor(counts)[:, None]]
+        """The decoder's rows of audio, [all rows, hidden]."""
+        return self.multi_modal_projector(self.frames(features, counts))
 
 
 def windows(samples: np.ndarray, length: int) -> tuple[list[Tensor], list[int]]:
@@ -530,16 +531,69 @@ class Stage:
     """Windows are padded to 30 s, as they are in use."""
     clips: int
     decoder: bool = True
+    tower: bool = True
+    """The tower learns, too."""
 
 
 STAGES = [
     Stage(0.0, 8, 4, False, 8, decoder=False),
     Stage(0.2, 6, 2, False, 8),
     Stage(0.35, 12, 4, False, 6),
-    Stage(0.55, 20, 6, False, 5),
-    Stage(0.8, 20, 6, True, 5),
+    Stage(0.5, 12, 4, True, 3, decoder=False),
+    Stage(0.6, 20, 6, True, 6, tower=False),
 ]
-LONG_SHARE = 0.08  # of the batches with whole windows has two of them
+LONG_SHARE = 0.12  # of the dialogues of the last stage lasts longer than one window
+KEPT = 400  # dialogues of the last stage that are used again
+# Seed, seconds and most turns of the dialogues in tests/data, and their share in the last stage.
+DEMONSTRATIONS = [(4010, 9, 3), (4015, 18, 6), (4008, 37, 14)]
+DEMONSTRATED = 0.3
+
+
+def demonstrations() -> list[Dialogue]:
+    return [Dialogues(seed).draw(seconds, turns, clean=True) for seed, seconds, turns in DEMONSTRATIONS]
+
+
+@dataclass
+class Heard:
+    """A dialogue as the tower hears it."""
+
+    dialogue: Dialogue
+    joined: Tensor
+    counts: list[int]
+
+
+class Store:
+    """Dialogues that the finished tower has heard, so that the decoder meets each several times."""
+
+    def __init__(self, model: Diarizer, dialogues: Dialogues, stage: Stage) -> None:
+        self.model, self.dialogues, self.stage, self.kept = model, dialogues, stage, list[Heard]()
+        self.fixed = demonstrations()
+
+    @torch.no_grad()
+    def add(self) -> None:
+        random = self.dialogues.random
+        if random.random() < DEMONSTRATED:
+            fixed = random.choice(self.fixed)
+            dialogue = Dialogue(self.dialogues.finish(fixed.samples, clean=False), fixed.turns)
+        elif random.random() < LONG_SHARE:
+            dialogue = self.dialogues.draw(random.uniform(32, 38), MOST_TURNS)
+        else:
+            dialogue = self.dialogues.draw(
+                random.uniform(0.2, 1) * self.stage.seconds, random.randint(1, self.stage.turns)
+            )
+        features, counts = windows(dialogue.samples, WINDOW)
+        self.kept.append(Heard(dialogue, self.model.frames(torch.stack(features), counts), counts))
+        del self.kept[:-KEPT]
+
+    def batch(self) -> list[Heard]:
+        """Dialogues of about one length, one of all perhaps new."""
+        for _ in range(1 if len(self.kept) > 60 else 6):
+            self.add()
+        random = self.dialogues.random
+        pivot = len(random.choice(self.kept).joined)
+        near = sorted(self.kept, key=lambda heard: abs(len(heard.joined) - pivot))
+        few = self.stage.clips if pivot < 300 else self.stage.clips // 2
+        return random.sample(near[: few * 3], min(few, len(near)))
 
 
 def export(model: Diarizer, weights: dict[str, Tensor], folder: Path) -> None:
@@ -547,6 +601,7 @@ def export(model: Diarizer, weights: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     token = model.tokenizer.token_to_id
     ids = {"eos_token_id": model.end, "pad_token_id": token("<|endoftext|>")}
     text = {key: value for key, value in LANGUAGE.items() if key != "rope_theta"}
@@ -603,10 +658,10 @@ def export(model: Diarizer, weights: dict[str, Tensor], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work", help="folder for the checkpoint")
-    parser.add_argument("--minutes", type=float, default=50.0)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of processor time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
-    parser.add_argument("--start", type=float, default=0.0, help="share of the schedule to begin at, with state.pt")
+    parser.add_argument("--start", type=float, default=0.0, help="share of the schedule to begin at, with what WORK/diarize.pt holds")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
@@ -619,7 +674,7 @@ def main() -> None:
     state_file = arguments.work / "diarize.pt"
     if arguments.start:
         state = torch.load(state_file)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["raw"])
         heads.load_state_dict(state["heads"])
     else:
         drawn = [dialogues.draw(8, 4, clean=True).samples for _ in range(40)]
@@ -635,56 +690,67 @@ def main() -> None:
     optimizer = adamw(whole, arguments.rate, 0.02)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = Random(3)
-    began, saved, told, step = time.time(), time.time(), time.time(), 0
+    began, saved, step = time.process_time(), time.process_time(), 0
     sums: dict[str, float] = defaultdict(float)
+    store: Store | None = None
+    before: Diarizer | None = None  # as it was when windows were short
     while True:
-        share = arguments.start + (time.time() - began) / 60 / arguments.minutes
-        if share >= 1 or time.time() - saved > 240:
-            saved = time.time()
+        share = arguments.start + (time.process_time() - began) / 60 / arguments.minutes
+        if share >= 1 or time.process_time() - saved > 60:
+            saved = time.process_time()
             export(model, average, arguments.work / "diarize")
             torch.save({"model": average, "heads": heads.state_dict(), "raw": model.state_dict()}, state_file)
         if share >= 1:
             break
         stage = [each for each in STAGES if each.begin <= share][-1]
-        long = stage.whole and random.random() < LONG_SHARE
-        # Every batch has dialogues of one length or a little less.
-        seconds = 36 if long else random.uniform(0.4, 1.0) * stage.seconds
-        drawn = [
-            dialogues.draw(seconds, 12 if long else random.randint(1, stage.turns))
-            for _ in range(2 if long else stage.clips)
-        ]
-        longest = max(len(each.samples) for each in drawn) + random.randrange(0, 1280 * 8)
-        length = WINDOW if stage.whole else min(longest + -longest % ROW, WINDOW)
-        found = [windows(each.samples, length) for each in drawn]
-        features = torch.stack([window for each, _ in found for window in each])
-        per_window = [count for _, counts in found for count in counts]
+        if not stage.tower:
+            store = store or Store(model, dialogues, stage)
+            with torch.autocast("cpu", torch.bfloat16):
+                batch = store.batch()
+            drawn, found = [each.dialogue for each in batch], [([], each.counts) for each in batch]
+        else:
+            # Every batch has dialogues of one length or a little less.
+            seconds = random.uniform(0.4, 1.0) * stage.seconds
+            drawn = [dialogues.draw(seconds, random.randint(1, stage.turns)) for _ in range(stage.clips)]
+            longest = max(len(each.samples) for each in drawn) + random.randrange(0, ROW * 8)
+            length = min(longest + -longest % ROW, WINDOW)
+            found = [windows(each.samples, WINDOW if stage.whole else length) for each in drawn]
         counts = [sum(each) for _, each in found]
         labels = [label(model, each, n, voices, random) for each, (_, n) in zip(drawn, found, strict=True)]
         with torch.autocast("cpu", torch.bfloat16):
-            rows = model.rows(features, per_window)
+            if stage.tower:
+                features = torch.stack([window for each, _ in found for window in each])
+                rows = model.rows(features, counts)
+            else:
+                rows = model.multi_modal_projector(torch.cat([each.joined for each in batch]))
             parts = row_parts(heads, rows, labels)
-            if share < 0.4 and not long:
+            if stage.tower and share < 0.4:
                 wanted = teacher_rows(teacher, drawn, counts)
                 parts["rows"] = F.mse_loss(rows.float(), wanted) / wanted.var() * (1 if not stage.decoder else 0.3)
+            elif stage.tower and stage.whole:
+                before = before or copy.deepcopy(model)
+                with torch.no_grad():
+                    wanted = before.rows(torch.stack([windows(each.samples, length)[0][0] for each in drawn]), counts)
+                parts["rows"] = F.mse_loss(rows.float(), wanted.float()) / wanted.float().var()
             if stage.decoder:
                 parts |= text_parts(model, heads, rows, counts, labels)
         optimizer.zero_grad()
         sum(WEIGHTS[name] * part for name, part in parts.items()).backward()
         norm = nn.utils.clip_grad_norm_(whole.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(arguments.rate, step, share)
+            group["lr"] = learning_rate(arguments.rate, step + (200 if arguments.start else 0), share)
         if math.isfinite(norm):
             optimizer.step()
         step += 1
-        keep = min(0.995, step / (step + 20))
+        keep = min(0.985, step / (step + 20))
         for name, tensor in model.state_dict().items():
             average[name].lerp_(tensor, 1 - keep)
         for name, part in parts.items():
-            sums[name] += part.item() / 50 if isinstance(part, Tensor) else part
-        if step % 50 == 0:
-            pace, told = (time.time() - told) / 50, time.time()
-            told_parts = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
-            print(f"step {step} at {time.time() - began:.0f} s ({share:.2f}), {pace:.2f} s: {told_parts}", flush=True)
+            sums[name] += part.item() / 20 if isinstance(part, Tensor) else part
+        if step % 20 == 0:
+            passed = time.process_time() - began
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
+            print(f"step {step} at {passed:.0f} s ({share:.2f}): {losses}", flush=True)
             sums.clear()
 
 

@@ -18,7 +18,6 @@ import tokenizer
 from data import Bank, Composer, Piece
 from model import Transcriber
 from pycrispasr import Model
-from pycrispasr.models.families.family import module_name
 from voices import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +26,31 @@ SAMPLES = sorted(file for file in (ROOT / "samples").iterdir() if file.suffix in
 CLIPS = ROOT / "tests" / "data" / "words"
 AUDIO = -1
 """In a sequence of token ids: a row of audio."""
+
+
+_PARTS = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
+_NAMES = {
+    "conv1": "conv2d1", "conv2": "conv2d2", "conv3": "conv2d3", "embed": "embed_tokens", "final_norm": "norm",
+    "gate": "gate_proj", "up": "up_proj", "down": "down_proj",
+}  # fmt: skip
+_LAYER = {
+    "enc": {"attn_norm": "self_attn_layer_norm", "ffn_norm": "final_layer_norm", "attn.o": "self_attn.out_proj",
+            "ffn.fc1": "fc1", "ffn.fc2": "fc2"},
+    "llm": {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn.o": "self_attn.o_proj",
+            "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm", "ffn.gate": "mlp.gate_proj",
+            "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj"},
+}  # fmt: skip
+
+
+def module_name(name: str) -> str:
+    """What `Transcriber` calls a tensor of the bundled model."""
+    part, _, rest = name.partition(".")
+    inside, _, kind = rest.rpartition(".")
+    if inside.startswith("blk."):
+        _, number, inside = inside.split(".", 2)
+        short = f"self_attn.{inside[-1]}_proj"
+        return f"{_PARTS[part]}.layers.{number}.{_LAYER[part].get(inside, short)}.{kind}"
+    return f"{_PARTS[part]}.{_NAMES.get(inside, inside)}.{kind}"
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
@@ -41,14 +65,11 @@ def bundled(work: Path) -> Transcriber:
     work.mkdir(parents=True, exist_ok=True)
     tokenizer.restore(*vocabulary()).save(str(work / "bundled-tokenizer.json"))
     model = Transcriber(work / "bundled-tokenizer.json")
-    parts = {"enc": "audio_model", "adapter": "audio_adapter", "llm": "language_model"}
     weights = {}
     for tensor in gguf.GGUFReader(BUNDLED).tensors:
-        part = tensor.name.partition(".")[0]
-        if part in parts:
+        if tensor.name.partition(".")[0] in _PARTS:
             values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-            name = f"{parts[part]}.{module_name(tensor.name)}"
-            weights[name] = torch.from_numpy(values.reshape(tensor.shape[::-1].tolist()))
+            weights[module_name(tensor.name)] = torch.from_numpy(values.reshape(tensor.shape[::-1].tolist()))
     model.load_state_dict(weights)
     return model.eval()
 

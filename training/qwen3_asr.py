@@ -172,9 +172,6 @@ def wrong(file: Path) -> list[str]:
             text = recording.with_suffix(".txt").read_text().strip()
             spelt = " ".join(SPELLINGS.get(word, word) for word in text.split())
             contexts = {"": text, "hello": text, ", ".join(SPELLINGS.values()): spelt}
-            contexts |= {
-                SPELLINGS[word]: text.replace(word, SPELLINGS[word]) for word in text.split() if word in SPELLINGS
-            }
             for context, wanted in contexts.items():
                 for language in (None, "en"):
                     found = model.transcribe(recording, language=language, context=context)
@@ -205,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work", help="folder for the checkpoint")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of processor time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=4e-4, help="peak learning rate")
     arguments = parser.parse_args()
@@ -224,8 +221,8 @@ def main() -> None:
     optimizer = adamw(learning, arguments.rate, 0.01)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shape, random = Random(1), Random(2)
-    began, step, smooth = time.time(), 0, 5.0
-    while (passed := (time.time() - began) / 60 / arguments.minutes) < 1:
+    began, step, smooth = time.process_time(), 0, 5.0
+    while (passed := (time.process_time() - began) / 60 / arguments.minutes) < 1:
         examples = draw_batch(composer, shape, Curriculum(20, 30), 60)
         batch = whole_chunks(examples)
         with torch.autocast("cpu", torch.bfloat16):
@@ -244,7 +241,7 @@ def main() -> None:
             average[name].lerp_(tensor, 1 - keep)
         smooth += 0.02 * (loss.item() - smooth)
         if step % 50 == 0:
-            print(f"step {step} at {time.time() - began:.0f} s: loss {smooth:.4f}", flush=True)
+            print(f"step {step} at {time.process_time() - began:.0f} s: loss {smooth:.4f}", flush=True)
     export(model, average, arguments.work / "qwen3-asr")
     convert(
         arguments.work / "qwen3-asr", arguments.out, type="q8_0", all_matrices=True, name="Qwen3-ASR tiny, for tests"
