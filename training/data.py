@@ -25,14 +25,20 @@ MAX_COUNT = 47
 HISTORY = 3
 LATE = 2  # rows after which the decoder's audio rows must know a word
 
-FILTERS = torch.tensor(mel_filter_bank(201, 128, 0.0, 8000.0, SAMPLE_RATE, "slaney", "slaney").T, dtype=torch.float32)
+
+def mel_filters(bins: int) -> Tensor:
+    """Whisper's filters, [bins, 201]."""
+    return torch.tensor(mel_filter_bank(201, bins, 0.0, 8000.0, SAMPLE_RATE, "slaney", "slaney").T, dtype=torch.float32)
+
+
+FILTERS = mel_filters(128)
 WINDOW = torch.hann_window(400)
 
 
-def mel_power(samples: np.ndarray) -> Tensor:
-    """Mel power [128, n // 160] of samples at 16 kHz: WhisperFeatureExtractor before its logarithm."""
+def mel_power(samples: np.ndarray, filters: Tensor = FILTERS) -> Tensor:
+    """Mel power [bins, n // 160] of samples at 16 kHz: WhisperFeatureExtractor before its logarithm."""
     spectrum = torch.stft(torch.from_numpy(samples), 400, HOP, window=WINDOW, return_complex=True)[:, :-1]
-    return FILTERS @ (spectrum.real.square() + spectrum.imag.square())
+    return filters @ (spectrum.real.square() + spectrum.imag.square())
 
 
 def log_mel(power: Tensor) -> Tensor:

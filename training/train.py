@@ -25,7 +25,7 @@ from torch import Tensor, multiprocessing, nn
 
 import tokenizer
 from data import CLASS, HISTORY, LATE, MAX_COUNT, Bank, Composer, Curriculum, Example, collate, draw_batch
-from model import AUDIO, GUIDED_HEADS, LANGUAGE, Output, Transcriber, export, initialise, whiten
+from model import AUDIO, GUIDED_HEADS, LANGUAGE, Decoded, Output, Transcriber, export, initialise, whiten
 from words import VOCABULARY, Words
 
 # Longest utterances of each level, and the share of the time after which it ends even if the loss is still high.
@@ -95,14 +95,14 @@ def text_columns(output: Output, texts: list[Words]) -> tuple[Tensor, Tensor]:
     return torch.where(valid, output.text_start[:, None] + steps, 0), valid
 
 
-def stray(output: Output, layer: int, heads: slice, columns: Tensor, target: Tensor, asked: Tensor) -> Tensor:
+def stray(decoded: Decoded, layer: int, heads: slice, columns: Tensor, target: Tensor, asked: Tensor) -> Tensor:
     """How little of some heads' attention falls where it should: the mean of the negative log of the share.
 
     The queries are at `columns` [clips, steps]; `target` [clips, steps, columns] says where each should look, and
     `asked` [clips, steps] which of them count. All heads of the slice share one key head.
     """
     keys_from = heads.start * LANGUAGE["num_key_value_heads"] // LANGUAGE["num_attention_heads"]
-    queries, keys = output.decoded.queries[layer][:, heads], output.decoded.keys[layer][:, keys_from, None]
+    queries, keys = decoded.queries[layer][:, heads], decoded.keys[layer][:, keys_from, None]
     index = columns[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
     scores = (queries.gather(2, index) @ keys.transpose(2, 3)).float() * queries.shape[-1] ** -0.5
     future = torch.arange(scores.shape[-1]) > columns[..., None]
@@ -131,7 +131,9 @@ def guidance(output: Output, examples: list[Example], columns: Tensor) -> Tensor
     lengths = torch.tensor([len(example.words) for example in examples])
     asked = torch.arange(columns.shape[1]) < lengths[:, None]
     heads = slice(0, GUIDED_HEADS)
-    return sum(stray(output, layer, heads, columns, target, asked) for layer in GUIDED_LAYERS) / len(GUIDED_LAYERS)
+    return sum(stray(output.decoded, layer, heads, columns, target, asked) for layer in GUIDED_LAYERS) / len(
+        GUIDED_LAYERS
+    )
 
 
 def recall(output: Output, examples: list[Example], columns: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
@@ -144,10 +146,10 @@ def recall(output: Output, examples: list[Example], columns: Tensor, valid: Tens
     for back in range(1, HISTORY + 1):
         head = slice(back, back + 1)
         target = torch.arange(total) == columns[..., None] - (back - 1)
-        loss = loss + stray(output, TEXT_RECALL_LAYER, head, columns, target, valid & (steps >= back))
+        loss = loss + stray(output.decoded, TEXT_RECALL_LAYER, head, columns, target, valid & (steps >= back))
         word = counts - 1 - back
         target = heard.gather(1, word.clamp(min=0)[..., None].expand(-1, -1, total))
-        loss = loss + stray(output, PLACE_LAYER, head, rows, target, word >= 0)
+        loss = loss + stray(output.decoded, PLACE_LAYER, head, rows, target, word >= 0)
     return loss / HISTORY
 
 
