@@ -52,7 +52,8 @@ Model::~Model() = default;
 
 TimeMarkers::TimeMarkers(const Tokenizer & tokenizer, int32_t seconds, double rows_per_second, int64_t max_positions)
     : every(seconds), apart(static_cast<int64_t>(seconds * rows_per_second)), per_second(rows_per_second) {
-    for (int64_t k = 1; apart > 0 && k <= max_positions / apart; k++) {
+    constexpr int64_t most = 1 << 18;  // three days of markers, one a second
+    for (int64_t k = 1; apart > 0 && k <= std::min(max_positions / apart, most); k++) {
         const std::vector<int32_t> more = tokenizer.encode(std::to_string(k * every));
         tokens.insert(tokens.end(), more.begin(), more.end());
         ends.push_back(static_cast<int64_t>(tokens.size()));
