@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pycrispasr import Model
-from pycrispasr.models.families import FAMILIES
+from pycrispasr import Model, UnsupportedOperationError
+from pycrispasr.models.random_model import generate
 from pycrispasr.runtimes import native
 
 from .command import run
@@ -79,7 +79,6 @@ def test_the_command_transcribes_with_qwen3_asr() -> None:
 # What is said in each, and when: start, end, speaker and text of its segments.
 DIALOGUES = sorted(DATA.glob("dialogue-*.json"))
 SEGMENT = re.compile(r"\[(\d+\.\d\d)\]\[S(\d\d)\]([^\[]*)\[(\d+\.\d\d)\]")
-diarizes = pytest.mark.skipif("moss_transcribe_diarize" not in FAMILIES, reason="this family is not there yet")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,6 @@ def written(model: native.NativeModel, recording: Path) -> str:
     return b"".join(model.token_bytes(token) for token, _ in session.decode_clip(samples)).decode()
 
 
-@diarizes
 @pytest.mark.parametrize("dialogue", DIALOGUES, ids=lambda path: path.stem)
 def test_moss_diarize_writes_who_said_what_and_when(moss_diarize: native.NativeModel, dialogue: Path) -> None:
     said = json.loads(dialogue.read_text(encoding="utf-8"))
@@ -109,6 +107,77 @@ def test_moss_diarize_writes_who_said_what_and_when(moss_diarize: native.NativeM
     for (start, _, _, end), segment in zip(found, said, strict=True):
         assert float(start) == pytest.approx(segment["start"], abs=0.2)
         assert float(end) == pytest.approx(segment["end"], abs=0.2)
+
+
+@pytest.mark.parametrize("dialogue", DIALOGUES, ids=lambda path: path.stem)
+def test_a_transcript_of_moss_diarize_names_the_speakers(dialogue: Path) -> None:
+    said = json.loads(dialogue.read_text(encoding="utf-8"))
+    with Model(MOSS_DIARIZE) as model:
+        transcript = model.transcribe(dialogue.with_suffix(".opus"), speakers=["Ann"])
+        one_by_one = list(model.segments(dialogue.with_suffix(".opus"), speakers=["Ann"]))
+    names = {1: "Ann", 2: "Speaker 2"}
+    assert [(segment.speaker, segment.text) for segment in transcript.segments] == [
+        (names[segment["speaker"]], segment["text"]) for segment in said
+    ]
+    assert transcript.text == " ".join(segment["text"] for segment in said)
+    assert (transcript.complete, transcript.warnings) == (True, ())
+    for segment, wanted in zip(transcript.segments, said, strict=True):
+        assert (segment.start, segment.end) == pytest.approx((wanted["start"], wanted["end"]), abs=0.2)
+    assert one_by_one == list(transcript.segments)
+
+
+def test_tokens_of_moss_diarize_are_those_of_its_segments_without_marks() -> None:
+    with Model(MOSS_DIARIZE) as model:
+        recording = DATA / "dialogue-1.opus"
+        transcript = model.transcribe(recording)
+        tokens = list(model.stream(recording))
+    assert tokens == [token for segment in transcript.segments for token in segment.tokens]
+    assert "".join(token.text for token in tokens).strip() == transcript.text
+
+
+def test_a_session_of_moss_diarize_has_the_text_and_names_nobody() -> None:
+    said = json.loads((DATA / "dialogue-1.json").read_text(encoding="utf-8"))
+    samples, _ = soundfile.read(DATA / "dialogue-1.opus", dtype="float32")
+    with Model(MOSS_DIARIZE) as model:
+        with model.session(vad="off") as session:
+            for part in np.array_split(samples, 9):
+                session.feed(part)
+            transcript = session.finish()
+        with pytest.raises(UnsupportedOperationError, match="a session numbers speakers anew"):
+            model.session(speakers=["Ann"])
+    assert transcript.text == " ".join(segment["text"] for segment in said)
+    assert {segment.speaker for segment in transcript.segments} == {None}
+
+
+def test_a_model_that_tells_no_speakers_refuses_their_names(qwen3_asr: Model) -> None:
+    assert not qwen3_asr.tells_speakers
+    with pytest.raises(UnsupportedOperationError, match="does not tell speakers apart"):
+        qwen3_asr.transcribe(SAMPLES / "hello.wav", speakers=["Ann"])
+    with pytest.raises(TypeError, match="speakers must be a list"):
+        qwen3_asr.transcribe(SAMPLES / "hello.wav", speakers="Ann")
+
+
+def test_the_aligner_gives_times_to_the_words_of_each_speaker(tmp_path: Path) -> None:
+    generate(tmp_path / "aligner.gguf", preset="qwen3-aligner-nano", type="f32")
+    with Model(MOSS_DIARIZE) as model:
+        recording = DATA / "dialogue-2.opus"
+        plain = model.transcribe(recording)
+        timed = model.transcribe(recording, word_timestamps="aligner", aligner=tmp_path / "aligner.gguf")
+        with pytest.raises(UnsupportedOperationError, match="'aligner' takes those of words"):
+            model.transcribe(recording, word_timestamps=True)
+    assert timed.word_times == "aligner"
+    for one, other in zip(plain.segments, timed.segments, strict=True):
+        assert (one.speaker, one.start, one.end, one.text) == (other.speaker, other.start, other.end, other.text)
+        assert [word.text for word in other.words or ()] == other.text.split()
+        assert all(one.start - 0.31 <= word.start <= word.end <= one.end + 0.31 for word in other.words or ())
+
+
+def test_the_command_writes_who_said_what() -> None:
+    said = json.loads((DATA / "dialogue-1.json").read_text(encoding="utf-8"))
+    done = run("transcribe", "-m", MOSS_DIARIZE, "--speaker", "Ann", DATA / "dialogue-1.opus")
+    assert done.returncode == 0, done.stderr
+    names = {1: "Ann", 2: "Speaker 2"}
+    assert done.stdout == "".join(f"{names[one['speaker']]}: {one['text']}\n" for one in said)
 
 
 def test_the_dialogues_are_several_and_small() -> None:

@@ -567,14 +567,15 @@ class Model:
         """A job with one recording, which raises what the recording fails of, at once where it cannot be opened."""
         if self.closed:
             raise _model_closed(self._name)
+        decoder = self._decoder(decoding)  # first: what it refuses need not be opened
         recording = self._opener(reading, decoding)(audio)
         if recording.failure is not None:
             raise recording.failure
         expected = recording.seconds_expected
         if expected is not None and expected <= CHUNK_SECONDS:
-            decoding = dataclasses.replace(decoding, batch=1)
+            decoder = self._decoder(dataclasses.replace(decoding, batch=1))
         report = None if progress is None else _Relay(progress)
-        return Job(Scheduler(self._decoder(decoding), iter((recording,))), errors="raise", progress=report)
+        return Job(Scheduler(decoder, iter((recording,))), errors="raise", progress=report)
 
     def _opener(self, reading: ReadingOptions, decoding: DecodingOptions) -> Callable[[Audio], Recording]:
         """What opens recordings, and divides them as the model needs it."""
@@ -649,8 +650,11 @@ class Model:
             raise UnsupportedOperationError(
                 f"speakers={list(options.speakers)!r}: {why}; leave it out, or transcribe a recording with moss-diarize"
             )
-        if options.word_timestamps and family.conversation:
-            raise UnsupportedOperationError(f"word_timestamps: {family.name} tells times of segments; leave it out")
+        if options.word_timestamps and family.conversation and not options.by_aligner:
+            raise UnsupportedOperationError(
+                f"word_timestamps: {family.name} tells times of segments only; word_timestamps='aligner' takes "
+                "those of words from a model of their own"
+            )
         if context is not None and not family.takes_context:
             raise UnsupportedOperationError(
                 f"context={_shortened(context)!r}: {family.name} takes no context; leave it out, or use a model that "

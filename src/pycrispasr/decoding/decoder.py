@@ -225,6 +225,8 @@ class EngineDecoder:
             done = request.done
             self._take(request, task)
             if not done:
+                if task.reader.turns is not None:
+                    self._align_words(recording, task)
                 recording.hear(task)
                 continue
             del self._running[request]
@@ -233,11 +235,7 @@ class EngineDecoder:
                 if request.result is not None and request.result["ended"]:
                     task.end_text()
                 self._align(request, recording, task)
-                if isinstance(self._aligner, ForcedAligner) and task.samples is not None:
-                    tokens, task.words = _aligned(
-                        self._aligner, recording, task.tokens, task.text, task.samples, task.start, task.reader.language
-                    )
-                    task.tokens[:] = tokens
+                self._align_words(recording, task)
                 recording.complete(task, request.result or {}, self._retried)
             elif isinstance(failure, _FAILURES):
                 recording.fail(task, failure)
@@ -305,6 +303,22 @@ class EngineDecoder:
             attention = request.attention[task.steps]
             tokens, task.words = self._aligner.align(task.tokens, task.text, attention, task.samples, task.start)
             task.tokens[:] = tokens
+
+    def _align_words(self, recording: Recording, task: Task) -> None:
+        """The same by a model of its own: for each turn that is complete, or for the whole of a complete text."""
+        aligner, language = self._aligner, task.reader.language
+        if not isinstance(aligner, ForcedAligner) or task.samples is None:
+            return
+
+        def align(
+            tokens: Sequence[Token], text: str, samples: audio.Samples, first: int
+        ) -> tuple[tuple[Token, ...], tuple[Word, ...] | None]:
+            return _aligned(aligner, recording, tokens, text, samples, first, language)
+
+        if task.reader.turns is not None:
+            task.align_turns(align)
+        else:
+            task.tokens[:], task.words = align(task.tokens, task.text, task.samples, task.start)
 
 
 def _aligned(

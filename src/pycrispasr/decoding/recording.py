@@ -7,8 +7,8 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pycrispasr import audio
 from pycrispasr.decoding.conversation import Conversation, Utterance
@@ -25,6 +25,21 @@ _WORK = ("log_mel", "encoder", "adapter", "prefill", "decode", "hypotheses", "n_
 """What a recording's timings add up, by its name in the library's result."""
 
 _SHORTEST_HALF = 1 * audio.SAMPLE_RATE  # what a segment may be split into
+
+
+_MARGIN = 0.3  # seconds at both ends of a turn in which its words may be
+
+Align = Callable[[Sequence[Token], str, audio.Samples, int], "tuple[tuple[Token, ...], tuple[Word, ...] | None]"]
+"""Gives tokens of a text with their times, and its words, of samples that begin so many samples into the audio."""
+
+
+class _Spoken(NamedTuple):
+    place: int  # of the turn
+    speaker: int | None
+    begin: float  # in seconds from the task's beginning
+    end: float
+    text: str
+    tokens: tuple[Token, ...]
 
 
 class Task:
@@ -51,6 +66,7 @@ class Task:
         self.tokens: list[Token] = []  # of the text
         self.steps: list[int] = []  # which of all that the model wrote each of these is
         self.before: str | None = None  # the recording's text before it, once that is final
+        self._aligned: dict[int, tuple[tuple[Token, ...], tuple[Word, ...] | None]] = {}  # by the reader's turns
         self._turns: list[int] = []  # to which of the reader's turns each token belongs
         self._written: list[tuple[int, float]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -133,32 +149,54 @@ class Task:
             yield _moved(part, self.start / audio.SAMPLE_RATE, self.end / audio.SAMPLE_RATE, before)
             before = join(before, part.text)
 
+    def _spoken(self) -> Iterator[_Spoken]:
+        """What its reader's turns say, as far as they are complete.
+
+        They begin one after the other, and lie inside it.
+        """
+        turns, begin = self.reader.turns or (), 0.0
+        for place, turn in enumerate(turns):
+            if not turn.closed and self.status is None:
+                return
+            begin = min(max(begin, turn.start or 0.0), self.seconds)
+            end = turn.end
+            if end is None:
+                end = next((one.start for one in turns[place + 1 :] if one.start is not None), self.seconds)
+            if text := self._turn_text(place) if place < len(self._contents) else "":
+                tokens = tuple(token for token, of in zip(self.tokens, self._turns, strict=True) if of == place)
+                yield _Spoken(place, turn.speaker, begin, min(max(begin, end), self.seconds), text, tokens)
+
+    def align_turns(self, align: Align) -> None:
+        """Has the words of each turn that is complete aligned, once.
+
+        Args:
+            align: Gives the tokens of a text with their times, and its words.
+        """
+        samples = self.samples
+        if samples is None:
+            return
+        for spoken in self._spoken():
+            if spoken.place not in self._aligned:
+                # Times of the model may be a little late, or early.
+                begin = max(0, round((spoken.begin - _MARGIN) * audio.SAMPLE_RATE))
+                heard = samples[begin : round((spoken.end + _MARGIN) * audio.SAMPLE_RATE)]
+                self._aligned[spoken.place] = align(spoken.tokens, spoken.text, heard, self.start + begin)
+
     def utterances(self) -> list[Utterance]:
         """What its reader's turns say, as far as they are complete; those without text are left out.
 
         They begin one after the other, and lie inside it. Where it did not end well, the last one has its status.
         """
-        found: list[Utterance] = []
-        turns = self.reader.turns or ()
-        begin, length = 0.0, self.seconds
-
-        def add(start: float, end: float, text: str, tokens: Iterable[Token], speaker: int | None) -> None:
-            first = self.start / audio.SAMPLE_RATE
-            found.append(Utterance(speaker, Segment(first + start, first + end, text, tuple(tokens), "ok")))
-
-        for place, turn in enumerate(turns):
-            if not turn.closed and self.status is None:
-                break
-            begin = min(max(begin, turn.start or 0.0), length)
-            later = turn.end
-            if later is None:
-                later = next((one.start for one in turns[place + 1 :] if one.start is not None), length)
-            if text := self._turn_text(place) if place < len(self._contents) else "":
-                tokens = (token for token, of in zip(self.tokens, self._turns, strict=True) if of == place)
-                add(begin, min(max(begin, later), length), text, tokens, turn.speaker)
+        first, found = self.start / audio.SAMPLE_RATE, []
+        for spoken in self._spoken():
+            tokens, words = self._aligned.get(spoken.place, (spoken.tokens, None))
+            segment = Segment(first + spoken.begin, first + spoken.end, spoken.text, tokens, "ok", words)
+            found.append(Utterance(spoken.speaker, segment))
         if self.status is not None and self.status != "ok":
+            turns = self.reader.turns or ()
             if not found or turns[-1].closed:
-                add(found[-1].segment.end - self.start / audio.SAMPLE_RATE if found else 0.0, length, "", (), None)
+                begin = found[-1].segment.end if found else first
+                found.append(Utterance(None, Segment(begin, self.end / audio.SAMPLE_RATE, "", (), "ok")))
             number, last = found.pop()
             error = str(self.failure) if self.failure else None
             found.append(Utterance(number, dataclasses.replace(last, status=self.status, error=error)))
