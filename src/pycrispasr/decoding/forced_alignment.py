@@ -209,7 +209,7 @@ class ForcedAligner:
         begin, stop = first / SAMPLE_RATE, (first + len(samples)) / SAMPLE_RATE
 
         def absolute(seconds: float) -> float:
-            return min(round(begin + seconds, 3), stop)
+            return min(max(round(begin + seconds, 3), begin), stop)
 
         moved = [Span(absolute(span.start), absolute(span.end), span.probability) for span in spans]
         if "".join("".join(token.text for token in tokens).split()) != "".join(text.split()):
@@ -240,14 +240,19 @@ def timed(
         ]
         owners += [place] * count
     sure = [span.probability for span in spans] if not tokens else [1.0] * len(spans)
-    found, at, now, last = [], 0, begin, spans[-1].end if spans else begin
+    last = spans[-1].end if spans else begin
+
+    def rounded(seconds: float) -> float:
+        return min(max(round(seconds, 3), begin), last)
+
+    found, at, now = [], 0, begin
     for token in tokens:
         count = len("".join(token.text.split()))
         mine = edges[at : at + count]
         start, end = (mine[0][0], mine[-1][1]) if mine else (now, now)
         for place in set(owners[at : at + max(count, 1)]):  # one without text begins a character of the next one
             sure[place] = min(sure[place], token.probability)
-        found.append(dataclasses.replace(token, start=min(round(start, 3), last), end=min(round(end, 3), last)))
+        found.append(dataclasses.replace(token, start=rounded(start), end=rounded(end)))
         at, now = at + count, end
     words = (
         Word(unit.text, span.start, span.end, probability)

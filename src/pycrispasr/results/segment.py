@@ -17,7 +17,8 @@ class Word:
             gives a "word" for each character.
         start: Seconds from the beginning of the audio.
         end: Seconds from the beginning of the audio.
-        probability: The smallest probability of its tokens.
+        probability: The smallest probability of its tokens. Of a text that was known (`Model.align`): the smaller one
+            of what the aligner gave its two times.
     """
 
     text: str
