@@ -661,7 +661,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of processor time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
-    parser.add_argument("--start", type=float, default=0.0, help="share of the schedule to begin at, with what WORK/diarize.pt holds")
+    parser.add_argument("--start", type=float, default=0.0, help="share of the schedule to go on at")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
