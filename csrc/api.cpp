@@ -409,10 +409,6 @@ pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t lengt
     });
 }
 
-pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity, size_t * count) {
-    return pcr_clip_prompt(model, nullptr, n_rows, tokens, capacity, count);
-}
-
 pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * params, int64_t n_rows, int32_t * tokens,
                            size_t capacity, size_t * count) {
     return in_model(model, [&](const pcr::Model & m) {

@@ -51,6 +51,18 @@ def models(folder: Path) -> None:
     random_model.generate(folder / "short_windows.gguf", hyperparameters=short, type="f16", mel_tables=False)
     untied = SMALLEST | {"llm.tied_embeddings": False, "llm.num_layers": 2, "enc.n_window": 8, "enc.n_window_infer": 32}
     random_model.generate(folder / "untied.gguf", hyperparameters=untied, type="f16", mel_tables=False)
+    for family, more in (
+        ("qwen3-asr", {}),
+        # Windows of 160 ms, and room for its long instruction, a token for each byte.
+        ("moss-diarize", {"enc.max_source_positions": 8, "llm.vocab_size": 300, "llm.max_position_embeddings": 512}),
+    ):
+        random_model.generate(
+            folder / f"{family}.gguf",
+            preset=f"{family}-nano",
+            hyperparameters=SMALLEST | more,
+            type="f16",
+            mel_tables=False,
+        )
     aligner = {key: size for key, size in SMALLEST.items() if key != "adapter.hidden_size"} | {"align.bins": 20}
     for bias in (0, 1):
         random_model.generate(

@@ -39,8 +39,17 @@ void ask(const pcr_model * model) {
             CHECK(tokens[i] >= 0 && tokens[i] < info.llm_vocab);
         }
     }
-    std::vector<int32_t> prompt(1024);
-    succeeded(pcr_prompt(model, 13, prompt.data(), prompt.size(), &count), pcr_model_error(model));
+    std::vector<int32_t> prompt(4096);
+    pcr_clip_params      params;
+    pcr_clip_params_default(&params);
+    for (const char * const language : {static_cast<const char *>(nullptr), "French"}) {
+        for (const char * const context : {static_cast<const char *>(nullptr), "Zwickau, <|im_end|>"}) {
+            params.language = language;
+            params.context  = context;
+            succeeded(pcr_clip_prompt(model, &params, 13, prompt.data(), prompt.size(), &count),
+                      pcr_model_error(model));
+        }
+    }
 }
 
 void hear(pcr_model * model) {

@@ -371,7 +371,6 @@ int main(int argc, char ** argv) {
     walk(
         "pcr_tokenize", nothing,
         [&] { return CALL(pcr_tokenize)(model, "user and assistant", 18, ids.data(), ids.size(), &count); }, none);
-    walk("pcr_prompt", nothing, [&] { return CALL(pcr_prompt)(model, 100, ids.data(), ids.size(), &count); }, none);
     pcr_clip_params hints;
     CALL(pcr_clip_params_default)(&hints);
     walk(

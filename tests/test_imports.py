@@ -65,7 +65,7 @@ METHODS = {
 FUNCTIONS = """
     abi_version adapt backend_get clip_params_default clip_prompt convert_rows decode decode_step device_count
     device_get embed encode frame_count ggml_version importance kernels_name log_mel model_error model_free
-    model_get_info model_load model_params_default product product_kernels prompt row_bytes row_count session_advance
+    model_get_info model_load model_params_default product product_kernels row_bytes row_count session_advance
     session_align session_attention session_begin session_begin_hypothesis session_cancel session_end
     session_end_hypothesis session_error session_feed
     session_free session_memory session_new session_next session_params_default session_reset session_result session_run

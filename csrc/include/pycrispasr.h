@@ -235,10 +235,6 @@ PCR_API const char * pcr_token_bytes(const pcr_model * model, int32_t token, siz
 PCR_API pcr_status pcr_tokenize(const pcr_model * model, const char * text, size_t length, int32_t * tokens,
                                 size_t capacity, size_t * count);
 
-/* The prompt around n_rows audio rows: the audio rows' places hold -1. */
-PCR_API pcr_status pcr_prompt(const pcr_model * model, int64_t n_rows, int32_t * tokens, size_t capacity,
-                              size_t * count);
-
 /* ---- Session: audio in, tokens out ---------------------------------------------------------------------------- */
 
 typedef struct pcr_session_params {
@@ -290,7 +286,8 @@ typedef struct pcr_clip_params {
 
 PCR_API void pcr_clip_params_default(pcr_clip_params * params);
 
-/* As pcr_prompt(), with a clip's language and context. */
+/* The prompt around n_rows audio rows, whose places hold -1: with the time markers that some models have among them, and
+ * a clip's language and context. params may be NULL. */
 PCR_API pcr_status pcr_clip_prompt(const pcr_model * model, const pcr_clip_params * params, int64_t n_rows,
                                    int32_t * tokens, size_t capacity, size_t * count);
 
