@@ -360,8 +360,9 @@ class Model:
         if errors not in ("keep", "raise"):
             raise UsageError(f"errors cannot be {errors!r}: choose 'keep' or 'raise'")
         reading = ReadingOptions.of(options)
-        decoder = self._decoder(DecodingOptions.of(options))
-        open_one = self._opener(reading, DecodingOptions.of(options))
+        decoding = DecodingOptions.of(options)
+        decoder = self._decoder(decoding)
+        open_one = self._opener(reading, decoding)
         opened = (open_one(recording) for recording in recordings)
         return Job(Scheduler(decoder, opened), errors=errors, progress=progress)
 

@@ -225,9 +225,9 @@ class EngineDecoder:
             done = request.done
             self._take(request, task)
             if not done:
-                if task.reader.turns is not None:
+                if task.closes_turn():
                     self._align_words(recording, task)
-                recording.hear(task)
+                    recording.hear(task)
                 continue
             del self._running[request]
             failure = request.failure

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ class Task:
         self.steps: list[int] = []  # which of all that the model wrote each of these is
         self.before: str | None = None  # the recording's text before it, once that is final
         self._aligned: dict[int, tuple[tuple[Token, ...], tuple[Word, ...] | None]] = {}  # by the reader's turns
-        self._turns: list[int] = []  # to which of the reader's turns each token belongs
+        self._turns: list[int] = []  # to which of the reader's turns each token belongs, in order
+        self._n_closed = 0  # turns, when `closes_turn` was asked
         self._written: list[tuple[int, float]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._contents = [bytearray()]  # of the reader's turns
@@ -163,8 +165,14 @@ class Task:
             if end is None:
                 end = next((one.start for one in turns[place + 1 :] if one.start is not None), self.seconds)
             if text := self._turn_text(place) if place < len(self._contents) else "":
-                tokens = tuple(token for token, of in zip(self.tokens, self._turns, strict=True) if of == place)
+                tokens = tuple(self.tokens[bisect_left(self._turns, place) : bisect_right(self._turns, place)])
                 yield _Spoken(place, turn.speaker, begin, min(max(begin, end), self.seconds), text, tokens)
+
+    def closes_turn(self) -> bool:
+        """True where more of its reader's turns are complete than when this was asked last."""
+        turns, before = self.reader.turns or (), self._n_closed
+        self._n_closed = len(turns) - (1 if turns and not turns[-1].closed else 0)
+        return self._n_closed > before
 
     def align_turns(self, align: Align) -> None:
         """Has the words of each turn that is complete aligned, once.
