@@ -95,9 +95,6 @@ std::function<Prompt(const char *, const char *)> make_prompt(const GgufFile & f
 void load(Model & model) {
     WeightStore & store = model.store;
     const Sizes   sizes(store.file, "moss_diarize.");
-    const auto    otherwise = [&](const char * name, int32_t max, int32_t value) {
-        return sizes.has(name) ? sizes.at_most(name, max) : value;
-    };
 
     WhisperSizes tower{};
     tower.n_mels         = sizes.at_most("enc.n_mels", 1024);
@@ -106,7 +103,7 @@ void load(Model & model) {
     tower.n_heads        = sizes.width("enc.n_heads");
     tower.ffn_dim        = sizes.width("enc.ffn_dim");
     tower.max_positions  = sizes.at_most("enc.max_pos", 1 << 14);
-    tower.merge          = otherwise("audio_merge_size", 64, 4);
+    tower.merge          = sizes.at_most("audio_merge_size", 64, 4);
     tower.norm_eps       = audio_norm_eps;
     model.encoder        = load_whisper(store, tower, whisper);
     model.window_samples = model.encoder.window_frames() * LogMel::hop;
@@ -119,7 +116,7 @@ void load(Model & model) {
     decoder.head_dim      = sizes.at_most("llm.head_dim", 512);
     decoder.ffn_dim       = sizes.width("llm.ff_dim");
     decoder.vocab         = sizes.at_most("llm.vocab_size", 1 << 22);
-    decoder.max_positions = otherwise("llm.max_pos", 1 << 24, max_positions);
+    decoder.max_positions = sizes.at_most("llm.max_pos", 1 << 24, max_positions);
     decoder.rope_theta    = sizes.number("llm.rope_theta");
     decoder.norm_eps      = sizes.number("llm.rms_eps");
     decoder.tied          = !store.file.find("output.weight");

@@ -20,6 +20,9 @@ public:
     int32_t width(const char * name) const { return file.positive(key(name).c_str(), max_width); }
     int32_t layers(const char * name) const { return file.positive(key(name).c_str(), 1 << 10); }
     int32_t at_most(const char * name, int32_t max) const { return file.positive(key(name).c_str(), max); }
+    int32_t at_most(const char * name, int32_t max, int32_t otherwise) const {
+        return has(name) ? at_most(name, max) : otherwise;
+    }
     int32_t zero_or(const char * name, int32_t max) const { return file.token_id(key(name).c_str(), max + 1); }
     float   number(const char * name) const { return file.number(key(name).c_str()); }
 

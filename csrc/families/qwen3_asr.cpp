@@ -76,10 +76,7 @@ void load(Model & model) {
 }  // namespace
 
 void load_qwen3_parts(Model & model, const Sizes & sizes, bool own_head) {
-    WeightStore & store     = model.store;
-    const auto    otherwise = [&](const char * name, int32_t max, int32_t value) {
-        return sizes.has(name) ? sizes.at_most(name, max) : value;
-    };
+    WeightStore & store = model.store;
 
     AudioTowerSizes tower{};
     tower.n_mels             = sizes.at_most("n_mels", 1024);
@@ -89,9 +86,9 @@ void load_qwen3_parts(Model & model, const Sizes & sizes, bool own_head) {
     tower.ffn_dim            = sizes.width("audio.ff_dim");
     tower.conv_channels      = sizes.width("audio.conv_channels");
     tower.output_dim         = sizes.width("audio.proj_dim");
-    tower.n_window           = otherwise("audio.n_window", 1 << 14, n_window);
-    tower.n_window_infer     = otherwise("audio.n_window_infer", 1 << 20, n_window_infer);
-    tower.max_positions      = otherwise("audio.max_source_pos", 1 << 24, max_positions);
+    tower.n_window           = sizes.at_most("audio.n_window", 1 << 14, n_window);
+    tower.n_window_infer     = sizes.at_most("audio.n_window_infer", 1 << 20, n_window_infer);
+    tower.max_positions      = sizes.at_most("audio.max_source_pos", 1 << 24, max_positions);
     tower.norm_eps           = audio_norm_eps;
     model.encoder            = load_audio_tower(store, tower, audio_tower);
     model.encoder.pads_short = true;
